@@ -1,0 +1,2 @@
+//! Realm.
+fn main() {}

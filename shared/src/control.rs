@@ -1,0 +1,74 @@
+//! Control messages: JSON text, one per `SEQPACKET` datagram, from the worker to the gateway.
+//!
+//! They carry what happens once (loading, readiness, the reason of an end), never tokens.
+
+use serde::{Deserialize, Serialize};
+
+/// Longest control message in bytes. A longer one is a protocol violation.
+pub const MAX_CONTROL_BYTES: usize = 16 * 1024;
+
+/// What a worker says about itself beside the rings.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Control {
+    /// Weights are being read: `done` of `total` bytes.
+    Loading {
+        /// Bytes read so far.
+        done: u64,
+        /// Bytes to read.
+        total: u64,
+    },
+    /// The model is loaded; the ring is served from now on.
+    Ready(ModelInfo),
+    /// The worker cannot go on and exits after this message.
+    Failed {
+        /// What was wrong, where, and what to do.
+        message: String,
+    },
+}
+
+/// What the gateway must know of a loaded model to schedule it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    /// Architecture as named in `config.json`, e.g. `LlamaForCausalLM`.
+    pub architecture: String,
+    /// Device the model runs on: `cpu` or `cuda:N`.
+    pub device: String,
+    /// Data type of the forward pass: `f32`, `bf16` or `f16`.
+    pub dtype: String,
+    /// Rows of the output head. Every sampled token is below it.
+    pub vocab_size: u32,
+    /// Most tokens that one sequence may hold.
+    pub max_context: u32,
+    /// Tokens per KV block.
+    pub block_size: u32,
+    /// KV blocks in the arena.
+    pub block_count: u32,
+    /// Sequence slots: most sequences that may be open at once.
+    pub max_sequences: u32,
+    /// Most tokens in one step.
+    pub max_step_tokens: u32,
+    /// Number of parameters.
+    pub parameters: u64,
+    /// Bytes of weights held.
+    pub weight_bytes: u64,
+    /// Bytes of KV that one token takes.
+    pub kv_bytes_per_token: u64,
+    /// Compute threads.
+    pub threads: u32,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_control_message_survives_json() {
+        let m = Control::Failed {
+            message: "no such file".into(),
+        };
+        let text = serde_json::to_string(&m).expect("serializes");
+        assert_eq!(text, r#"{"type":"failed","message":"no such file"}"#);
+        assert_eq!(serde_json::from_str::<Control>(&text).expect("parses"), m);
+    }
+}
