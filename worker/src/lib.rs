@@ -1,1 +1,19 @@
-//! The process that computes tokens.
+//! The process that computes tokens: one model on one device.
+//!
+//! [`serve`] takes messages from the ring and hands them to an [`engine::Engine`], which checks a
+//! step ([`batch`]), runs it through the model ([`decoder`], built from [`config`] and
+//! [`weights`], with its KV cache in an [`arena`]) and draws tokens ([`sampler`]). What libtorch
+//! does not offer is in [`kernels`].
+
+pub mod arena;
+pub mod batch;
+pub mod config;
+pub mod decoder;
+pub mod embedded;
+pub mod engine;
+pub mod kernels;
+pub mod linear;
+pub mod memory;
+pub mod sampler;
+pub mod serve;
+pub mod weights;

@@ -1,2 +1,160 @@
-//! Realm.
-fn main() {}
+//! `realm-worker`: the command line of the worker.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use realm_worker::config::DType;
+use realm_worker::engine::{ModelSource, Options, default_threads};
+use realm_worker::serve::{Gateway, serve};
+
+/// Computes tokens for a Realm gateway, which starts it.
+#[derive(Parser)]
+#[command(name = "realm-worker", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve one model to a gateway.
+    Serve(Serve),
+    /// Say what this worker can run on.
+    Info {
+        /// As one line of JSON.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+#[derive(Args)]
+struct Serve {
+    #[command(flatten)]
+    gateway: GatewayArgs,
+    /// Directory of the model as the Hugging Face hub lays it out, or `embedded`.
+    #[arg(long)]
+    model: PathBuf,
+    /// Name of the model, for the log.
+    #[arg(long)]
+    name: Option<String>,
+    /// Where to compute.
+    #[arg(long, value_enum, default_value = "cpu")]
+    device: Device,
+    /// Type of the forward pass; `auto` takes the checkpoint's.
+    #[arg(long, value_enum, default_value = "auto")]
+    dtype: DTypeArg,
+    /// Compute threads; by default one less than there are cores.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    threads: Option<u32>,
+    /// Bytes for keys and values; `auto` takes up to a quarter of the memory available.
+    #[arg(long, value_parser = bytes_or_auto, default_value = "auto")]
+    kv_memory: Auto,
+    /// Most tokens of a sequence; by default the model's own limit, or what the memory holds.
+    #[arg(long)]
+    max_context: Option<usize>,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct GatewayArgs {
+    /// Descriptor of the socket to the gateway; it must be 0, standard input.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(0..=0))]
+    fd: Option<u32>,
+    /// Path at which the gateway listens.
+    #[arg(long)]
+    socket: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Device {
+    Cpu,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum DTypeArg {
+    Auto,
+    F32,
+    Bf16,
+    F16,
+}
+
+/// A number of bytes, if it is not left to the program.
+#[derive(Clone, Copy)]
+struct Auto(Option<u64>);
+
+fn bytes_or_auto(text: &str) -> Result<Auto, String> {
+    if text == "auto" {
+        return Ok(Auto(None));
+    }
+    let bytes = text
+        .parse()
+        .map_err(|_| "neither a number of bytes nor `auto`".to_string())?;
+    Ok(Auto(Some(bytes)))
+}
+
+fn main() -> ExitCode {
+    match Cli::parse().command {
+        Command::Serve(args) => {
+            let name = args
+                .name
+                .clone()
+                .unwrap_or_else(|| args.model.display().to_string());
+            match run(args) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("realm-worker {name}: {error:#}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+        Command::Info { json } => {
+            info(json);
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn run(args: Serve) -> anyhow::Result<()> {
+    let Device::Cpu = args.device;
+    let gateway = args.gateway.socket.map_or(Gateway::Stdin, Gateway::Path);
+    let model = if args.model.as_os_str() == "embedded" {
+        ModelSource::Embedded
+    } else {
+        ModelSource::Directory(args.model)
+    };
+    let options = Options {
+        dtype: match args.dtype {
+            DTypeArg::Auto => None,
+            DTypeArg::F32 => Some(DType::F32),
+            DTypeArg::Bf16 => Some(DType::BF16),
+            DTypeArg::F16 => Some(DType::F16),
+        },
+        threads: args.threads,
+        kv_memory: args.kv_memory.0,
+        max_context: args.max_context,
+    };
+    serve(&gateway, &model, &options)
+}
+
+fn info(json: bool) {
+    let libtorch = env!("REALM_LIBTORCH_VERSION");
+    let cpu = realm_worker::kernels::capability();
+    let threads = default_threads();
+    if json {
+        let value = serde_json::json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "libtorch": libtorch,
+            "cpu_capability": cpu,
+            "threads": threads,
+            "devices": ["cpu"],
+        });
+        println!("{value}");
+    } else {
+        println!("realm-worker {}", env!("CARGO_PKG_VERSION"));
+        println!("libtorch     {libtorch}");
+        println!("CPU          {cpu}");
+        println!("threads      {threads}");
+        println!("devices      cpu");
+    }
+}

@@ -1,0 +1,567 @@
+//! A loaded model and its sequence slots: what OPEN and STEP act on.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use realm_shared::control::ModelInfo;
+use realm_shared::wire::Sampling;
+
+use crate::arena::Arena;
+use crate::batch::{Batch, BatchError, Limits, Step};
+use crate::config::{ConfigError, DType, DecoderConfig};
+use crate::decoder::{Decoder, DecoderWeights, Forward, HEAD_ROWS, attention};
+use crate::kernels::{Attention, Threads};
+use crate::linear::Compute;
+use crate::sampler::{Logprobs, Sampler, SamplerError, Scored, clean};
+use crate::weights::{Weights, WeightsError};
+use crate::{embedded, memory};
+
+/// Sequence slots.
+const MAX_SEQUENCES: usize = 256;
+/// Tokens of a step. More would delay decoding sequences without filling a CPU any better.
+const MAX_STEP_TOKENS: usize = 512;
+
+/// Where a model comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ModelSource {
+    /// The one inside the program.
+    Embedded,
+    /// A directory as the Hugging Face hub lays it out.
+    Directory(PathBuf),
+}
+
+/// How a model is run.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Type of the forward pass; by default that of the checkpoint.
+    pub dtype: Option<DType>,
+    /// Compute threads; by default one less than there are cores.
+    pub threads: Option<u32>,
+    /// Bytes for the KV arena; by default a quarter of what is available.
+    pub kv_memory: Option<u64>,
+    /// Most tokens of a sequence; by default what the model has, if the arena can hold it.
+    pub max_context: Option<usize>,
+}
+
+/// Why a model cannot be loaded.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The directory or a file in it cannot be read.
+    #[error("cannot read {path}: {source}")]
+    Unreadable {
+        /// The path.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The config is wrong or unsupported.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// So are the weights.
+    #[error(transparent)]
+    Weights(#[from] WeightsError),
+    /// No type to run in.
+    #[error("the weights are in no type that a model can run in; choose one with --dtype")]
+    NoDType,
+    /// The arena is too small.
+    #[error(
+        "KV memory of {given} bytes holds {tokens} tokens ({per_token} bytes each), fewer than {}",
+        match .wanted {
+            Some(n) => format!("--max-context {n}; raise --kv-memory or lower --max-context"),
+            None => "one block; raise --kv-memory".to_string(),
+        }
+    )]
+    KvMemory {
+        /// Bytes given.
+        given: u64,
+        /// Tokens that fit.
+        tokens: usize,
+        /// Bytes of a token.
+        per_token: usize,
+        /// Tokens that should fit.
+        wanted: Option<usize>,
+    },
+    /// More context than the model has positions.
+    #[error("--max-context {wanted} is not between 1 and the {positions} positions of the model")]
+    MaxContext {
+        /// As asked for.
+        wanted: usize,
+        /// What the model has.
+        positions: usize,
+    },
+    /// The system refuses the address space of the arena.
+    #[error("cannot reserve {bytes} bytes for the KV arena: {source}; lower --kv-memory")]
+    Arena {
+        /// How much.
+        bytes: u64,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// Why a message cannot be executed. None of these can be caused by a request; they end the
+/// worker.
+#[derive(Debug, thiserror::Error)]
+pub enum StepError {
+    /// The step contradicts itself.
+    #[error(transparent)]
+    Batch(#[from] BatchError),
+    /// A slot beyond the last one.
+    #[error("OPEN of slot {slot} of {}", MAX_SEQUENCES)]
+    Slot {
+        /// Its number.
+        slot: u64,
+    },
+    /// A slot that needs to be open is not, or has drawn nothing yet.
+    #[error("step, row {row}: slot {slot} {reason}")]
+    State {
+        /// The row.
+        row: usize,
+        /// The slot.
+        slot: usize,
+        /// What it lacks.
+        reason: &'static str,
+    },
+    /// Sampling is impossible.
+    #[error("slot {slot}: {source}")]
+    Sampler {
+        /// The slot.
+        slot: usize,
+        /// Why.
+        source: SamplerError,
+    },
+}
+
+/// What a step gave; tensors as [`realm_shared::wire::result`] explains them.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Outcome {
+    /// `[R]`
+    pub tokens: Vec<i32>,
+    /// `[R]`
+    pub logprobs: Vec<f32>,
+    /// `[R, K]`
+    pub top_ids: Vec<i32>,
+    /// `[R, K]`
+    pub top_logprobs: Vec<f32>,
+    /// `[P]`
+    pub prompt_logprobs: Vec<f32>,
+    /// `[P, K]`
+    pub prompt_top_ids: Vec<i32>,
+    /// `[P, K]`
+    pub prompt_top_logprobs: Vec<f32>,
+}
+
+/// A model with its arena and its sequence slots.
+pub struct Engine {
+    model: Box<dyn Forward>,
+    info: ModelInfo,
+    limits: Limits,
+    threads: Threads,
+    slots: Vec<Option<Sampler>>,
+    logits: Vec<f32>,
+    outcome: Outcome,
+}
+
+impl Engine {
+    /// Loads a model. `progress` is called with bytes read and bytes to read.
+    ///
+    /// # Errors
+    /// If the model is broken, unsupported, or does not fit.
+    pub fn load(
+        source: &ModelSource,
+        options: &Options,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<Engine, LoadError> {
+        let (config, weights) = match source {
+            ModelSource::Embedded => (
+                DecoderConfig::parse(embedded::CONFIG)?,
+                Weights::embedded(embedded::WEIGHTS)?,
+            ),
+            ModelSource::Directory(directory) => (
+                DecoderConfig::parse(&read_config(directory)?)?,
+                Weights::open(directory)?,
+            ),
+        };
+        let dtype = options
+            .dtype
+            .or(config.dtype)
+            .or(weights.dtype())
+            .ok_or(LoadError::NoDType)?;
+        let load = Load {
+            config,
+            weights,
+            dtype,
+            options,
+            progress,
+        };
+        match dtype {
+            DType::F32 => load.decoder::<f32>(),
+            DType::BF16 => load.decoder::<bf16>(),
+            DType::F16 => load.decoder::<f16>(),
+        }
+    }
+
+    /// What the gateway must know of it.
+    pub fn info(&self) -> &ModelInfo {
+        &self.info
+    }
+
+    /// What steps are checked against.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// Sets the sampling state of a slot.
+    ///
+    /// # Errors
+    /// If there is no such slot, or the state makes no sense.
+    pub fn open(
+        &mut self,
+        slot: u64,
+        sampling: Sampling,
+        bias: impl Iterator<Item = (i32, f32)>,
+        history: &[i32],
+    ) -> Result<(), StepError> {
+        let index = usize::try_from(slot).unwrap_or(usize::MAX);
+        let state = self.slots.get_mut(index).ok_or(StepError::Slot { slot })?;
+        let sampler = Sampler::new(sampling, bias, history, self.limits.vocab);
+        *state = Some(sampler.map_err(|source| StepError::Sampler {
+            slot: index,
+            source,
+        })?);
+        Ok(())
+    }
+
+    /// Runs one forward pass and draws tokens.
+    ///
+    /// # Errors
+    /// If the step contradicts itself or the state of its slots. Nothing is computed then.
+    pub fn step(&mut self, step: Step<'_>) -> Result<&Outcome, StepError> {
+        let batch = Batch::new(step, &self.limits)?;
+        let tokens = self.input_tokens(&batch)?;
+        let positions = self.positions(&batch);
+        let wanted: Vec<usize> = positions.iter().map(|p| p.token).collect();
+        tch::no_grad(|| self.model.forward(&batch, &tokens, &wanted));
+        self.outcome
+            .reset(batch.rows().len(), batch.target_count(), batch.top());
+        for (i, positions) in positions.chunks(HEAD_ROWS).enumerate() {
+            let first = i * HEAD_ROWS;
+            self.logits.resize(HEAD_ROWS * self.limits.vocab, 0.0);
+            let logits = &mut self.logits[..positions.len() * self.limits.vocab];
+            tch::no_grad(|| self.model.logits(first..first + positions.len(), logits));
+            self.sample(positions, batch.top())?;
+        }
+        Ok(&self.outcome)
+    }
+
+    /// The tokens of a step, with those filled in that never left the worker.
+    fn input_tokens(&self, batch: &Batch<'_>) -> Result<Vec<u32>, StepError> {
+        // Checked by `Batch`, but for those that are replaced here.
+        let mut tokens: Vec<u32> = batch.tokens().iter().map(|token| *token as u32).collect();
+        for (r, row) in batch.rows().iter().enumerate() {
+            let state = |reason| StepError::State {
+                row: r,
+                slot: row.slot,
+                reason,
+            };
+            let sampler = self.slots[row.slot].as_ref();
+            let sampler = sampler.ok_or_else(|| state("was never opened"))?;
+            if row.input_sampled {
+                tokens[row.first] = sampler.last().ok_or_else(|| state("has drawn no token"))?;
+            }
+        }
+        Ok(tokens)
+    }
+
+    /// Tokens of a step whose logits are needed.
+    fn positions(&self, batch: &Batch<'_>) -> Vec<Position> {
+        let mut positions = Vec::new();
+        for (r, row) in batch.rows().iter().enumerate() {
+            let top = self.slots[row.slot]
+                .as_ref()
+                .and_then(Sampler::top_logprobs);
+            for token in row.first..row.first + row.len {
+                let draw = row.sample && token + 1 == row.first + row.len;
+                let index = draw.then_some(row.index);
+                let target = batch.target(token);
+                if index.is_some() || target.is_some() {
+                    let top = top.map(|n| n.min(batch.top()));
+                    positions.push(Position {
+                        row: r,
+                        slot: row.slot,
+                        token,
+                        index,
+                        target,
+                        top,
+                    });
+                }
+            }
+        }
+        positions
+    }
+
+    /// Scores and draws from the logits of some positions.
+    fn sample(&mut self, positions: &[Position], top: usize) -> Result<(), StepError> {
+        let rows = self.logits.chunks_exact_mut(self.limits.vocab);
+        let mut jobs: Vec<Job<'_>> = positions
+            .iter()
+            .zip(rows)
+            .map(|(position, logits)| {
+                // A slot draws at most once in a step, so its sampler moves into one job.
+                let sampler = position
+                    .index
+                    .and_then(|_| self.slots[position.slot].take());
+                Job {
+                    position,
+                    logits,
+                    sampler,
+                    scores: Ok(Scores::default()),
+                }
+            })
+            .collect();
+        self.threads
+            .for_each(&mut jobs, |job| job.scores = job.run());
+        for Job {
+            position,
+            sampler,
+            scores,
+            ..
+        } in jobs
+        {
+            let slot = position.slot;
+            if sampler.is_some() {
+                self.slots[slot] = sampler;
+            }
+            let scores = scores.map_err(|source| StepError::Sampler { slot, source })?;
+            self.outcome.set(position, &scores, top);
+        }
+        Ok(())
+    }
+}
+
+/// A token of a step whose logits are needed.
+struct Position {
+    row: usize,
+    slot: usize,
+    /// Its number within the step.
+    token: usize,
+    /// Number of the token to draw here, if one is.
+    index: Option<u32>,
+    /// Token to score here, if one is.
+    target: Option<u32>,
+    /// Alternatives to report; None where log-probabilities of drawn tokens are not asked for.
+    top: Option<usize>,
+}
+
+/// The work on one position's logits.
+struct Job<'a> {
+    position: &'a Position,
+    logits: &'a mut [f32],
+    sampler: Option<Sampler>,
+    scores: Result<Scores, SamplerError>,
+}
+
+/// What came of it.
+#[derive(Default)]
+struct Scores {
+    drawn: Option<u32>,
+    /// Log-probability of what was drawn, if asked for.
+    drawn_logprob: Option<f32>,
+    target_logprob: Option<f32>,
+    top: Vec<Scored>,
+}
+
+impl Job<'_> {
+    fn run(&mut self) -> Result<Scores, SamplerError> {
+        let Position {
+            index, target, top, ..
+        } = *self.position;
+        clean(self.logits)?;
+        let drawn = match (&mut self.sampler, index) {
+            (Some(sampler), Some(index)) => Some(sampler.draw(self.logits, index)?),
+            _ => None,
+        };
+        if target.is_none() && top.is_none() {
+            return Ok(Scores {
+                drawn,
+                ..Scores::default()
+            });
+        }
+        let logprobs = Logprobs::new(self.logits);
+        Ok(Scores {
+            drawn,
+            drawn_logprob: drawn
+                .filter(|_| top.is_some())
+                .map(|token| logprobs.of(token)),
+            target_logprob: target.map(|token| logprobs.of(token)),
+            top: logprobs.top(top.unwrap_or(0)),
+        })
+    }
+}
+
+impl Outcome {
+    /// Nothing drawn and nothing scored yet.
+    fn reset(&mut self, rows: usize, targets: usize, top: usize) {
+        fn fill<T: Copy>(values: &mut Vec<T>, len: usize, value: T) {
+            values.clear();
+            values.resize(len, value);
+        }
+        fill(&mut self.tokens, rows, -1);
+        fill(&mut self.logprobs, rows, 0.0);
+        fill(&mut self.top_ids, rows * top, -1);
+        fill(&mut self.top_logprobs, rows * top, 0.0);
+        fill(&mut self.prompt_logprobs, targets, 0.0);
+        fill(&mut self.prompt_top_ids, targets * top, -1);
+        fill(&mut self.prompt_top_logprobs, targets * top, 0.0);
+    }
+
+    fn set(&mut self, position: &Position, scores: &Scores, top: usize) {
+        let list = |ids: &mut [i32], logprobs: &mut [f32]| {
+            for ((id, logprob), scored) in ids.iter_mut().zip(logprobs).zip(&scores.top) {
+                (*id, *logprob) = (scored.token as i32, scored.logprob);
+            }
+        };
+        if let Some(token) = scores.drawn {
+            let row = position.row;
+            self.tokens[row] = token as i32;
+            self.logprobs[row] = scores.drawn_logprob.unwrap_or(0.0);
+            let part = row * top..(row + 1) * top;
+            list(
+                &mut self.top_ids[part.clone()],
+                &mut self.top_logprobs[part],
+            );
+        }
+        if let Some(logprob) = scores.target_logprob {
+            self.prompt_logprobs[position.token] = logprob;
+            let part = position.token * top..(position.token + 1) * top;
+            list(
+                &mut self.prompt_top_ids[part.clone()],
+                &mut self.prompt_top_logprobs[part],
+            );
+        }
+    }
+}
+
+/// A model whose files are open.
+struct Load<'a> {
+    config: DecoderConfig,
+    weights: Weights,
+    dtype: DType,
+    options: &'a Options,
+    progress: &'a mut dyn FnMut(u64, u64),
+}
+
+impl Load<'_> {
+    fn decoder<T: Compute>(self) -> Result<Engine, LoadError> {
+        let Load {
+            config,
+            weights,
+            dtype,
+            options,
+            progress,
+        } = self;
+        let threads = T::threads(options.threads.unwrap_or_else(default_threads));
+        let total = weights.bytes();
+        progress(0, total);
+        let loaded = {
+            let mut on_bytes = |done: u64| progress(done.min(total), total);
+            DecoderWeights::<T>::load(&config, &weights, &threads, &mut on_bytes)?
+        };
+        let shape = attention(&config);
+        let block_bytes = Arena::<T>::block_bytes(config.layers(), &shape);
+        let (block_count, max_context) = arena_size(&config, block_bytes, options)?;
+        let limits = Limits {
+            vocab: config.vocab,
+            max_context,
+            block_count,
+            max_sequences: MAX_SEQUENCES,
+            max_step_tokens: MAX_STEP_TOKENS,
+        };
+        let info = ModelInfo {
+            architecture: config.architecture.clone(),
+            device: "cpu".into(),
+            dtype: dtype.to_string(),
+            vocab_size: config.vocab as u32,
+            max_context: max_context as u32,
+            block_size: Attention::BLOCK as u32,
+            block_count: block_count as u32,
+            max_sequences: MAX_SEQUENCES as u32,
+            max_step_tokens: MAX_STEP_TOKENS as u32,
+            parameters: weights.parameters(),
+            weight_bytes: loaded.bytes() as u64,
+            kv_bytes_per_token: (block_bytes / Attention::BLOCK) as u64,
+            threads: threads.count(),
+        };
+        let bytes = block_count as u64 * block_bytes as u64;
+        let model = Decoder::new(
+            config,
+            loaded,
+            threads.clone(),
+            block_count,
+            MAX_STEP_TOKENS,
+        )
+        .map_err(|source| LoadError::Arena { bytes, source })?;
+        Ok(Engine {
+            model: Box::new(model),
+            info,
+            limits,
+            threads,
+            slots: (0..MAX_SEQUENCES).map(|_| None).collect(),
+            logits: Vec::new(),
+            outcome: Outcome::default(),
+        })
+    }
+}
+
+fn read_config(directory: &Path) -> Result<String, LoadError> {
+    let path = directory.join("config.json");
+    std::fs::read_to_string(&path).map_err(|source| LoadError::Unreadable { path, source })
+}
+
+/// One core is left to the gateway.
+pub fn default_threads() -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    cores.saturating_sub(1).clamp(1, 1024) as u32
+}
+
+/// Number of blocks and longest context.
+fn arena_size(
+    config: &DecoderConfig,
+    block_bytes: usize,
+    options: &Options,
+) -> Result<(usize, usize), LoadError> {
+    let positions = config.max_context;
+    if let Some(wanted) = options.max_context
+        && !(1..=positions).contains(&wanted)
+    {
+        return Err(LoadError::MaxContext { wanted, positions });
+    }
+    let longest = options.max_context.unwrap_or(positions);
+    // More blocks than all slots can fill would never be used.
+    let useful = MAX_SEQUENCES.saturating_mul(longest.div_ceil(Attention::BLOCK));
+    let given = options.kv_memory.unwrap_or_else(|| {
+        // Where the system does not say what it has, a gibibyte is a cautious guess.
+        memory::available().map_or(1 << 30, |bytes| bytes / 4)
+    });
+    let fitting = usize::try_from(given / block_bytes as u64).unwrap_or(usize::MAX);
+    let blocks = fitting.min(useful).min(i32::MAX as usize);
+    let tokens = blocks * Attention::BLOCK;
+    let too_small = match options.max_context {
+        Some(wanted) => tokens < wanted,
+        None => blocks == 0,
+    };
+    if too_small {
+        return Err(LoadError::KvMemory {
+            given,
+            tokens,
+            per_token: block_bytes / Attention::BLOCK,
+            wanted: options.max_context,
+        });
+    }
+    Ok((blocks, longest.min(tokens)))
+}
+
+#[cfg(test)]
+#[path = "engine_tests.rs"]
+mod tests;

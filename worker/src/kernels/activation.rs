@@ -1,0 +1,64 @@
+//! The gated activation of the feed-forward part.
+
+use super::parallel::{Disjoint, Threads};
+use super::simd::{Element, Kernel, Simd, dispatch, exp};
+
+/// `out = silu(gate) * up` for rows of `gate_up`, each `width` gates followed by `width` ups.
+///
+/// # Panics
+/// If `gate_up` and `out` are not equally many whole rows.
+pub fn silu_multiply<T: Element>(threads: &Threads, gate_up: &[T], width: usize, out: &mut [T]) {
+    assert!(gate_up.len() == 2 * out.len() && out.len().is_multiple_of(width));
+    let rows = out.len() / width;
+    let out = Disjoint::new(out);
+    threads.run(rows, |row| {
+        // SAFETY: each row is written by its own task.
+        let out = unsafe { out.slice(row * width..(row + 1) * width) };
+        let (gate, up) = gate_up[row * 2 * width..][..2 * width].split_at(width);
+        dispatch(Row { gate, up, out });
+    });
+}
+
+struct Row<'a, T> {
+    gate: &'a [T],
+    up: &'a [T],
+    out: &'a mut [T],
+}
+
+impl<T: Element> Kernel for Row<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for ((out, gate), up) in self.out.iter_mut().zip(self.gate).zip(self.up) {
+            let x = gate.to_f32();
+            // Rounded in between, as the reference implementation does.
+            let silu = T::from_f32(x / (1.0 + exp(-x)));
+            *out = T::from_f32(silu.to_f32() * up.to_f32());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn gates_multiply_ups() {
+        let gate_up = [
+            -100.0f32, 0.0, 2.0, 3.0, 5.0, 7.0, 100.0, -1.0, 1.0, 0.5, 0.5, 0.5,
+        ];
+        let mut out = [0.0; 6];
+        silu_multiply(&Threads::own(1), &gate_up, 3, &mut out);
+        for row in 0..2 {
+            for i in 0..3 {
+                let (x, up) = (gate_up[row * 6 + i], gate_up[row * 6 + 3 + i]);
+                let want = x / (1.0 + (-x).exp()) * up;
+                assert!(
+                    (out[row * 3 + i] - want).abs() < 1e-5,
+                    "{} {want}",
+                    out[row * 3 + i]
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,406 @@
+//! Attention over keys and values that lie in blocks of a paged arena.
+//!
+//! A block holds sixteen tokens. Its keys are stored transposed, `[kv head, dimension, token]`,
+//! so that the scores of a whole block against one query are one vector that is summed over the
+//! dimensions without shuffling; its values lie as `[kv head, token, dimension]`, each token
+//! padded to whole vectors. Softmax runs online (Milakov and Gimelshein, 2018), block by block
+//! in the order of positions, for every query on its own: a query's result is the same in a
+//! prefill of any chunking and in a decode step.
+
+use std::ops::Range;
+
+use super::parallel::{Disjoint, Threads};
+use super::simd::{Element, Kernel, LANES, Simd, dispatch, exp};
+
+/// Most tokens of a row that one task takes.
+const SPAN: usize = 16;
+
+/// The shape of a layer's attention.
+#[derive(Debug, Clone)]
+pub struct Attention {
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; each serves `heads / kv_heads` query heads.
+    pub kv_heads: usize,
+    /// Dimensions of a head.
+    pub head_dim: usize,
+}
+
+impl Attention {
+    /// Tokens of a KV block.
+    pub const BLOCK: usize = LANES;
+
+    /// Elements of one token's value in the arena.
+    pub(super) fn value_width(&self) -> usize {
+        self.head_dim.next_multiple_of(LANES)
+    }
+
+    /// Elements of all keys of a block.
+    pub fn key_block(&self) -> usize {
+        self.kv_heads * self.head_dim * LANES
+    }
+
+    /// Elements of all values of a block.
+    pub fn value_block(&self) -> usize {
+        self.kv_heads * LANES * self.value_width()
+    }
+
+    pub(super) fn key_tile(&self, block: usize, kv_head: usize) -> usize {
+        block * self.key_block() + kv_head * self.head_dim * LANES
+    }
+
+    pub(super) fn value_tile(&self, block: usize, kv_head: usize) -> usize {
+        block * self.value_block() + kv_head * LANES * self.value_width()
+    }
+}
+
+/// One row of a step: consecutive tokens of one sequence.
+#[derive(Debug, Clone, Copy)]
+pub struct Span<'a> {
+    /// First of its tokens in the step.
+    pub first: usize,
+    /// How many they are.
+    pub len: usize,
+    /// Position of the first of them.
+    pub context: usize,
+    /// KV blocks of the sequence, in order.
+    pub blocks: &'a [i32],
+}
+
+/// Attention of every token to the tokens of its sequence up to itself, or to the `window` last
+/// of them. Queries are the first `heads * head_dim` values of each row of `qkv`; the keys and
+/// values of all these tokens are in the arena already.
+///
+/// # Panics
+/// If a span reaches beyond `qkv`, its block table or the arena.
+#[allow(clippy::too_many_arguments)]
+pub fn attend<T: Element>(
+    threads: &Threads,
+    shape: &Attention,
+    window: Option<usize>,
+    spans: &[Span<'_>],
+    qkv: &[T],
+    keys: &[T],
+    values: &[T],
+    out: &mut [T],
+) {
+    let parts: Vec<Span<'_>> = spans
+        .iter()
+        .flat_map(|span| {
+            (0..span.len).step_by(SPAN).map(|skip| Span {
+                first: span.first + skip,
+                len: SPAN.min(span.len - skip),
+                context: span.context + skip,
+                blocks: span.blocks,
+            })
+        })
+        .collect();
+    let out = Disjoint::new(out);
+    threads.run(parts.len() * shape.kv_heads, |task| {
+        dispatch(Task {
+            shape,
+            window,
+            span: parts[task / shape.kv_heads],
+            kv_head: task % shape.kv_heads,
+            qkv,
+            keys,
+            values,
+            out: &out,
+        });
+    });
+}
+
+/// Some tokens of one row, for the query heads of one kv head.
+struct Task<'a, T> {
+    shape: &'a Attention,
+    window: Option<usize>,
+    span: Span<'a>,
+    kv_head: usize,
+    qkv: &'a [T],
+    keys: &'a [T],
+    values: &'a [T],
+    out: &'a Disjoint<'a, T>,
+}
+
+/// Memory of a tile of queries.
+#[derive(Default)]
+struct Scratch {
+    /// `[dimension, query]`, scaled.
+    queries: Vec<f32>,
+    /// `[query, dimension]`: weighted sums of the values so far.
+    sums: Vec<f32>,
+}
+
+impl<T: Element> Kernel for Task<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let queries = self.span.len * (self.shape.heads / self.shape.kv_heads);
+        let mut scratch = Scratch::default();
+        let mut first = 0;
+        while first < queries {
+            first += match queries - first {
+                1 => self.tile::<S, 1>(s, first, &mut scratch),
+                2..4 => self.tile::<S, 2>(s, first, &mut scratch),
+                4..8 => self.tile::<S, 4>(s, first, &mut scratch),
+                _ => self.tile::<S, 8>(s, first, &mut scratch),
+            };
+        }
+    }
+}
+
+impl<T: Element> Task<'_, T> {
+    /// Token (within the step), position and head of query `i`: all heads of a token, then the
+    /// next token.
+    #[inline(always)]
+    fn query(&self, i: usize) -> (usize, usize, usize) {
+        let group = self.shape.heads / self.shape.kv_heads;
+        let (token, head) = (i / group, self.kv_head * group + i % group);
+        (self.span.first + token, self.span.context + token, head)
+    }
+
+    /// Positions that a query at `position` sees.
+    #[inline(always)]
+    fn visible(&self, position: usize) -> Range<usize> {
+        let end = position + 1;
+        end.saturating_sub(self.window.unwrap_or(end))..end
+    }
+
+    /// `Q` queries from `first` on, which read each key and value together. Returns `Q`.
+    #[inline(always)]
+    fn tile<S: Simd, const Q: usize>(&self, s: S, first: usize, scratch: &mut Scratch) -> usize {
+        let (head_dim, value_width) = (self.shape.head_dim, self.shape.value_width());
+        let row = (self.shape.heads + 2 * self.shape.kv_heads) * head_dim;
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        scratch.queries.clear();
+        scratch.queries.resize(head_dim * Q, 0.0);
+        scratch.sums.clear();
+        scratch.sums.resize(value_width * Q, 0.0);
+        let (queries, _) = scratch.queries.as_chunks_mut::<Q>();
+        for q in 0..Q {
+            let (token, _, head) = self.query(first + q);
+            let from = &self.qkv[token * row + head * head_dim..][..head_dim];
+            for (to, x) in queries.iter_mut().zip(from) {
+                to[q] = x.to_f32() * scale;
+            }
+        }
+        let seen: [Range<usize>; Q] =
+            std::array::from_fn(|q| self.visible(self.query(first + q).1));
+        let mut best = [f32::NEG_INFINITY; Q];
+        let mut total = [s.splat(0.0); Q];
+        // Queries are in the order of positions: the first sees the lowest, the last the highest.
+        let all = seen[0].start..seen[Q - 1].end;
+        for index in all.start / LANES..all.end.div_ceil(LANES) {
+            let block = self.span.blocks[index] as usize;
+            let start = self.shape.key_tile(block, self.kv_head);
+            let keys = &self.keys[start..][..head_dim * LANES];
+            let scores = scores::<S, T, Q>(s, queries, keys.as_chunks().0);
+            let mut weights = [[0.0; LANES]; Q];
+            let base = index * LANES;
+            for q in 0..Q {
+                let part = seen[q].start.max(base)..seen[q].end.min(base + LANES);
+                if part.is_empty() {
+                    continue;
+                }
+                let mut scores = scores[q];
+                if part.len() < LANES {
+                    let mut lanes = s.to_array(scores);
+                    for (lane, score) in lanes.iter_mut().enumerate() {
+                        if !part.contains(&(base + lane)) {
+                            *score = f32::NEG_INFINITY;
+                        }
+                    }
+                    scores = s.load(&lanes);
+                }
+                let highest = s.largest(scores);
+                if highest > best[q] {
+                    // What was summed so far was relative to a lower maximum.
+                    let shrink = exp(best[q] - highest);
+                    best[q] = highest;
+                    total[q] = s.mul(total[q], s.splat(shrink));
+                    for sum in &mut scratch.sums[q * value_width..][..value_width] {
+                        *sum *= shrink;
+                    }
+                }
+                let weight = s.exp(s.add(scores, s.splat(-best[q])));
+                total[q] = s.add(total[q], weight);
+                s.store(weight, &mut weights[q]);
+            }
+            let start = self.shape.value_tile(block, self.kv_head);
+            let values = &self.values[start..][..LANES * value_width];
+            let lanes = all.start.max(base) - base..all.end.min(base + LANES) - base;
+            add_values::<S, T, Q>(s, &weights, lanes, values, value_width, &mut scratch.sums);
+        }
+        for (q, total) in total.into_iter().enumerate() {
+            let (token, _, head) = self.query(first + q);
+            let scale = 1.0 / s.sum(total);
+            let start = (token * self.shape.heads + head) * head_dim;
+            // SAFETY: a token's head is computed by one task.
+            let out = unsafe { self.out.slice(start..start + head_dim) };
+            for (out, sum) in out.iter_mut().zip(&scratch.sums[q * value_width..]) {
+                *out = T::from_f32(sum * scale);
+            }
+        }
+        Q
+    }
+}
+
+/// Scores of the tokens of a block against `Q` queries.
+#[inline(always)]
+fn scores<S: Simd, T: Element, const Q: usize>(
+    s: S,
+    queries: &[[f32; Q]],
+    keys: &[[T; LANES]],
+) -> [S::V; Q] {
+    // Two chains of sums, so that a lone query does not wait for each addition.
+    let mut even = [s.splat(0.0); Q];
+    let mut odd = [s.splat(0.0); Q];
+    let (pairs, _) = keys.as_chunks::<2>();
+    let (query_pairs, _) = queries.as_chunks::<2>();
+    for (key, query) in pairs.iter().zip(query_pairs) {
+        let (a, b) = (T::load(s, &key[0]), T::load(s, &key[1]));
+        for q in 0..Q {
+            even[q] = s.mul_add(s.splat(query[0][q]), a, even[q]);
+            odd[q] = s.mul_add(s.splat(query[1][q]), b, odd[q]);
+        }
+    }
+    std::array::from_fn(|q| s.add(even[q], odd[q]))
+}
+
+/// Adds the weighted values of some tokens of a block to the sums of `Q` queries. Tokens outside
+/// of `lanes` are not even multiplied by zero: what an earlier sequence left there may be NaN.
+#[inline(always)]
+fn add_values<S: Simd, T: Element, const Q: usize>(
+    s: S,
+    weights: &[[f32; LANES]; Q],
+    lanes: Range<usize>,
+    values: &[T],
+    width: usize,
+    sums: &mut [f32],
+) {
+    let (values, _) = values.as_chunks::<LANES>();
+    let vectors = width / LANES;
+    let (sums, _) = sums.as_chunks_mut::<LANES>();
+    for vector in 0..vectors {
+        let mut sum: [S::V; Q] = std::array::from_fn(|q| s.load(&sums[q * vectors + vector]));
+        for lane in lanes.clone() {
+            let value = T::load(s, &values[lane * vectors + vector]);
+            for q in 0..Q {
+                sum[q] = s.mul_add(s.splat(weights[q][lane]), value, sum[q]);
+            }
+        }
+        for q in 0..Q {
+            s.store(sum[q], &mut sums[q * vectors + vector]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rotary::{Place, Rotary, rotate_and_store};
+    use super::*;
+
+    /// Attention by its definition, in f64, over a sequence of `n` tokens laid out plainly.
+    fn reference(shape: &Attention, window: Option<usize>, qkv: &[f32], n: usize) -> Vec<f64> {
+        let (d, group) = (shape.head_dim, shape.heads / shape.kv_heads);
+        let row = (shape.heads + 2 * shape.kv_heads) * d;
+        let at = |t: usize, head: usize| &qkv[t * row + head * d..][..d];
+        let mut out = Vec::new();
+        for t in 0..n {
+            for h in 0..shape.heads {
+                let low = (t + 1).saturating_sub(window.unwrap_or(n));
+                let scores: Vec<f64> = (low..=t)
+                    .map(|j| {
+                        let key = at(j, shape.heads + h / group);
+                        let dot: f64 = at(t, h)
+                            .iter()
+                            .zip(key)
+                            .map(|(a, b)| f64::from(a * b))
+                            .sum();
+                        (dot / (d as f64).sqrt()).exp()
+                    })
+                    .collect();
+                let total: f64 = scores.iter().sum();
+                for i in 0..d {
+                    let sum: f64 = (low..=t)
+                        .zip(&scores)
+                        .map(|(j, w)| {
+                            w * f64::from(at(j, shape.heads + shape.kv_heads + h / group)[i])
+                        })
+                        .sum();
+                    out.push(sum / total);
+                }
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn any_chunking_gives_the_definition_bit_by_bit_the_same() {
+        for (heads, kv_heads, head_dim, window) in [
+            (4, 2, 16, None),
+            (3, 3, 10, Some(7)),
+            (8, 1, 24, Some(20)),
+            (5, 5, 6, None),
+        ] {
+            let shape = Attention {
+                heads,
+                kv_heads,
+                head_dim,
+            };
+            let n = 53;
+            let row = (heads + 2 * kv_heads) * head_dim;
+            let qkv: Vec<f32> = (0..n * row)
+                .map(|i| (i as f32 * 0.731).sin() * 2.0)
+                .collect();
+            // No rotation: every angle is zero.
+            let mut rotary = Rotary::new(vec![0.0; head_dim / 2]);
+            rotary.extend_to(n);
+            let blocks = [5, 0, 3, 1];
+            let expected = reference(&shape, window, &qkv, n);
+            let mut results: Vec<Vec<f32>> = Vec::new();
+            for (chunk, threads) in [(n, 1), (1, 1), (7, 2), (20, 3)] {
+                // What others left behind must not matter.
+                let mut keys = vec![f32::NAN; 6 * shape.key_block()];
+                let mut values = vec![f32::NAN; 6 * shape.value_block()];
+                let mut out = vec![0.0; n * heads * head_dim];
+                for first in (0..n).step_by(chunk) {
+                    let len = chunk.min(n - first);
+                    let places: Vec<Place> = (first..first + len)
+                        .map(|p| Place {
+                            position: p as u32,
+                            block: blocks[p / LANES] as u32,
+                        })
+                        .collect();
+                    let mut part = qkv[first * row..(first + len) * row].to_vec();
+                    let threads = &Threads::own(threads);
+                    rotate_and_store(
+                        threads,
+                        &shape,
+                        &rotary,
+                        None,
+                        &places,
+                        &mut part,
+                        (&mut keys, &mut values),
+                    );
+                    let span = Span {
+                        first: 0,
+                        len,
+                        context: first,
+                        blocks: &blocks,
+                    };
+                    let width = heads * head_dim;
+                    let out = &mut out[first * width..(first + len) * width];
+                    attend(threads, &shape, window, &[span], &part, &keys, &values, out);
+                }
+                for (ours, exact) in out.iter().zip(&expected) {
+                    assert!((f64::from(*ours) - exact).abs() < 1e-5, "{ours} {exact}");
+                }
+                results.push(out);
+            }
+            for other in &results[1..] {
+                assert_eq!(other, &results[0]);
+            }
+        }
+    }
+}

@@ -1,0 +1,33 @@
+//! The computations that libtorch lacks, or cannot do reproducibly, on a CPU. The only module of
+//! the worker with `unsafe` code: every function it exports is safe.
+//!
+//! All of them keep one rule: what is computed for a row (a token) is the same sequence of
+//! floating-point operations whatever other rows share the call, however a prompt was cut into
+//! chunks, and on however many threads. Sums run in a fixed order that depends on the row alone.
+//! They accumulate in `f32` whatever the element type.
+
+#![allow(unsafe_code)]
+
+mod activation;
+mod attention;
+mod buffer;
+mod cpu;
+mod crew;
+mod gemm;
+mod mapping;
+mod norm;
+mod parallel;
+mod reduce;
+mod rotary;
+mod simd;
+
+pub use activation::silu_multiply;
+pub use attention::{Attention, Span, attend};
+pub use buffer::Buffer;
+pub use gemm::Packed;
+pub use mapping::{Mapping, Zeroed};
+pub use norm::{add_rms_norm, rms_norm};
+pub use parallel::Threads;
+pub use reduce::{log_sum_exp, max, sum_exp};
+pub use rotary::{Place, Rotary, rotate_and_store};
+pub use simd::{Element, capability};

@@ -1,0 +1,166 @@
+//! Loops over tasks on several threads.
+//!
+//! Where libtorch multiplies the matrices (16-bit types), the loops run on its own OpenMP
+//! threads, which spin for a while after each region: a second pool beside them would fight them
+//! for the cores. Where nothing else computes (`f32`), they run on a [`Crew`], whose regions end
+//! when the *tasks* are done: a thread that the system has taken off its core cannot hold them
+//! up, while OpenMP waits for every thread to arrive. On a busy machine of two cores that is the
+//! difference between one and a hundred milliseconds per step.
+
+use std::ffi::{c_uint, c_void};
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::crew::Crew;
+
+unsafe extern "C" {
+    /// libgomp's entry point for `#pragma omp parallel`: runs `body(data)` on `threads` threads,
+    /// this one among them, and waits for all.
+    fn GOMP_parallel(
+        body: extern "C" fn(*mut c_void),
+        data: *mut c_void,
+        threads: c_uint,
+        flags: c_uint,
+    );
+}
+
+/// The threads of a computation.
+#[derive(Clone)]
+pub struct Threads {
+    count: u32,
+    /// None for libtorch's.
+    crew: Option<Arc<Crew>>,
+}
+
+impl Threads {
+    /// `count` threads of our own, this one among them; at least one.
+    pub fn own(count: u32) -> Threads {
+        let count = settle(count);
+        Threads {
+            count,
+            crew: Some(Arc::new(Crew::new(count - 1))),
+        }
+    }
+
+    /// `count` of libtorch's threads, this one among them; at least one.
+    pub fn of_libtorch(count: u32) -> Threads {
+        Threads {
+            count: settle(count),
+            crew: None,
+        }
+    }
+
+    /// Their number.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+
+    /// Calls `task` once for every number below `tasks`, in any order and on any thread.
+    pub(super) fn run<F: Fn(usize) + Sync>(&self, tasks: usize, task: F) {
+        let threads = (self.count as usize).min(tasks);
+        if threads <= 1 {
+            return (0..tasks).for_each(task);
+        }
+        let next = AtomicUsize::new(0);
+        let work = || {
+            loop {
+                // Relaxed: the counter only hands out numbers; the region's end synchronizes.
+                let i = next.fetch_add(1, Ordering::Relaxed);
+                if i >= tasks {
+                    return;
+                }
+                task(i);
+            }
+        };
+        match &self.crew {
+            Some(crew) => crew.run(&work),
+            None => run_on_libtorch(threads, &work),
+        }
+    }
+
+    /// Calls `f` once for every item, on any thread.
+    pub fn for_each<T: Send>(&self, items: &mut [T], f: impl Fn(&mut T) + Sync) {
+        let count = items.len();
+        let shared = Disjoint::new(items);
+        self.run(count, |i| {
+            // SAFETY: each number is handed out once, so no other reference to item `i` exists.
+            let item = unsafe { shared.slice(i..i + 1) };
+            item.iter_mut().for_each(&f);
+        });
+    }
+}
+
+/// The number of threads that is used for `count`, told to libtorch.
+fn settle(count: u32) -> u32 {
+    super::cpu::settle();
+    let count = count.clamp(1, 1024);
+    tch::set_num_threads(count as i32);
+    count
+}
+
+fn run_on_libtorch<F: Fn() + Sync>(threads: usize, work: &F) {
+    // A panic in `work` aborts the process here instead of unwinding into libgomp.
+    extern "C" fn body<F: Fn() + Sync>(data: *mut c_void) {
+        // SAFETY: `data` is the `work` below, which is only shared, and `F: Sync`.
+        let work = unsafe { &*data.cast::<F>() };
+        work();
+    }
+    let data = std::ptr::from_ref(work).cast_mut().cast();
+    // SAFETY: `body` matches the type behind `data` and does not write to it; libgomp joins all
+    // threads before it returns, so the borrow ends with this call.
+    unsafe { GOMP_parallel(body::<F>, data, threads as c_uint, 0) };
+}
+
+/// A slice that tasks write to in parts that do not overlap.
+pub(super) struct Disjoint<'a, T> {
+    start: *mut T,
+    len: usize,
+    borrow: PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: it hands out `&mut T` to other threads, no more than `&mut [T]` could; that the parts
+// are disjoint is the promise of `slice`'s callers.
+unsafe impl<T: Send> Sync for Disjoint<'_, T> {}
+
+impl<'a, T> Disjoint<'a, T> {
+    pub(super) fn new(slice: &'a mut [T]) -> Self {
+        Disjoint {
+            start: slice.as_mut_ptr(),
+            len: slice.len(),
+            borrow: PhantomData,
+        }
+    }
+
+    /// The part of the slice in `range`, which is checked to lie inside.
+    ///
+    /// # Safety
+    /// No two parts that are alive at once may overlap.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref)]
+    pub(super) unsafe fn slice(&self, range: Range<usize>) -> &'a mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len);
+        // SAFETY: in bounds by the assertion, exclusive by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_item_is_visited_once() {
+        for count in [1, 2, 5] {
+            for threads in [Threads::own(count), Threads::of_libtorch(count)] {
+                for round in 1..200 {
+                    let mut items = vec![0; round];
+                    threads.for_each(&mut items, |x| *x += 1);
+                    assert!(items.iter().all(|x| *x == 1));
+                }
+                threads.for_each(&mut [0; 0], |_| panic!("nothing to visit"));
+            }
+        }
+    }
+}

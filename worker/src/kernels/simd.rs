@@ -1,0 +1,426 @@
+//! Sixteen `f32` lanes on whatever the CPU has, and the element types that fill them.
+//!
+//! A kernel is a [`Kernel`] whose `run` is generic over [`Simd`]; [`dispatch`] picks the
+//! instruction set once per call. A value of an instruction set's type is the proof that the CPU
+//! has it, which is what makes the operations themselves safe to call.
+
+use bytemuck::Pod;
+use half::{bf16, f16};
+
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+/// Lanes of a vector; also the tokens of a KV block, so that a block's scores fill one vector.
+pub(super) const LANES: usize = 16;
+
+/// A type that weights and activations are held in.
+pub trait Element: Pod + Send + Sync + 'static {
+    /// The type as libtorch names it.
+    const KIND: tch::Kind;
+    /// Its value, exactly.
+    fn to_f32(self) -> f32;
+    /// The nearest value.
+    fn from_f32(value: f32) -> Self;
+    /// Sixteen values as lanes.
+    #[doc(hidden)]
+    #[allow(private_interfaces, private_bounds)]
+    fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::V;
+    /// Sixteen lanes, each rounded to the nearest value.
+    #[doc(hidden)]
+    #[allow(private_interfaces, private_bounds)]
+    #[inline(always)]
+    fn store<S: Simd>(s: S, v: S::V, into: &mut [Self; LANES]) {
+        let values = s.to_array(v);
+        for (to, value) in into.iter_mut().zip(values) {
+            *to = Self::from_f32(value);
+        }
+    }
+}
+
+#[allow(private_interfaces, private_bounds)]
+impl Element for f32 {
+    const KIND: tch::Kind = tch::Kind::Float;
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    fn from_f32(value: f32) -> f32 {
+        value
+    }
+    #[inline(always)]
+    fn load<S: Simd>(s: S, from: &[f32; LANES]) -> S::V {
+        s.load(from)
+    }
+    #[inline(always)]
+    fn store<S: Simd>(s: S, v: S::V, into: &mut [f32; LANES]) {
+        s.store(v, into);
+    }
+}
+
+#[allow(private_interfaces, private_bounds)]
+impl Element for bf16 {
+    const KIND: tch::Kind = tch::Kind::BFloat16;
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+    #[inline(always)]
+    fn from_f32(value: f32) -> bf16 {
+        // Round to nearest even on the bits; a NaN must not round up into an infinity.
+        let bits = value.to_bits();
+        let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16;
+        bf16::from_bits(if value.is_nan() { 0x7fc0 } else { rounded })
+    }
+    #[inline(always)]
+    fn load<S: Simd>(s: S, from: &[bf16; LANES]) -> S::V {
+        s.load(&from.map(Element::to_f32))
+    }
+}
+
+#[allow(private_interfaces, private_bounds)]
+impl Element for f16 {
+    const KIND: tch::Kind = tch::Kind::Half;
+    #[inline(always)]
+    fn to_f32(self) -> f32 {
+        f16::to_f32(self)
+    }
+    #[inline(always)]
+    fn from_f32(value: f32) -> f16 {
+        f16::from_f32(value)
+    }
+    #[inline(always)]
+    fn load<S: Simd>(s: S, from: &[f16; LANES]) -> S::V {
+        s.load_f16(from)
+    }
+}
+
+/// Operations on sixteen lanes. Implementations differ in speed; within one, results are a
+/// function of the operands alone.
+pub(super) trait Simd: Copy + Send + Sync {
+    /// Sixteen lanes.
+    type V: Copy;
+    /// Vectors that a row of a matrix tile should hold to fill the registers without spilling.
+    const WIDE: bool;
+    fn splat(self, x: f32) -> Self::V;
+    fn load(self, from: &[f32; LANES]) -> Self::V;
+    fn store(self, v: Self::V, into: &mut [f32; LANES]);
+    /// `a * b + c`
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// The larger of each lane; `b` where `a` is not a number.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    #[inline(always)]
+    fn load_f16(self, from: &[f16; LANES]) -> Self::V {
+        self.load(&from.map(f16::to_f32))
+    }
+    #[inline(always)]
+    fn to_array(self, v: Self::V) -> [f32; LANES] {
+        let mut out = [0.0; LANES];
+        self.store(v, &mut out);
+        out
+    }
+    /// Sum of the lanes, in a fixed order.
+    #[inline(always)]
+    fn sum(self, v: Self::V) -> f32 {
+        fold(self.to_array(v), |a, b| a + b)
+    }
+    /// The largest lane.
+    #[inline(always)]
+    fn largest(self, v: Self::V) -> f32 {
+        fold(self.to_array(v), |a, b| if b > a { b } else { a })
+    }
+    /// `v * 2^n`, where adding `n` to [`ROUND`] gave `shifted`.
+    fn scale(self, v: Self::V, shifted: Self::V) -> Self::V;
+    /// `v`, but 0 where `x` is below `limit`.
+    fn zero_below(self, v: Self::V, x: Self::V, limit: f32) -> Self::V;
+    /// What [`exp`] computes, for lanes up to 88.
+    #[inline(always)]
+    fn exp(self, x: Self::V) -> Self::V {
+        let clamped = self.max(x, self.splat(LOWEST));
+        let shifted = self.mul_add(
+            clamped,
+            self.splat(std::f32::consts::LOG2_E),
+            self.splat(ROUND),
+        );
+        let n = self.add(shifted, self.splat(-ROUND));
+        let r = self.mul_add(n, self.splat(-LN_2_HIGH), clamped);
+        let r = self.mul_add(n, self.splat(-LN_2_LOW), r);
+        let mut p = self.splat(TAYLOR[0]);
+        for term in &TAYLOR[1..] {
+            p = self.mul_add(p, r, self.splat(*term));
+        }
+        self.zero_below(self.scale(p, shifted), x, LOWEST)
+    }
+}
+
+#[inline(always)]
+fn fold(mut v: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut n = LANES / 2;
+    while n > 0 {
+        for i in 0..n {
+            v[i] = f(v[i], v[i + n]);
+        }
+        n /= 2;
+    }
+    v[0]
+}
+
+/// Adding this rounds to an integer that sits in the low bits of the mantissa.
+const ROUND: f32 = 12_582_912.0;
+/// Upper part of ln 2 with 9 trailing zero bits, so that its products with small integers are
+/// exact, and the rest.
+const LN_2_HIGH: f32 = 0.693_359_4;
+const LN_2_LOW: f32 = -2.121_944_4e-4;
+/// 1/n! from n = 7 down.
+const TAYLOR: [f32; 8] = [
+    1.0 / 5040.0,
+    1.0 / 720.0,
+    1.0 / 120.0,
+    1.0 / 24.0,
+    1.0 / 6.0,
+    0.5,
+    1.0,
+    1.0,
+];
+/// Below this the exponential counts as 0.
+const LOWEST: f32 = -87.0;
+
+/// `e` to the power of `x` within a few ulp, exactly 0 below -87 and capped above 88. Free of
+/// branches, so that loops over it become vector code. Splits `x` into a multiple of ln 2 and a
+/// rest (Cody and Waite), whose exponential is a Taylor polynomial.
+#[inline(always)]
+pub(super) fn exp(x: f32) -> f32 {
+    let clamped = x.clamp(LOWEST, 88.0);
+    let shifted = clamped * std::f32::consts::LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = (clamped - n * LN_2_HIGH) - n * LN_2_LOW;
+    let mut p = TAYLOR[0];
+    for term in &TAYLOR[1..] {
+        p = p * r + term;
+    }
+    if x < LOWEST {
+        0.0
+    } else {
+        p * power_of_two(shifted)
+    }
+}
+
+/// `2^n`, where adding `n` to [`ROUND`] gave `shifted`.
+#[inline(always)]
+fn power_of_two(shifted: f32) -> f32 {
+    f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()))
+}
+
+/// One computation, written once for every instruction set. `run` must be `#[inline(always)]`:
+/// only then is it compiled with the instructions that its argument stands for.
+pub(super) trait Kernel {
+    type Output;
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// Runs `kernel` on the best instruction set of this CPU.
+#[inline]
+pub(super) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if let Some(s) = x86::Avx512::detect() {
+            // SAFETY: `detect` found the features that the function is compiled for.
+            return unsafe { x86::run_avx512(kernel, s) };
+        }
+        if let Some(s) = x86::Avx2::detect() {
+            // SAFETY: as above.
+            return unsafe { x86::run_avx2(kernel, s) };
+        }
+    }
+    kernel.run(Portable)
+}
+
+/// The instruction set that the kernels use on this CPU.
+pub fn capability() -> &'static str {
+    struct Name;
+    impl Kernel for Name {
+        type Output = &'static str;
+        #[inline(always)]
+        fn run<S: Simd>(self, _: S) -> &'static str {
+            let name = std::any::type_name::<S>();
+            match name.rsplit("::").next() {
+                Some("Avx512") => "AVX-512",
+                Some("Avx2") => "AVX2",
+                _ => "portable",
+            }
+        }
+    }
+    dispatch(Name)
+}
+
+/// No particular instructions.
+#[derive(Clone, Copy)]
+pub(super) struct Portable;
+
+impl Simd for Portable {
+    type V = [f32; LANES];
+    const WIDE: bool = false;
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::V {
+        [x; LANES]
+    }
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::V {
+        *from
+    }
+    #[inline(always)]
+    fn store(self, v: Self::V, into: &mut [f32; LANES]) {
+        *into = v;
+    }
+    #[inline(always)]
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        // Not `f32::mul_add`, which is a slow library call where there is no such instruction.
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+    #[inline(always)]
+    fn add(self, a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+    #[inline(always)]
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+    #[inline(always)]
+    fn max(self, a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
+    fn scale(self, v: Self::V, shifted: Self::V) -> Self::V {
+        std::array::from_fn(|i| v[i] * power_of_two(shifted[i]))
+    }
+    #[inline(always)]
+    fn zero_below(self, v: Self::V, x: Self::V, limit: f32) -> Self::V {
+        std::array::from_fn(|i| if x[i] < limit { 0.0 } else { v[i] })
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Runs a kernel on every instruction set that this CPU has.
+    pub(crate) fn on_each<K: Kernel + Clone>(kernel: K) -> Vec<K::Output> {
+        let mut out = vec![kernel.clone().run(Portable)];
+        #[cfg(target_arch = "x86_64")]
+        {
+            if let Some(s) = x86::Avx2::detect() {
+                // SAFETY: detected.
+                out.push(unsafe { x86::run_avx2(kernel.clone(), s) });
+            }
+            if let Some(s) = x86::Avx512::detect() {
+                // SAFETY: detected.
+                out.push(unsafe { x86::run_avx512(kernel, s) });
+            }
+        }
+        out
+    }
+
+    #[test]
+    fn exp_is_close_to_the_library() {
+        let mut x = -86.9f32;
+        while x < 88.0 {
+            let (ours, theirs) = (f64::from(exp(x)), f64::from(x).exp());
+            assert!(
+                (ours / theirs - 1.0).abs() < 3e-7,
+                "exp({x}) = {ours}, not {theirs}"
+            );
+            x += 0.013;
+        }
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert!(exp(1000.0).is_finite());
+        for lanes in on_each(Exp) {
+            for (x, ours) in EXP_ARGUMENTS.iter().zip(lanes) {
+                let theirs = f64::from(*x).exp();
+                let theirs = if *x < LOWEST { 0.0 } else { theirs };
+                assert!(
+                    (f64::from(ours) - theirs).abs() <= 3e-7 * theirs,
+                    "exp({x}) = {ours}"
+                );
+            }
+        }
+    }
+
+    const EXP_ARGUMENTS: [f32; LANES] = [
+        0.0,
+        -0.3,
+        -1.0,
+        -2.5,
+        -10.0,
+        -30.7,
+        -86.9,
+        -87.1,
+        -1e30,
+        f32::NEG_INFINITY,
+        1.0,
+        5.5,
+        20.0,
+        60.0,
+        87.0,
+        0.1,
+    ];
+
+    #[derive(Clone)]
+    struct Exp;
+    impl Kernel for Exp {
+        type Output = [f32; LANES];
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> [f32; LANES] {
+            s.to_array(s.exp(s.load(&EXP_ARGUMENTS)))
+        }
+    }
+
+    #[test]
+    fn bf16_rounds_to_nearest_even() {
+        for x in [
+            0.0,
+            -0.0,
+            1.0,
+            1.003_906_2,
+            1.011_718_8,
+            -3.2415,
+            3.4e38,
+            f32::INFINITY,
+            1e-40,
+        ] {
+            assert_eq!(<bf16 as Element>::from_f32(x), bf16::from_f32(x), "{x}");
+        }
+        assert!(<bf16 as Element>::from_f32(f32::from_bits(0x7fff_ffff)).is_nan());
+    }
+
+    #[derive(Clone)]
+    struct Everything;
+    impl Kernel for Everything {
+        type Output = Vec<f32>;
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Vec<f32> {
+            let a: [f32; LANES] = std::array::from_fn(|i| i as f32 * 0.5 - 3.0);
+            let h: [f16; LANES] = a.map(f16::from_f32);
+            let b: [bf16; LANES] = a.map(<bf16 as Element>::from_f32);
+            let v = s.load(&a);
+            let mut out = Vec::new();
+            out.extend(s.to_array(s.mul_add(v, s.splat(2.0), s.splat(1.0))));
+            out.extend(s.to_array(s.add(s.mul(v, v), s.max(v, s.splat(0.0)))));
+            out.extend(s.to_array(f16::load(s, &h)));
+            out.extend(s.to_array(bf16::load(s, &b)));
+            out.extend([s.sum(v), s.largest(v)]);
+            out.extend(s.to_array(s.max(s.splat(f32::NAN), v)));
+            out
+        }
+    }
+
+    #[test]
+    fn instruction_sets_agree() {
+        let all = on_each(Everything);
+        for other in &all[1..] {
+            assert_eq!(other, &all[0]);
+        }
+    }
+}

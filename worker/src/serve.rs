@@ -1,0 +1,236 @@
+//! The process: handshake, control messages, and the loop over the ring.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow, bail};
+use realm_shared::ABI_VERSION;
+use realm_shared::control::{Control, MAX_CONTROL_BYTES};
+use realm_shared::wire::{self, OPEN, STEP, STEP_DONE, Sampling};
+use realm_shm::tensor::{TensorError, TensorReader, TensorWriter};
+use realm_shm::{Message, WorkerEnd, socket};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+
+use crate::batch::Step;
+use crate::engine::{Engine, ModelSource, Options, Outcome};
+
+/// How long the gateway may take to say hello.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long the ring is watched before the thread sleeps.
+const SPIN: Duration = Duration::from_micros(50);
+/// How long it sleeps at most, so that it beats and notices that its gateway is gone.
+const NAP: Duration = Duration::from_millis(100);
+/// How long a running step may go on after the gateway is gone.
+const GRACE: Duration = Duration::from_secs(2);
+/// How often progress is reported.
+const PROGRESS: Duration = Duration::from_millis(50);
+
+/// Where the gateway is.
+#[derive(Debug, Clone)]
+pub enum Gateway {
+    /// At the other end of this process's standard input.
+    Stdin,
+    /// Listening at a path.
+    Path(PathBuf),
+}
+
+/// Serves a model until the gateway hangs up.
+///
+/// # Errors
+/// Whatever made it impossible; the gateway has been told, if it could be.
+pub fn serve(gateway: &Gateway, model: &ModelSource, options: &Options) -> anyhow::Result<()> {
+    let socket = connect(gateway)?;
+    let ring = WorkerEnd::accept(socket.as_fd(), ABI_VERSION, HANDSHAKE)
+        .context("the gateway and this worker did not agree")?;
+    let gone = watch(&socket)?;
+    let result = load(socket.as_fd(), model, options).and_then(|engine| run(ring, engine, &gone));
+    match result {
+        // Whatever failed, it failed because there is nobody left to serve.
+        Err(_) if gone.load(Ordering::Relaxed) => Ok(()),
+        Err(error) => {
+            let failed = Control::Failed {
+                message: format!("{error:#}"),
+            };
+            // The error is also returned; nothing is lost if the gateway no longer listens.
+            let _ = tell(socket.as_fd(), &failed);
+            Err(error)
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+fn connect(gateway: &Gateway) -> anyhow::Result<OwnedFd> {
+    match gateway {
+        Gateway::Stdin => {
+            let copy = io::stdin().as_fd().try_clone_to_owned();
+            copy.context("standard input is not open; it must be the gateway's socket")
+        }
+        Gateway::Path(path) => {
+            let fail = || format!("cannot connect to the gateway at {}", path.display());
+            let address = SocketAddrUnix::new(path).with_context(fail)?;
+            let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+            let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+            rustix::net::connect(&socket, &address).with_context(fail)?;
+            Ok(socket)
+        }
+    }
+}
+
+/// Watches for the gateway to hang up. The flag is set then; a process that has not ended soon
+/// after it is killed, so that no worker outlives its gateway.
+fn watch(socket: &OwnedFd) -> anyhow::Result<Arc<AtomicBool>> {
+    let socket = socket.try_clone()?;
+    let gone = Arc::new(AtomicBool::new(false));
+    let flag = gone.clone();
+    let body = move || {
+        loop {
+            let mut fds = [PollFd::new(&socket, PollFlags::RDHUP)];
+            match poll(&mut fds, None) {
+                Err(rustix::io::Errno::INTR) => continue,
+                Err(_) => break,
+                Ok(_) if !fds[0].revents().is_empty() => break,
+                Ok(_) => {}
+            }
+        }
+        flag.store(true, Ordering::Relaxed);
+        std::thread::sleep(GRACE);
+        // Not `exit`, which would run libtorch's destructors under a running step.
+        let _ =
+            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
+    };
+    std::thread::Builder::new()
+        .name("watch".into())
+        .spawn(body)?;
+    Ok(gone)
+}
+
+fn tell(socket: BorrowedFd<'_>, control: &Control) -> anyhow::Result<()> {
+    let text = serde_json::to_string(control)?;
+    if text.len() <= MAX_CONTROL_BYTES {
+        return Ok(socket::send(socket, text.as_bytes())?);
+    }
+    // Only a message of failure can be this long, by repeating what a file says.
+    let message = "the worker failed, with a message that is too long; see its log".into();
+    tell(socket, &Control::Failed { message })
+}
+
+fn load(socket: BorrowedFd<'_>, model: &ModelSource, options: &Options) -> anyhow::Result<Engine> {
+    let mut last: Option<Instant> = None;
+    let mut progress = |done: u64, total: u64| {
+        if done == total || last.is_none_or(|at| at.elapsed() >= PROGRESS) {
+            last = Some(Instant::now());
+            // If the gateway is gone, `watch` ends the process.
+            let _ = tell(socket, &Control::Loading { done, total });
+        }
+    };
+    let engine = Engine::load(model, options, &mut progress).with_context(|| match model {
+        ModelSource::Embedded => "cannot load the embedded model".to_string(),
+        ModelSource::Directory(path) => format!("cannot load the model in {}", path.display()),
+    })?;
+    tell(socket, &Control::Ready(engine.info().clone()))?;
+    Ok(engine)
+}
+
+/// Executes messages in the order of the ring until the gateway is gone.
+fn run(mut ring: WorkerEnd, mut engine: Engine, gone: &AtomicBool) -> anyhow::Result<()> {
+    while !gone.load(Ordering::Relaxed) {
+        ring.beat();
+        let Some(message) = ring.recv_timeout(SPIN, NAP)? else {
+            continue;
+        };
+        match message.kind {
+            OPEN => open(&ring, &mut engine, &message)?,
+            STEP => step(&mut ring, &mut engine, &message)?,
+            kind => bail!("message of unknown kind {kind}"),
+        }
+    }
+    Ok(())
+}
+
+fn open(ring: &WorkerEnd, engine: &mut Engine, message: &Message) -> anyhow::Result<()> {
+    let tensors = TensorReader::new(ring.input(message.input)?)?;
+    let (bytes, _) = tensors.tensor::<u8>(wire::open::SAMPLING)?;
+    let sampling: Sampling = bytemuck::try_pod_read_unaligned(bytes)
+        .map_err(|e| anyhow!("OPEN: {} bytes of sampling parameters: {e}", bytes.len()))?;
+    let (ids, _) = tensors.tensor::<i32>(wire::open::BIAS_IDS)?;
+    let (values, _) = tensors.tensor::<f32>(wire::open::BIAS_VALUES)?;
+    if ids.len() != values.len() {
+        bail!(
+            "OPEN: {} biased tokens, but {} values",
+            ids.len(),
+            values.len()
+        );
+    }
+    let bias = ids.iter().copied().zip(values.iter().copied());
+    let (history, _) = tensors.tensor::<i32>(wire::open::HISTORY)?;
+    Ok(engine.open(message.args[0], sampling, bias, history)?)
+}
+
+fn step(ring: &mut WorkerEnd, engine: &mut Engine, message: &Message) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let [number, top] = message.args;
+    let tensors = TensorReader::new(ring.input(message.input)?)?;
+    let i32s = |index| tensors.tensor::<i32>(index).map(|(values, _)| values);
+    let request = Step {
+        slots: i32s(wire::step::SLOTS)?,
+        starts: i32s(wire::step::STARTS)?,
+        context: i32s(wire::step::CONTEXT)?,
+        flags: i32s(wire::step::FLAGS)?,
+        index: i32s(wire::step::INDEX)?,
+        tokens: i32s(wire::step::TOKENS)?,
+        blocks: i32s(wire::step::BLOCKS)?,
+        targets: i32s(wire::step::TARGETS)?,
+        top: usize::try_from(top).unwrap_or(usize::MAX),
+    };
+    let targets = request.targets.len();
+    let outcome = engine
+        .step(request)
+        .with_context(|| format!("step {number}"))?;
+    write(
+        outcome,
+        targets,
+        top as usize,
+        ring.output_mut(message.output)?,
+    )
+    .with_context(|| format!("results of step {number}"))?;
+    let took = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let done = Message {
+        kind: STEP_DONE,
+        input: message.input,
+        output: message.output,
+        args: [number, took],
+    };
+    ring.complete(&done)
+        .map_err(|_| anyhow!("the completion ring is full"))
+}
+
+fn write(out: &Outcome, targets: usize, top: usize, into: &mut [u8]) -> Result<(), TensorError> {
+    let rows = out.tokens.len();
+    let mut tensors = TensorWriter::new(into, wire::result::COUNT)?;
+    tensors.tensor::<i32>(&[rows])?.copy_from_slice(&out.tokens);
+    tensors
+        .tensor::<f32>(&[rows])?
+        .copy_from_slice(&out.logprobs);
+    tensors
+        .tensor::<i32>(&[rows, top])?
+        .copy_from_slice(&out.top_ids);
+    tensors
+        .tensor::<f32>(&[rows, top])?
+        .copy_from_slice(&out.top_logprobs);
+    tensors
+        .tensor::<f32>(&[targets])?
+        .copy_from_slice(&out.prompt_logprobs);
+    tensors
+        .tensor::<i32>(&[targets, top])?
+        .copy_from_slice(&out.prompt_top_ids);
+    tensors
+        .tensor::<f32>(&[targets, top])?
+        .copy_from_slice(&out.prompt_top_logprobs);
+    tensors.finish();
+    Ok(())
+}

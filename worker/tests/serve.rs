@@ -1,0 +1,257 @@
+//! The process itself, driven over shared memory as a gateway drives it.
+
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use realm_shared::ABI_VERSION;
+use realm_shared::control::{Control, MAX_CONTROL_BYTES, ModelInfo};
+use realm_shared::wire::step::{INPUT_SAMPLED, SAMPLE};
+use realm_shared::wire::{OPEN, STEP, STEP_DONE, Sampling, result};
+use realm_shm::tensor::{DType, TensorReader, TensorWriter, required};
+use realm_shm::{AlignedBuf, GatewayEnd, Geometry, Message, SlotRef, socket};
+
+/// Far longer than anything here takes, even on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+struct Worker {
+    child: Child,
+    socket: Option<OwnedFd>,
+    ring: GatewayEnd,
+}
+
+impl Worker {
+    fn start(model: &str, more: &[&str]) -> Worker {
+        let (ours, theirs) = socket::pair().expect("sockets");
+        let child = Command::new(env!("CARGO_BIN_EXE_realm-worker"))
+            .args(["serve", "--fd", "0", "--model", model, "--threads", "1"])
+            .args(more)
+            .env_clear()
+            .stdin(Stdio::from(theirs))
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("starts");
+        let ring = GatewayEnd::create(7, &Geometry::default(), ABI_VERSION).expect("memory");
+        ring.offer(ours.as_fd(), PATIENCE)
+            .expect("the worker answers");
+        Worker {
+            child,
+            socket: Some(ours),
+            ring,
+        }
+    }
+
+    fn control(&self) -> Control {
+        let mut bytes = [0; MAX_CONTROL_BYTES];
+        let socket = self.socket.as_ref().expect("open");
+        let len = socket::recv(socket.as_fd(), &mut bytes).expect("a message");
+        assert!(len > 0, "the worker hung up");
+        serde_json::from_slice(&bytes[..len]).expect("a control message")
+    }
+
+    fn ready(&self) -> ModelInfo {
+        let mut seen = 0;
+        loop {
+            match self.control() {
+                Control::Loading { done, total } => {
+                    assert!(seen <= done && done <= total);
+                    seen = done;
+                }
+                Control::Ready(info) => return info,
+                Control::Failed { message } => panic!("{message}"),
+            }
+        }
+    }
+
+    fn failure(&self) -> String {
+        loop {
+            match self.control() {
+                Control::Failed { message } => return message,
+                Control::Ready(_) | Control::Loading { .. } => {}
+            }
+        }
+    }
+
+    fn open(&mut self, slot: u64, sampling: Sampling) -> SlotRef {
+        let bytes = required(&[
+            (DType::U8, size_of::<Sampling>()),
+            (DType::I32, 0),
+            (DType::F32, 0),
+            (DType::I32, 0),
+        ]);
+        let input = self.ring.alloc_input(bytes).expect("room");
+        let slab = self.ring.input_mut(input).expect("ours");
+        let mut tensors = TensorWriter::new(slab, 4).expect("room");
+        let into = tensors
+            .tensor::<u8>(&[size_of::<Sampling>()])
+            .expect("room");
+        into.copy_from_slice(bytemuck::bytes_of(&sampling));
+        tensors.tensor::<i32>(&[0]).expect("room");
+        tensors.tensor::<f32>(&[0]).expect("room");
+        tensors.tensor::<i32>(&[0]).expect("room");
+        tensors.finish();
+        let message = Message {
+            kind: OPEN,
+            input,
+            output: SlotRef::NONE,
+            args: [slot, 0],
+        };
+        self.ring.submit(&message).expect("room");
+        input
+    }
+
+    /// Submits a step of one row.
+    fn step(&mut self, number: u64, flags: i32, context: i32, index: i32, tokens: &[i32]) {
+        let count = tokens.len();
+        let blocks: Vec<i32> = (0..8).collect();
+        let starts = [0, count as i32];
+        let parts: [&[i32]; 8] = [
+            &[0],
+            &starts,
+            &[context],
+            &[flags],
+            &[index],
+            tokens,
+            &blocks,
+            &[],
+        ];
+        let sizes: Vec<_> = parts.iter().map(|p| (DType::I32, p.len())).collect();
+        let input = self.ring.alloc_input(required(&sizes)).expect("room");
+        let output = self.ring.alloc_output(4096).expect("room");
+        let slab = self.ring.input_mut(input).expect("ours");
+        let mut tensors = TensorWriter::new(slab, parts.len()).expect("room");
+        for part in parts {
+            tensors
+                .tensor(&[part.len()])
+                .expect("room")
+                .copy_from_slice(part);
+        }
+        tensors.finish();
+        let message = Message {
+            kind: STEP,
+            input,
+            output,
+            args: [number, 2],
+        };
+        self.ring.submit(&message).expect("room");
+    }
+
+    /// Waits for the next step to be done; its number, token, and log-probabilities.
+    fn done(&mut self) -> (u64, i32, f32, Vec<f32>) {
+        let start = Instant::now();
+        loop {
+            assert!(start.elapsed() < PATIENCE, "no answer");
+            let Some(message) = self.ring.poll().expect("a sound worker") else {
+                std::thread::sleep(Duration::from_micros(100));
+                continue;
+            };
+            assert_eq!(message.kind, STEP_DONE);
+            let mut copy = AlignedBuf::new();
+            let len = message.output.len as usize;
+            self.ring
+                .copy_output(message.output, len, &mut copy)
+                .expect("ours");
+            let tensors = TensorReader::new(&copy).expect("tensors");
+            assert_eq!(tensors.count(), result::COUNT);
+            let (tokens, _) = tensors.tensor::<i32>(result::TOKENS).expect("there");
+            let (logprobs, _) = tensors.tensor::<f32>(result::LOGPROBS).expect("there");
+            let (top, dims) = tensors.tensor::<f32>(result::TOP_LOGPROBS).expect("there");
+            assert_eq!(dims, [1, 2]);
+            let answer = (message.args[0], tokens[0], logprobs[0], top.to_vec());
+            self.ring.free_input(message.input).expect("ours");
+            self.ring.free_output(message.output).expect("ours");
+            return answer;
+        }
+    }
+
+    /// Waits for the process to end; its exit code and what it wrote to its log.
+    fn end(mut self) -> (Option<i32>, String) {
+        let status = self.child.wait().expect("ends");
+        let mut log = String::new();
+        self.child
+            .stderr
+            .take()
+            .expect("piped")
+            .read_to_string(&mut log)
+            .expect("text");
+        (status.code(), log)
+    }
+}
+
+fn sampling(temperature: f32) -> Sampling {
+    let zero: Sampling = bytemuck::Zeroable::zeroed();
+    Sampling {
+        key: 11,
+        temperature,
+        top_p: 1.0,
+        repetition_penalty: 1.0,
+        top_logprobs: 2,
+        ..zero
+    }
+}
+
+#[test]
+fn steps_are_answered_in_order_and_the_worker_ends_with_its_gateway() {
+    let mut worker = Worker::start("embedded", &["--name", "tiny", "--kv-memory", "4194304"]);
+    let info = worker.ready();
+    assert_eq!(
+        (info.architecture.as_str(), info.dtype.as_str()),
+        ("LlamaForCausalLM", "f32")
+    );
+    assert!(info.block_count > 0 && info.max_context >= 128 && info.threads == 1);
+    let prompt = [5, 6, 7, 8, 9, 10, 11];
+    let mut runs = Vec::new();
+    for _ in 0..2 {
+        // Two steps are in flight: the second takes the token that the first draws.
+        let opened = worker.open(0, sampling(1.0));
+        worker.step(1, SAMPLE, 0, 0, &prompt);
+        worker.step(2, SAMPLE | INPUT_SAMPLED, 7, 1, &[-1]);
+        let answers = [worker.done(), worker.done()];
+        worker.ring.free_input(opened).expect("ours");
+        for (i, (number, token, logprob, top)) in answers.iter().enumerate() {
+            assert_eq!(*number, i as u64 + 1);
+            assert!((0..info.vocab_size as i32).contains(token));
+            assert!(*logprob < 0.0 && top[0] >= top[1] && top[0] >= *logprob);
+        }
+        runs.push(answers);
+    }
+    assert_eq!(
+        runs[0], runs[1],
+        "a sequence that is opened again is replayed"
+    );
+    assert!(worker.ring.heartbeat() > 0);
+    worker.socket = None;
+    let (code, log) = worker.end();
+    assert_eq!((code, log.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn an_impossible_step_ends_the_worker_in_words() {
+    let mut worker = Worker::start("embedded", &["--kv-memory", "4194304"]);
+    worker.ready();
+    worker.open(0, sampling(0.0));
+    worker.step(9, SAMPLE, 0, 0, &[1, 1 << 30]);
+    let message = worker.failure();
+    assert!(
+        message.contains("step 9: step, row 0: token 1073741824"),
+        "{message}"
+    );
+    let (code, log) = worker.end();
+    assert_eq!(code, Some(1));
+    assert!(log.contains(&message), "{log}");
+}
+
+#[test]
+fn a_model_that_cannot_be_loaded_is_explained() {
+    let empty = tempfile::tempdir().expect("a directory");
+    let worker = Worker::start(empty.path().to_str().expect("text"), &[]);
+    let message = worker.failure();
+    let path = Path::new(empty.path()).join("config.json");
+    assert!(
+        message.contains(&format!("cannot read {}", path.display())),
+        "{message}"
+    );
+    assert_eq!(worker.end().0, Some(1));
+}
