@@ -1,0 +1,166 @@
+//! The worker that a scheduler plans for: the sequences that run on it and the steps in flight.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::time::{Duration, Instant};
+
+use super::Stats;
+use super::live::{Extent, Live};
+use crate::batching::blocks::{BlockTable, Blocks, Pool};
+use crate::batching::limits::Limits;
+use crate::batching::plan::{ResultError, StepResult};
+use crate::batching::sequence::{Event, FailReason, FinishReason, SequenceId};
+
+/// A worker with the sequences that run on it.
+#[derive(Debug)]
+pub(super) struct Attached {
+    pub(super) limits: Limits,
+    pub(super) blocks: Blocks,
+    pub(super) slots: Pool,
+    pub(super) running: BTreeMap<SequenceId, Running>,
+    /// Oldest first.
+    pub(super) in_flight: VecDeque<Step>,
+    /// When the oldest step in flight is overdue.
+    pub(super) deadline: Option<Instant>,
+}
+
+/// A sequence with a slot and blocks.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) live: Live,
+    pub(super) slot: u32,
+    pub(super) table: BlockTable,
+    pub(super) extent: Extent,
+    /// Positions in the arena once every row in flight is computed.
+    pub(super) computed: usize,
+    /// The last row it had: number of the step, and its place in it. Zeros for none.
+    pub(super) served: (u64, usize),
+}
+
+/// What must be remembered of a step until its result is there.
+#[derive(Debug)]
+pub(super) struct Step {
+    pub(super) number: u64,
+    pub(super) rows: Vec<Row>,
+    /// Alternatives per reported token.
+    pub(super) top: usize,
+    /// Entries of the step's targets.
+    pub(super) targets: usize,
+}
+
+/// One sequence's part in a step.
+#[derive(Debug)]
+pub(super) struct Row {
+    pub(super) id: SequenceId,
+    /// Whether it draws a token.
+    pub(super) draws: bool,
+    /// Position after the last one that it computes.
+    pub(super) end: usize,
+    /// Alternatives to report of a token drawn; None for no log-probabilities.
+    pub(super) top_logprobs: Option<usize>,
+    /// Positions whose next prompt token it scores.
+    pub(super) scored: Range<usize>,
+    /// Where the entry of the first of them is in the step's targets.
+    pub(super) first_target: usize,
+}
+
+impl Running {
+    /// Positions that can be computed now.
+    pub(super) fn remaining(&self) -> usize {
+        self.live.len().min(self.extent.positions) - self.computed
+    }
+}
+
+// === Sequences on the worker ===
+
+impl Attached {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self {
+            limits,
+            blocks: Blocks::new(limits.block_size, limits.block_count),
+            slots: Pool::new(limits.max_sequences),
+            running: BTreeMap::new(),
+            in_flight: VecDeque::new(),
+            deadline: None,
+        }
+    }
+
+    pub(super) fn max_context(&self) -> usize {
+        self.limits.max_context as usize
+    }
+
+    pub(super) fn extent(&self, live: &Live) -> Extent {
+        live.extent(self.max_context())
+    }
+
+    /// How a sequence that has not started here must end before it does, if it must.
+    pub(super) fn verdict(&self, live: &Live) -> Option<Event> {
+        let extent = self.extent(live);
+        if live.prompt_len() > extent.tokens
+            || self.blocks.needed(extent.positions) > self.blocks.total()
+        {
+            return Some(Event::Failed(FailReason::TooLong));
+        }
+        // It came from a worker with a longer context.
+        (live.known() > extent.positions).then_some(Event::Finished(FinishReason::Length))
+    }
+
+    pub(super) fn live(&self, id: SequenceId) -> Option<&Live> {
+        self.running.get(&id).map(|running| &running.live)
+    }
+
+    pub(super) fn live_mut(&mut self, id: SequenceId) -> Option<&mut Live> {
+        self.running.get_mut(&id).map(|running| &mut running.live)
+    }
+
+    /// Takes a sequence off the worker; its slot and blocks are free.
+    pub(super) fn evict(&mut self, id: SequenceId) -> Option<Live> {
+        let running = self.running.remove(&id)?;
+        self.slots.give(running.slot);
+        self.blocks.release(running.table);
+        Some(running.live)
+    }
+
+    pub(super) fn into_sequences(self) -> impl Iterator<Item = (SequenceId, Live)> {
+        let running = self.running.into_iter();
+        running.map(|(id, running)| (id, running.live))
+    }
+
+    pub(super) fn measure(&self, stats: &mut Stats) {
+        stats.running = self.running.len();
+        stats.steps_in_flight = self.in_flight.len();
+        stats.blocks_total = self.blocks.total();
+        stats.blocks_used = self.blocks.total() - self.blocks.free();
+    }
+}
+
+// === Steps in flight ===
+
+impl Attached {
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.deadline
+    }
+
+    /// Takes the oldest step out of flight, if this is an answer to it.
+    pub(super) fn answer(&mut self, result: &StepResult<'_>) -> Result<Step, ResultError> {
+        let Some(step) = self.in_flight.pop_front() else {
+            return Err(ResultError::Unasked {
+                number: result.number,
+            });
+        };
+        if let Err(error) = step.check(result, self.limits.vocab_size) {
+            self.in_flight.push_front(step);
+            return Err(error);
+        }
+        self.deadline = None;
+        Ok(step)
+    }
+
+    /// Gives the oldest step in flight its deadline, unless it has one: the worker computes one
+    /// step at a time, so a step's time begins when the one before it is answered.
+    pub(super) fn start_clock(&mut self, now: Instant, timeout: Duration) {
+        if !self.in_flight.is_empty() && self.deadline.is_none() {
+            self.deadline = now.checked_add(timeout);
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! A sequence that has not ended.
+
+use std::ops::Range;
+
+use super::SequenceView;
+use crate::batching::sequence::Sequence;
+
+/// What is known of a sequence wherever it is; what outlives a worker.
+#[derive(Debug)]
+pub(super) struct Live {
+    sequence: Sequence,
+    generated: Vec<u32>,
+    /// Positions of the prompt whose log-probabilities were reported.
+    scored: usize,
+    /// Rows of steps in flight that are its own.
+    rows_in_flight: usize,
+    /// Those of them that draw a token.
+    draws_in_flight: usize,
+    /// Deaths of a worker while it was in flight.
+    deaths: u32,
+}
+
+/// How much of a sequence one worker computes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Extent {
+    /// Tokens it may hold.
+    pub(super) tokens: usize,
+    /// Positions to compute. The last token generated is never an input, so this is one less
+    /// than `tokens`, except where nothing is to be generated.
+    pub(super) positions: usize,
+}
+
+impl Live {
+    pub(super) fn new(mut sequence: Sequence) -> Self {
+        let prompt_len = u32::try_from(sequence.prompt.len());
+        sequence.sampling.prompt_len = prompt_len.unwrap_or(u32::MAX);
+        Self {
+            sequence,
+            generated: Vec::new(),
+            scored: 0,
+            rows_in_flight: 0,
+            draws_in_flight: 0,
+            deaths: 0,
+        }
+    }
+
+    pub(super) fn prompt_len(&self) -> usize {
+        self.sequence.prompt.len()
+    }
+
+    /// Tokens whose values are known here.
+    pub(super) fn known(&self) -> usize {
+        self.prompt_len() + self.generated.len()
+    }
+
+    /// Tokens it has once every row in flight has drawn.
+    pub(super) fn len(&self) -> usize {
+        self.known() + self.draws_in_flight
+    }
+
+    pub(super) fn extent(&self, max_context: usize) -> Extent {
+        let prompt = self.prompt_len();
+        let tokens = prompt
+            .saturating_add(self.sequence.max_tokens as usize)
+            .min(max_context);
+        Extent {
+            tokens,
+            positions: prompt.max(tokens.saturating_sub(1)),
+        }
+    }
+
+    /// The token at a position. None if it is being drawn.
+    pub(super) fn token(&self, position: usize) -> Option<u32> {
+        match position.checked_sub(self.prompt_len()) {
+            None => self.sequence.prompt.get(position).copied(),
+            Some(index) => self.generated.get(index).copied(),
+        }
+    }
+
+    /// Those of the positions whose next token belongs to the prompt and is still to be scored.
+    pub(super) fn unscored(&self, positions: Range<usize>) -> Range<usize> {
+        let end = positions.end.min(self.prompt_len() - 1);
+        let start = positions.start.max(self.scored);
+        match self.sequence.prompt_logprobs && start < end {
+            true => start..end,
+            false => 0..0,
+        }
+    }
+
+    /// Alternatives to report per token; None if log-probabilities of tokens drawn are not wanted.
+    pub(super) fn top_logprobs(&self) -> Option<usize> {
+        usize::try_from(self.sequence.sampling.top_logprobs).ok()
+    }
+
+    pub(super) fn view(&self) -> SequenceView<'_> {
+        SequenceView {
+            prompt: &self.sequence.prompt,
+            generated: &self.generated,
+            sampling: &self.sequence.sampling,
+            bias: &self.sequence.bias,
+        }
+    }
+}
+
+// === In flight ===
+
+impl Live {
+    pub(super) fn is_in_flight(&self) -> bool {
+        self.rows_in_flight > 0
+    }
+
+    /// Rows in flight, and those of them that draw.
+    #[cfg(test)]
+    pub(super) fn flights(&self) -> (usize, usize) {
+        (self.rows_in_flight, self.draws_in_flight)
+    }
+
+    pub(super) fn depart(&mut self, draws: bool) {
+        self.rows_in_flight += 1;
+        self.draws_in_flight += usize::from(draws);
+    }
+
+    pub(super) fn arrive(&mut self, draws: bool) {
+        self.rows_in_flight -= 1;
+        self.draws_in_flight -= usize::from(draws);
+    }
+
+    /// Nothing in flight will arrive. Whether there was something.
+    pub(super) fn forget_flights(&mut self) -> bool {
+        self.draws_in_flight = 0;
+        std::mem::take(&mut self.rows_in_flight) > 0
+    }
+
+    /// A worker died while this was in flight. How often that happened so far.
+    pub(super) fn survive_death(&mut self) -> u32 {
+        self.deaths += 1;
+        self.deaths
+    }
+
+    /// Log-probabilities of the prompt were reported up to here.
+    pub(super) fn set_scored(&mut self, end: usize) {
+        self.scored = end;
+    }
+
+    /// Appends a token drawn. Whether it ends the sequence by being a stop id: while fewer than
+    /// `min_tokens` are generated none does.
+    pub(super) fn push(&mut self, token: u32) -> bool {
+        let sampling = &self.sequence.sampling;
+        let armed = self.generated.len() >= sampling.min_tokens as usize;
+        self.generated.push(token);
+        let mut stops = sampling.stop_ids.iter().take(sampling.stop_count as usize);
+        armed && stops.any(|&stop| stop == token)
+    }
+}

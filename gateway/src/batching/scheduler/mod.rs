@@ -1,0 +1,306 @@
+//! The scheduler: which sequence computes how much of itself in which step.
+
+mod attached;
+mod batch;
+mod live;
+mod results;
+#[cfg(test)]
+mod simulation;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Instant;
+
+use realm_shared::wire::Sampling;
+
+use super::limits::{Config, InvalidLimits, Limits};
+use super::plan::StepPlan;
+use super::sequence::{Event, FailReason, Sequence, SequenceId};
+use attached::Attached;
+use live::Live;
+
+/// The worker computes one step while the next one waits in the ring.
+const STEPS_IN_FLIGHT: usize = 2;
+
+/// Deaths that a sequence in flight may see before it is taken for their cause.
+const MAX_DEATHS: u32 = 2;
+
+/// Schedules the sequences of one worker, through the deaths of that worker.
+///
+/// The driver's loop: [`plan`](Self::plan) until there is nothing to do, carry the result of the
+/// oldest step to [`complete`](Self::complete), and after every call hand out what
+/// [`poll_event`](Self::poll_event) has.
+#[derive(Debug)]
+pub struct Scheduler {
+    config: Config,
+    /// Sequences that wait for a slot and blocks.
+    waiting: BTreeMap<SequenceId, Live>,
+    /// The worker with the sequences that run on it; everything in here is lost with it, but for
+    /// the sequences' tokens. A sequence is in `waiting` or in here, never in both.
+    worker: Option<Attached>,
+    /// No worker will come: sequences fail at once.
+    gone: bool,
+    /// Steps that may be in flight. Nothing but the worker's idle time rests on their number.
+    steps_in_flight: usize,
+    last_step: u64,
+    events: VecDeque<(SequenceId, Event)>,
+    stats: Stats,
+}
+
+/// Counters since the start, and how things stand.
+///
+/// Always `admitted == completed + failed + cancelled + waiting + running`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Stats {
+    /// Sequences accepted by [`Scheduler::submit`].
+    pub admitted: u64,
+    /// Sequences that ended with [`Event::Finished`].
+    pub completed: u64,
+    /// Sequences that ended with [`Event::Failed`].
+    pub failed: u64,
+    /// Sequences that ended by [`Scheduler::cancel`].
+    pub cancelled: u64,
+    /// Times a sequence lost its blocks to an older one.
+    pub preemptions: u64,
+    /// Workers lost.
+    pub workers_lost: u64,
+    /// Steps planned.
+    pub steps: u64,
+    /// Input tokens over all steps.
+    pub tokens_computed: u64,
+    /// Tokens drawn and reported.
+    pub tokens_generated: u64,
+    /// Rows whose result came after their sequence had ended.
+    pub rows_wasted: u64,
+    /// Now: sequences without slot and blocks.
+    pub waiting: usize,
+    /// Now: sequences with slot and blocks.
+    pub running: usize,
+    /// Now: steps sent and not answered.
+    pub steps_in_flight: usize,
+    /// Now: KV blocks owned by running sequences.
+    pub blocks_used: usize,
+    /// Now: KV blocks of the worker; 0 without one.
+    pub blocks_total: usize,
+}
+
+/// A sequence was not accepted. It leaves no trace in the scheduler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// As many sequences wait as may; try again later.
+    #[error("{0} sequences are waiting already; try again later")]
+    QueueFull(usize),
+    /// There is nothing to go on from.
+    #[error("the prompt has no tokens; give at least one")]
+    EmptyPrompt,
+    /// A sequence of this name is live.
+    #[error("sequence {} is live already; use an id once", .0.0)]
+    DuplicateId(SequenceId),
+}
+
+/// What an `OPEN` message must say of a sequence, see [`realm_shared::wire::open`].
+#[derive(Debug, Clone, Copy)]
+pub struct SequenceView<'a> {
+    /// Tokens to go on from.
+    pub prompt: &'a [u32],
+    /// Tokens generated so far; with `prompt` the history for penalties.
+    pub generated: &'a [u32],
+    /// How tokens are drawn, `prompt_len` filled in.
+    pub sampling: &'a Sampling,
+    /// Tokens and what is added to their logits.
+    pub bias: &'a [(u32, f32)],
+}
+
+// === Commands ===
+
+impl Scheduler {
+    /// A scheduler without a worker: sequences wait until there is one.
+    pub fn new(config: Config) -> Self {
+        Self {
+            config,
+            waiting: BTreeMap::new(),
+            worker: None,
+            gone: false,
+            steps_in_flight: STEPS_IN_FLIGHT,
+            last_step: 0,
+            events: VecDeque::new(),
+            stats: Stats::default(),
+        }
+    }
+
+    /// A worker with an empty arena takes the place of the one before, if there was one. What
+    /// ran starts again; what the new worker has no room for fails, or ends if it has generated
+    /// as much as fits.
+    ///
+    /// # Errors
+    /// If the worker cannot be scheduled. Nothing has changed then.
+    pub fn worker_ready(&mut self, limits: Limits) -> Result<(), InvalidLimits> {
+        limits.check()?;
+        self.detach();
+        self.gone = false;
+        let worker = Attached::new(limits);
+        let verdicts: Vec<_> = self
+            .waiting
+            .iter()
+            .filter_map(|(&id, live)| Some((id, worker.verdict(live)?)))
+            .collect();
+        self.worker = Some(worker);
+        for (id, verdict) in verdicts {
+            self.remove(id);
+            self.end(id, verdict);
+        }
+        Ok(())
+    }
+
+    /// The worker died, hung or lied. What ran waits for another one with its tokens kept, but
+    /// for sequences that were in flight in a death before: they fail.
+    pub fn worker_lost(&mut self) {
+        self.stats.workers_lost += u64::from(self.worker.is_some());
+        for id in self.detach() {
+            let deaths = self.waiting.get_mut(&id).map_or(0, Live::survive_death);
+            if deaths >= MAX_DEATHS {
+                self.remove(id);
+                self.end(id, Event::Failed(FailReason::WorkerCrashed));
+            }
+        }
+    }
+
+    /// The worker will not come back: everything fails, now and until a worker is ready.
+    pub fn worker_gone(&mut self) {
+        self.detach();
+        self.gone = true;
+        while let Some((id, _)) = self.waiting.pop_first() {
+            self.end(id, Event::Failed(FailReason::WorkerGone));
+        }
+    }
+
+    /// Accepts a sequence. Its events follow, if only the one that says why it failed.
+    ///
+    /// # Errors
+    /// If it is refused; there are no events then.
+    pub fn submit(&mut self, sequence: Sequence) -> Result<(), Refused> {
+        let id = sequence.id;
+        if self.room() == 0 {
+            return Err(Refused::QueueFull(self.waiting.len()));
+        }
+        if sequence.prompt.is_empty() {
+            return Err(Refused::EmptyPrompt);
+        }
+        if self.live(id).is_some() {
+            return Err(Refused::DuplicateId(id));
+        }
+        self.stats.admitted += 1;
+        let live = Live::new(sequence);
+        if self.gone {
+            self.end(id, Event::Failed(FailReason::WorkerGone));
+        } else if let Some(verdict) = self.worker.as_ref().and_then(|w| w.verdict(&live)) {
+            self.end(id, verdict);
+        } else {
+            self.waiting.insert(id, live);
+        }
+        Ok(())
+    }
+
+    /// Ends a sequence wherever it is. No event of it follows. Unknown and ended sequences are
+    /// no error: the end may have crossed the cancellation.
+    pub fn cancel(&mut self, id: SequenceId) {
+        if self.remove(id) {
+            self.stats.cancelled += 1;
+        }
+        self.events.retain(|&(of, _)| of != id);
+    }
+
+    /// The next step to send to the worker. None if there is nothing to do, no worker, or two
+    /// steps are in flight.
+    pub fn plan(&mut self, now: Instant) -> Option<StepPlan> {
+        let worker = self.worker.as_mut()?;
+        if worker.in_flight.len() >= self.steps_in_flight {
+            return None;
+        }
+        let (plan, preempted) = worker.plan(&mut self.waiting, self.last_step + 1);
+        self.stats.preemptions += preempted;
+        let plan = plan?;
+        self.last_step = plan.number;
+        self.stats.steps += 1;
+        self.stats.tokens_computed += plan.tokens.len() as u64;
+        worker.start_clock(now, self.config.step_timeout);
+        Some(plan)
+    }
+
+    /// What happened next, to whom.
+    pub fn poll_event(&mut self) -> Option<(SequenceId, Event)> {
+        self.events.pop_front()
+    }
+}
+
+// === How things stand ===
+
+impl Scheduler {
+    /// When the oldest step in flight is overdue: the worker hangs, and is to be replaced.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.worker.as_ref()?.deadline()
+    }
+
+    /// What an `OPEN` message must say of a live sequence.
+    pub fn sequence(&self, id: SequenceId) -> Option<SequenceView<'_>> {
+        self.live(id).map(Live::view)
+    }
+
+    /// How many more sequences would be accepted now.
+    pub fn room(&self) -> usize {
+        self.config.max_waiting.saturating_sub(self.waiting.len())
+    }
+
+    /// Counters and gauges.
+    pub fn stats(&self) -> Stats {
+        let mut stats = self.stats;
+        stats.waiting = self.waiting.len();
+        if let Some(worker) = &self.worker {
+            worker.measure(&mut stats);
+        }
+        stats
+    }
+
+    fn live(&self, id: SequenceId) -> Option<&Live> {
+        let worker = self.worker.as_ref();
+        worker
+            .and_then(|worker| worker.live(id))
+            .or_else(|| self.waiting.get(&id))
+    }
+}
+
+// === Ends ===
+
+impl Scheduler {
+    /// Takes a sequence out and frees what it had. False if it was not there.
+    fn remove(&mut self, id: SequenceId) -> bool {
+        let worker = self.worker.as_mut();
+        worker.is_some_and(|worker| worker.evict(id).is_some())
+            || self.waiting.remove(&id).is_some()
+    }
+
+    /// Says that a sequence, already taken out, is over.
+    fn end(&mut self, id: SequenceId, event: Event) {
+        debug_assert!(event.is_last());
+        match event {
+            Event::Finished(_) => self.stats.completed += 1,
+            _ => self.stats.failed += 1,
+        }
+        self.events.push_back((id, event));
+    }
+
+    /// Lets go of the worker: what ran waits again, steps in flight are forgotten. Returns the
+    /// live sequences that were in them.
+    fn detach(&mut self) -> Vec<SequenceId> {
+        let Some(worker) = self.worker.take() else {
+            return Vec::new();
+        };
+        self.waiting.extend(worker.into_sequences());
+        let waiting = self.waiting.iter_mut();
+        waiting
+            .filter_map(|(&id, live)| live.forget_flights().then_some(id))
+            .collect()
+    }
+}

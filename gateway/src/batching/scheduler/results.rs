@@ -1,0 +1,123 @@
+//! Results: checked whole, then taken row by row.
+
+use std::time::Instant;
+
+use super::Scheduler;
+use super::attached::{Row, Step};
+use crate::batching::plan::{Expected, ResultError, StepResult, check_len, check_token};
+use crate::batching::sequence::{Event, FinishReason};
+
+impl Scheduler {
+    /// Takes the answer to the oldest step in flight.
+    ///
+    /// # Errors
+    /// If it cannot be the answer. Nothing has changed then; replace the worker and call
+    /// [`worker_lost`](Self::worker_lost).
+    pub fn complete(&mut self, now: Instant, result: StepResult<'_>) -> Result<(), ResultError> {
+        let Some(worker) = &mut self.worker else {
+            return Err(ResultError::Unasked {
+                number: result.number,
+            });
+        };
+        let step = worker.answer(&result)?;
+        worker.start_clock(now, self.config.step_timeout);
+        for (index, row) in step.rows.iter().enumerate() {
+            self.take_row(&step, row, index, &result);
+        }
+        Ok(())
+    }
+
+    /// Takes one row's result, wherever its sequence is by now: running, preempted, or ended.
+    fn take_row(&mut self, step: &Step, row: &Row, index: usize, result: &StepResult<'_>) {
+        let Some(worker) = &mut self.worker else {
+            return;
+        };
+        let max_context = worker.max_context();
+        let running = worker.live_mut(row.id);
+        let Some(live) = running.or_else(|| self.waiting.get_mut(&row.id)) else {
+            self.stats.rows_wasted += 1;
+            return;
+        };
+        live.arrive(row.draws);
+
+        if !row.scored.is_empty() {
+            live.set_scored(row.scored.end);
+            let scores = result.prompt(step.top);
+            let top = row.top_logprobs.unwrap_or(0);
+            let entries = row.target_indices().map(|at| scores.entry(at, top));
+            let event = Event::PromptLogprobs {
+                start: row.scored.start,
+                entries: entries.collect(),
+            };
+            self.events.push_back((row.id, event));
+        }
+        let mut stopped = false;
+        if row.draws {
+            let token = result.tokens[index] as u32;
+            stopped = live.push(token);
+            let scores = result.drawn(step.top);
+            let logprobs = row.top_logprobs.map(|top| scores.entry(index, top));
+            self.stats.tokens_generated += 1;
+            self.events
+                .push_back((row.id, Event::Token { token, logprobs }));
+        }
+        // The row that computes the last position is the last one.
+        let reason = match row.end == live.extent(max_context).positions {
+            _ if stopped => FinishReason::Stop,
+            true => FinishReason::Length,
+            false => return,
+        };
+        self.remove(row.id);
+        self.end(row.id, Event::Finished(reason));
+    }
+}
+
+impl Row {
+    /// Where in the step's targets its entries are.
+    fn target_indices(&self) -> std::ops::Range<usize> {
+        self.first_target..self.first_target + self.scored.len()
+    }
+}
+
+impl Step {
+    /// Checks that a result answers this step, and that everything in it that was asked for is
+    /// what it claims to be.
+    pub(super) fn check(
+        &self,
+        result: &StepResult<'_>,
+        vocab_size: u32,
+    ) -> Result<(), ResultError> {
+        let number = result.number;
+        if number != self.number {
+            return Err(ResultError::OutOfOrder {
+                number,
+                expected: self.number,
+            });
+        }
+        let (drawn, prompt) = (result.drawn(self.top), result.prompt(self.top));
+        check_len(number, "TOKENS", result.tokens.len(), self.rows.len())?;
+        drawn.check_shape(self.rows.len())?;
+        prompt.check_shape(self.targets)?;
+
+        for (index, (row, &token)) in self.rows.iter().zip(result.tokens).enumerate() {
+            if row.draws {
+                check_token(number, "TOKENS", index, token, vocab_size)?;
+                if let Some(top) = row.top_logprobs {
+                    drawn.check_entry(index, top, vocab_size)?;
+                }
+            } else if token != -1 {
+                return Err(ResultError::Token {
+                    number,
+                    tensor: "TOKENS",
+                    index,
+                    token,
+                    expected: Expected::Nothing,
+                });
+            }
+            for at in row.target_indices() {
+                prompt.check_entry(at, row.top_logprobs.unwrap_or(0), vocab_size)?;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,188 @@
+//! The simulated worker: executes its messages in order, when it is asked for the next result.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use realm_shared::wire::{Sampling, step};
+
+use super::model::{best, cell, draw, mix, score};
+use crate::batching::limits::Limits;
+use crate::batching::plan::{StepPlan, StepResult};
+use crate::batching::sequence::SequenceId;
+
+#[derive(Debug)]
+pub(super) enum Message {
+    Open { slot: u32, state: SlotState },
+    Step(StepPlan),
+}
+
+#[derive(Debug)]
+pub(super) struct SlotState {
+    pub(super) sampling: Sampling,
+    pub(super) bias: Vec<(u32, f32)>,
+    /// Empty unless there are penalties.
+    pub(super) history: Vec<u32>,
+    pub(super) drawn: Option<u32>,
+}
+
+/// A worker: executes its messages in order, when it is asked for the next result.
+#[derive(Debug)]
+pub(super) struct Device {
+    pub(super) limits: Limits,
+    cells: Vec<u64>,
+    slots: Vec<Option<SlotState>>,
+    pub(super) ring: VecDeque<Message>,
+}
+
+/// The tensors of a result, owned.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Output {
+    pub(super) number: u64,
+    pub(super) tokens: Vec<i32>,
+    pub(super) logprobs: Vec<f32>,
+    pub(super) top_ids: Vec<i32>,
+    pub(super) top_logprobs: Vec<f32>,
+    pub(super) prompt_logprobs: Vec<f32>,
+    pub(super) prompt_top_ids: Vec<i32>,
+    pub(super) prompt_top_logprobs: Vec<f32>,
+}
+
+impl Output {
+    pub(super) fn view(&self) -> StepResult<'_> {
+        StepResult {
+            number: self.number,
+            tokens: &self.tokens,
+            logprobs: &self.logprobs,
+            top_ids: &self.top_ids,
+            top_logprobs: &self.top_logprobs,
+            prompt_logprobs: &self.prompt_logprobs,
+            prompt_top_ids: &self.prompt_top_ids,
+            prompt_top_logprobs: &self.prompt_top_logprobs,
+        }
+    }
+}
+
+fn push_best(ids: &mut Vec<i32>, logprobs: &mut Vec<f32>, best: &[(u32, f32)], width: usize) {
+    for at in 0..width {
+        let (id, logprob) = best.get(at).map_or((-1, 0.0), |&(id, lp)| (id as i32, lp));
+        ids.push(id);
+        logprobs.push(logprob);
+    }
+}
+
+impl Device {
+    pub(super) fn new(limits: Limits, rubbish: u64) -> Self {
+        let cells = limits.block_count * limits.block_size;
+        Self {
+            limits,
+            cells: (0..cells).map(|i| mix(rubbish, u64::from(i))).collect(),
+            slots: (0..limits.max_sequences).map(|_| None).collect(),
+            ring: VecDeque::new(),
+        }
+    }
+
+    /// Sequences in steps not yet answered.
+    pub(super) fn in_flight(&self) -> BTreeSet<SequenceId> {
+        let steps = self.ring.iter().filter_map(|message| match message {
+            Message::Step(plan) => Some(&plan.ids),
+            Message::Open { .. } => None,
+        });
+        steps.flatten().copied().collect()
+    }
+
+    /// Executes up to and including the next step.
+    pub(super) fn answer(&mut self) -> Option<Output> {
+        loop {
+            match self.ring.pop_front()? {
+                Message::Open { slot, state } => self.slots[slot as usize] = Some(state),
+                Message::Step(plan) => return Some(self.execute(&plan)),
+            }
+        }
+    }
+
+    fn execute(&mut self, plan: &StepPlan) -> Output {
+        let (rows, tokens) = (plan.slots.len(), plan.tokens.len());
+        assert!(rows > 0 && rows <= self.limits.max_sequences as usize);
+        assert!(tokens <= self.limits.max_step_tokens as usize);
+        assert_eq!(plan.starts.len(), rows + 1);
+        assert_eq!((plan.starts[0], plan.starts[rows]), (0, tokens as i32));
+        assert_eq!(plan.blocks.len(), rows * plan.width);
+        assert!(plan.targets.is_empty() || plan.targets.len() == tokens);
+        let distinct: BTreeSet<_> = plan.slots.iter().collect();
+        assert_eq!(distinct.len(), rows, "a slot appears twice");
+
+        let mut out = Output {
+            number: plan.number,
+            ..Output::default()
+        };
+        let mut owned = BTreeSet::new();
+        for row in 0..rows {
+            self.execute_row(plan, row, &mut owned, &mut out);
+        }
+        out
+    }
+
+    fn execute_row(
+        &mut self,
+        plan: &StepPlan,
+        row: usize,
+        owned: &mut BTreeSet<i32>,
+        out: &mut Output,
+    ) {
+        let size = self.limits.block_size as usize;
+        let span = plan.starts[row] as usize..plan.starts[row + 1] as usize;
+        let context = plan.context[row] as usize;
+        let end = context + span.len();
+        assert!(!span.is_empty() && end <= self.limits.max_context as usize);
+        let table = &plan.blocks[row * plan.width..(row + 1) * plan.width];
+        for &block in &table[..end.div_ceil(size)] {
+            assert!(owned.insert(block), "two rows use block {block}");
+        }
+        let at = |position: usize| table[position / size] as usize * size + position % size;
+        let slot = self.slots[plan.slots[row] as usize].as_mut();
+        let slot = slot.expect("the slot is open");
+
+        let mut state = (0..context).fold(0, |state, p| mix(state, self.cells[at(p)]));
+        for (t, position) in span.zip(context..) {
+            let mut token = plan.tokens[t] as u32;
+            if plan.flags[row] & step::INPUT_SAMPLED != 0 {
+                assert_eq!(end - context, 1, "INPUT_SAMPLED means one token");
+                token = slot.drawn.expect("something was drawn in this slot");
+            }
+            self.cells[at(position)] = cell(state, token, position);
+            state = mix(state, self.cells[at(position)]);
+            if let Some(&target) = plan.targets.get(t) {
+                let wanted = target >= 0;
+                let logprob = if wanted {
+                    score(state, target as u32)
+                } else {
+                    0.0
+                };
+                let best = if wanted {
+                    best(state, plan.top)
+                } else {
+                    Vec::new()
+                };
+                out.prompt_logprobs.push(logprob);
+                let (ids, logprobs) = (&mut out.prompt_top_ids, &mut out.prompt_top_logprobs);
+                push_best(ids, logprobs, &best, plan.top);
+            }
+        }
+        let (mut token, mut logprob, mut tops) = (-1, 0.0, Vec::new());
+        if plan.flags[row] & step::SAMPLE != 0 {
+            let index = plan.index[row] as u32;
+            let drawn = draw(state, &slot.sampling, &slot.bias, &slot.history, index);
+            slot.drawn = Some(drawn);
+            if slot.sampling.has_penalties() {
+                slot.history.push(drawn);
+            }
+            token = drawn as i32;
+            if slot.sampling.top_logprobs >= 0 {
+                logprob = score(state, drawn);
+                tops = best(state, slot.sampling.top_logprobs as usize);
+            }
+        }
+        out.tokens.push(token);
+        out.logprobs.push(logprob);
+        push_best(&mut out.top_ids, &mut out.top_logprobs, &tops, plan.top);
+    }
+}

@@ -1,0 +1,182 @@
+//! The proof of the scheduler: a worker simulated down to the cells of its KV arena, computing a
+//! deterministic "language model", against a straight-line computation of every sequence.
+//!
+//! What a cell holds depends on its token, its position and every cell before it, as read through
+//! the block table at the moment of writing, like keys and values of a real model's deeper layers.
+//! The token drawn depends on all of them and on the sampling state of the slot. So a wrong block,
+//! position, input token, index or history, a stale cell, or a token lost or repeated on the way
+//! through a preemption or a death changes what comes after it.
+
+mod device;
+mod model;
+mod world;
+
+use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
+use realm_shared::wire::{MAX_STOP_IDS, Sampling};
+
+use super::STEPS_IN_FLIGHT;
+use crate::batching::limits::Limits;
+use crate::batching::sequence::{Sequence, SequenceId};
+pub(super) use model::VOCAB;
+use world::{Lie, Simulation};
+
+#[derive(Debug, Clone)]
+enum Op {
+    Submit(Box<Sequence>),
+    Plan,
+    Complete,
+    /// Cancels the sequence at this fraction of all so far.
+    Cancel(prop::sample::Index),
+    Lose,
+    /// Starts a worker where there is none.
+    Start(Limits),
+    /// Starts one in the place of another.
+    Replace(Limits),
+    Lie(Lie),
+    Gone,
+}
+
+/// Sampling that asks for nothing special.
+pub(super) fn sampling() -> Sampling {
+    Sampling {
+        key: 0,
+        temperature: 1.0,
+        top_p: 1.0,
+        min_p: 0.0,
+        top_k: 0,
+        presence_penalty: 0.0,
+        frequency_penalty: 0.0,
+        repetition_penalty: 1.0,
+        min_tokens: 0,
+        top_logprobs: -1,
+        prompt_len: 0,
+        stop_count: 0,
+        stop_ids: [0; MAX_STOP_IDS],
+        reserved: 0,
+    }
+}
+
+fn any_sequence() -> impl Strategy<Value = Sequence> {
+    let prompt = prop::collection::vec(0..VOCAB, 1..24);
+    let stops = prop::collection::vec(0..VOCAB, 0..4);
+    let penalty = prop_oneof![2 => Just(1.0f32), 1 => Just(1.5)];
+    let bias = prop::collection::vec((0..VOCAB, -1.0f32..1.0), 0..2);
+    let counts = (0u32..20, 0u32..5, -1i32..4);
+    (prompt, stops, penalty, bias, counts, any::<(u64, bool)>()).prop_map(
+        |(prompt, stops, repetition_penalty, bias, counts, (key, prompt_logprobs))| {
+            let (max_tokens, min_tokens, top_logprobs) = counts;
+            let mut stop_ids = [0; MAX_STOP_IDS];
+            stop_ids[..stops.len()].copy_from_slice(&stops);
+            Sequence {
+                id: SequenceId(0),
+                prompt: prompt.into(),
+                max_tokens,
+                sampling: Sampling {
+                    key,
+                    repetition_penalty,
+                    min_tokens,
+                    top_logprobs,
+                    stop_count: stops.len() as u32,
+                    stop_ids,
+                    ..sampling()
+                },
+                bias: bias.into(),
+                prompt_logprobs,
+            }
+        },
+    )
+}
+
+/// Workers too small for a few sequences, and for some a little too small at all.
+fn any_limits() -> impl Strategy<Value = Limits> {
+    (1u32..6, 24u32..72, 1u32..14, 2u32..24, 16u32..64).prop_map(
+        |(block_size, positions, max_sequences, max_step_tokens, max_context)| Limits {
+            block_size,
+            block_count: positions / block_size,
+            max_sequences,
+            max_step_tokens,
+            max_context,
+            vocab_size: VOCAB,
+        },
+    )
+}
+
+fn any_lie() -> impl Strategy<Value = Lie> {
+    prop_oneof![
+        Just(Lie::Number),
+        Just(Lie::Rows),
+        Just(Lie::TokenAboveVocabulary),
+        Just(Lie::ExtraScores),
+        Just(Lie::ExtraAlternative),
+    ]
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        60 => any_sequence().prop_map(|sequence| Op::Submit(Box::new(sequence))),
+        200 => Just(Op::Plan),
+        160 => Just(Op::Complete),
+        12 => any::<prop::sample::Index>().prop_map(Op::Cancel),
+        3 => Just(Op::Lose),
+        80 => any_limits().prop_map(Op::Start),
+        1 => any_limits().prop_map(Op::Replace),
+        1 => any_lie().prop_map(Op::Lie),
+        1 => Just(Op::Gone),
+    ]
+}
+
+fn config(cases: u32) -> ProptestConfig {
+    ProptestConfig {
+        cases,
+        failure_persistence: Some(Box::new(FileFailurePersistence::Off)),
+        ..ProptestConfig::default()
+    }
+}
+
+proptest! {
+    #![proptest_config(config(2000))]
+
+    /// Whatever happens in whatever order, every sequence gets exactly the tokens, scores and
+    /// end that it would have got alone, the bookkeeping is right after every operation, and
+    /// what is left at the end is done within a bounded number of plans.
+    #[test]
+    fn every_sequence_gets_what_it_would_have_got_alone(
+        depth in prop_oneof![1 => Just(1), 4 => Just(STEPS_IN_FLIGHT), 1 => Just(4)],
+        first in any_limits(),
+        last in any_limits(),
+        ops in prop::collection::vec(any_op(), 0..250),
+    ) {
+        let mut world = Simulation::new(depth);
+        world.ready(first);
+        for op in ops {
+            match op {
+                Op::Submit(sequence) => {
+                    world.submit(*sequence);
+                }
+                Op::Plan => {
+                    world.plan();
+                }
+                Op::Complete => {
+                    world.complete();
+                }
+                Op::Cancel(index) => {
+                    if !world.tracks.is_empty() {
+                        let ids: Vec<_> = world.tracks.keys().copied().collect();
+                        world.cancel(*index.get(&ids));
+                    }
+                }
+                Op::Lose => world.lose(),
+                Op::Start(limits) if world.device.is_none() => world.ready(limits),
+                Op::Start(_) => {}
+                Op::Replace(limits) => world.ready(limits),
+                Op::Lie(lie) => world.lie(lie),
+                Op::Gone => world.gone(),
+            }
+        }
+        if world.device.is_none() {
+            world.ready(last);
+        }
+        world.drain();
+    }
+}

@@ -1,0 +1,147 @@
+//! One test per rule of the scheduler. `simulation` proves them together.
+
+mod blocks;
+mod ends;
+mod refusals;
+mod steps;
+mod workers;
+
+use std::time::Duration;
+
+use realm_shared::wire::step::{INPUT_SAMPLED, SAMPLE};
+
+use super::simulation::{VOCAB, sampling};
+use super::*;
+use crate::batching::plan::{Expected, ResultError, StepResult};
+use crate::batching::sequence::{FinishReason, TokenLogprobs};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+const LIMITS: Limits = Limits {
+    block_size: 4,
+    block_count: 16,
+    max_sequences: 4,
+    max_step_tokens: 16,
+    max_context: 64,
+    vocab_size: VOCAB,
+};
+
+/// A scheduler whose worker draws the token it is told to.
+struct Rig {
+    scheduler: Scheduler,
+    now: Instant,
+    submitted: u64,
+}
+
+impl Rig {
+    fn new(limits: Limits) -> Self {
+        let mut scheduler = Scheduler::new(Config {
+            max_waiting: 8,
+            step_timeout: TIMEOUT,
+        });
+        scheduler.worker_ready(limits).expect("valid limits");
+        Self {
+            scheduler,
+            now: Instant::now(),
+            submitted: 0,
+        }
+    }
+
+    fn sequence(&mut self, prompt: u32, max_tokens: u32) -> Sequence {
+        self.submitted += 1;
+        Sequence {
+            id: SequenceId(self.submitted),
+            prompt: (0..prompt).map(|token| token % VOCAB).collect(),
+            max_tokens,
+            sampling: sampling(),
+            bias: [].into(),
+            prompt_logprobs: false,
+        }
+    }
+
+    fn submit(&mut self, prompt: u32, max_tokens: u32) -> SequenceId {
+        let sequence = self.sequence(prompt, max_tokens);
+        let id = sequence.id;
+        self.scheduler.submit(sequence).expect("accepted");
+        id
+    }
+
+    fn plan(&mut self) -> StepPlan {
+        self.scheduler.plan(self.now).expect("something to do")
+    }
+
+    fn complete(&mut self, plan: &StepPlan, token: u32) {
+        let result = Answer::to(plan, token);
+        let done = self.scheduler.complete(self.now, result.view());
+        done.expect("a right answer");
+    }
+
+    /// Plans a step and answers it.
+    fn step(&mut self, token: u32) -> StepPlan {
+        let plan = self.plan();
+        self.complete(&plan, token);
+        plan
+    }
+
+    fn events(&mut self) -> Vec<(SequenceId, Event)> {
+        std::iter::from_fn(|| self.scheduler.poll_event()).collect()
+    }
+}
+
+/// A result with every log-probability -1 and every alternative token 0.
+struct Answer {
+    number: u64,
+    tokens: Vec<i32>,
+    logprobs: Vec<f32>,
+    top_ids: Vec<i32>,
+    top_logprobs: Vec<f32>,
+    prompt_logprobs: Vec<f32>,
+    prompt_top_ids: Vec<i32>,
+    prompt_top_logprobs: Vec<f32>,
+}
+
+impl Answer {
+    fn to(plan: &StepPlan, token: u32) -> Self {
+        let (rows, targets) = (plan.ids.len(), plan.targets.len());
+        let draws = plan.flags.iter().map(|flags| flags & SAMPLE != 0);
+        Self {
+            number: plan.number,
+            tokens: draws
+                .map(|draws| if draws { token as i32 } else { -1 })
+                .collect(),
+            logprobs: vec![-1.0; rows],
+            top_ids: vec![0; rows * plan.top],
+            top_logprobs: vec![-1.0; rows * plan.top],
+            prompt_logprobs: vec![-1.0; targets],
+            prompt_top_ids: vec![0; targets * plan.top],
+            prompt_top_logprobs: vec![-1.0; targets * plan.top],
+        }
+    }
+
+    fn view(&self) -> StepResult<'_> {
+        StepResult {
+            number: self.number,
+            tokens: &self.tokens,
+            logprobs: &self.logprobs,
+            top_ids: &self.top_ids,
+            top_logprobs: &self.top_logprobs,
+            prompt_logprobs: &self.prompt_logprobs,
+            prompt_top_ids: &self.prompt_top_ids,
+            prompt_top_logprobs: &self.prompt_top_logprobs,
+        }
+    }
+}
+
+fn token(token: u32) -> Event {
+    Event::Token {
+        token,
+        logprobs: None,
+    }
+}
+
+/// Tokens per row.
+fn counts(plan: &StepPlan) -> Vec<i32> {
+    plan.starts
+        .windows(2)
+        .map(|pair| pair[1] - pair[0])
+        .collect()
+}

@@ -1,0 +1,122 @@
+//! What a step holds.
+
+use super::*;
+
+#[test]
+fn two_steps_are_in_flight_and_the_second_takes_the_token_just_drawn() {
+    let mut rig = Rig::new(LIMITS);
+    let id = rig.submit(5, 3);
+    let first = rig.plan();
+    assert_eq!(first.opens, [(0, id)]);
+    assert_eq!((&first.ids[..], &first.slots[..]), (&[id][..], &[0][..]));
+    assert_eq!(first.tokens, [0, 1, 2, 3, 4]);
+    assert_eq!(
+        (&first.starts[..], &first.context[..]),
+        (&[0, 5][..], &[0][..])
+    );
+    assert_eq!(
+        (&first.flags[..], &first.index[..]),
+        (&[SAMPLE][..], &[0][..])
+    );
+    assert_eq!((&first.blocks[..], first.width), (&[0, 1][..], 2));
+
+    let second = rig.plan();
+    assert_eq!(second.number, first.number + 1);
+    assert_eq!((second.opens.len(), counts(&second)), (0, vec![1]));
+    assert_eq!(second.flags, [SAMPLE | INPUT_SAMPLED]);
+    assert_eq!(
+        (&second.context[..], &second.index[..]),
+        (&[5][..], &[1][..])
+    );
+    assert_eq!(rig.scheduler.plan(rig.now), None, "two are in flight");
+
+    rig.complete(&first, 7);
+    let third = rig.plan();
+    assert_eq!(third.flags, [SAMPLE | INPUT_SAMPLED]);
+    rig.complete(&second, 8);
+    assert_eq!(rig.scheduler.plan(rig.now), None, "max_tokens are drawn");
+    rig.complete(&third, 9);
+    let finished = Event::Finished(FinishReason::Length);
+    let events = [token(7), token(8), token(9), finished];
+    assert_eq!(rig.events(), events.map(|event| (id, event)));
+    assert_eq!(rig.scheduler.stats().rows_wasted, 0);
+}
+
+#[test]
+fn a_token_that_is_known_is_sent() {
+    let mut rig = Rig::new(LIMITS);
+    rig.submit(2, 3);
+    rig.step(7);
+    let plan = rig.step(8);
+    assert_eq!(
+        (&plan.tokens[..], &plan.flags[..]),
+        (&[7][..], &[SAMPLE][..])
+    );
+}
+
+#[test]
+fn a_long_prompt_is_read_in_chunks() {
+    let mut rig = Rig::new(LIMITS);
+    rig.submit(40, 2);
+    let plans = [rig.step(1), rig.step(1), rig.plan(), rig.plan()];
+    assert_eq!(plans.each_ref().map(counts), [[16], [16], [8], [1]]);
+    assert_eq!(
+        plans.each_ref().map(|plan| plan.context[0]),
+        [0, 16, 32, 40]
+    );
+    assert_eq!(plans.each_ref().map(|plan| plan.width), [4, 8, 10, 11]);
+    let flags = [0, 0, SAMPLE, SAMPLE | INPUT_SAMPLED];
+    assert_eq!(plans.each_ref().map(|plan| plan.flags[0]), flags);
+}
+
+#[test]
+fn decodes_go_first_and_prefill_gets_its_share() {
+    let mut rig = Rig::new(LIMITS);
+    let decoding = rig.submit(2, 20);
+    rig.step(1);
+    let reading = rig.submit(20, 5);
+    for _ in 0..5 {
+        let plan = rig.step(1);
+        assert_eq!(plan.ids, [decoding, reading]);
+        assert_eq!(counts(&plan), [1, 4], "a quarter of 16");
+    }
+    let plan = rig.step(1);
+    assert_eq!((plan.ids, plan.tokens.len()), (vec![decoding, reading], 2));
+}
+
+#[test]
+fn decodes_take_turns_when_a_step_has_not_room_for_all() {
+    let mut rig = Rig::new(Limits {
+        block_count: 64,
+        max_step_tokens: 8,
+        max_sequences: 8,
+        ..LIMITS
+    });
+    let decoding: [_; 7] = std::array::from_fn(|_| rig.submit(1, 30));
+    rig.step(1);
+    rig.submit(20, 1);
+    rig.step(1); // The long prompt is admitted with the one token left.
+    let plans: [_; 7] = std::array::from_fn(|_| rig.step(1));
+    assert!(plans.iter().all(|plan| plan.tokens.len() == 8));
+    let rows: Vec<_> = plans.into_iter().flat_map(|plan| plan.ids).collect();
+    for id in decoding {
+        assert_eq!(rows.iter().filter(|row| **row == id).count(), 6);
+    }
+}
+
+#[test]
+fn decodes_cannot_keep_a_prompt_from_being_read() {
+    let mut rig = Rig::new(Limits {
+        max_step_tokens: 4,
+        ..LIMITS
+    });
+    for _ in 0..3 {
+        rig.submit(1, 30);
+    }
+    rig.step(1);
+    let reading = rig.submit(9, 1);
+    let read = |plan: &StepPlan| plan.ids.contains(&reading);
+    for _ in 0..9 {
+        assert!(read(&rig.step(1)), "one token of every step is for it");
+    }
+}

@@ -1,0 +1,87 @@
+//! What the scheduler is asked to generate, and what it says happened.
+
+use std::sync::Arc;
+
+use realm_shared::wire::Sampling;
+
+/// Names one sequence for the life of the gateway process. Ids rise in order of arrival: the
+/// smaller one is the older sequence. None is used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SequenceId(pub u64);
+
+/// One sequence to generate: a prompt and how to go on from it.
+#[derive(Debug, Clone)]
+pub struct Sequence {
+    /// Its name.
+    pub id: SequenceId,
+    /// Tokens to go on from; at least one, each below the model's vocabulary size.
+    pub prompt: Arc<[u32]>,
+    /// Most tokens to generate. 0 asks for the prompt's log-probabilities alone.
+    pub max_tokens: u32,
+    /// How tokens are drawn. `stop_ids` end the sequence once `min_tokens` are generated.
+    /// `prompt_len` is filled in by the scheduler.
+    pub sampling: Sampling,
+    /// Tokens and what is added to their logits.
+    pub bias: Arc<[(u32, f32)]>,
+    /// Report log-probabilities of the prompt's tokens too.
+    pub prompt_logprobs: bool,
+}
+
+/// Log-probability of one token, and of its likeliest alternatives, best first.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct TokenLogprobs {
+    /// Of the token itself.
+    pub logprob: f32,
+    /// Token and log-probability; as many as `Sampling::top_logprobs` asked for.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Why a sequence ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// It drew one of its stop ids.
+    Stop,
+    /// It reached `max_tokens` or the model's context.
+    Length,
+}
+
+/// Why a sequence could not go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailReason {
+    /// It was in flight in two worker deaths, and is taken for their cause.
+    WorkerCrashed,
+    /// It needs more KV blocks than the worker has in all.
+    TooLong,
+    /// The worker is gone and will not come back.
+    WorkerGone,
+}
+
+/// What happened to a sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// Log-probabilities of prompt tokens `start + 1 ..`, in order, each given those before it.
+    PromptLogprobs {
+        /// Position of the token that predicts the first entry.
+        start: usize,
+        /// One entry per prompt token.
+        entries: Vec<TokenLogprobs>,
+    },
+    /// A token was drawn. A stop id is reported too (it counts as generated), as the last one.
+    Token {
+        /// The token.
+        token: u32,
+        /// Present if asked for.
+        logprobs: Option<TokenLogprobs>,
+    },
+    /// The sequence is over; nothing follows.
+    Finished(FinishReason),
+    /// The sequence is over; nothing follows.
+    Failed(FailReason),
+}
+
+impl Event {
+    /// Whether this is the sequence's last event.
+    pub fn is_last(&self) -> bool {
+        matches!(self, Event::Finished(_) | Event::Failed(_))
+    }
+}
