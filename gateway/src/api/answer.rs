@@ -1,0 +1,87 @@
+//! The common course of a request that generates: check, cut into tokens, submit, respond.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http::Response;
+
+use super::body::Body;
+use super::error::ApiError;
+use super::params::Params;
+use super::random;
+use super::run::{Format, Run, respond_stream, respond_whole};
+use crate::batching::sequence::{FinishReason, Sequence};
+use crate::workers::{Model, ModelLimits};
+
+/// Bodies up to this many bytes are cut into tokens in place, as that takes less time than
+/// handing the work to another thread is worth.
+const IN_PLACE: usize = 16 * 1024;
+
+/// How soon to ask again for a model whose first worker is still loading.
+const LOADING: Duration = Duration::from_secs(1);
+
+/// What all chunks of an answer have in common.
+#[derive(Debug)]
+pub(super) struct Head {
+    pub(super) id: String,
+    /// Unix time in seconds.
+    pub(super) created: u64,
+    pub(super) model: String,
+}
+
+impl Head {
+    /// Names the software, so that answers of different versions can be told apart.
+    pub(super) const FINGERPRINT: &str = concat!("realm-", env!("CARGO_PKG_VERSION"));
+
+    pub(super) fn new(prefix: &str, model: &str) -> Self {
+        Head {
+            id: random::id(prefix),
+            created: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |elapsed| elapsed.as_secs()),
+            model: model.to_owned(),
+        }
+    }
+}
+
+/// A finish reason by its OpenAI name.
+pub(super) fn finish_name(reason: FinishReason) -> &'static str {
+    match reason {
+        FinishReason::Stop => "stop",
+        FinishReason::Length => "length",
+    }
+}
+
+/// What the model can take, once a worker has told.
+pub(super) fn limits(model: &Model) -> Result<ModelLimits, ApiError> {
+    model
+        .limits()
+        .ok_or_else(|| ApiError::unavailable(LOADING, "it is being loaded"))
+}
+
+/// Runs `work` on a body of `size` bytes where it does not keep other requests waiting.
+pub(super) async fn off_reactor<T: Send + 'static>(
+    size: usize,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    if size <= IN_PLACE {
+        return Ok(work());
+    }
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|_| ApiError::internal("The prompt could not be processed"))
+}
+
+/// Starts the generation and responds as the request asked.
+pub(super) async fn submit<F: Format>(
+    model: &Model,
+    sequences: Vec<Sequence>,
+    run: Run<F>,
+    params: &Params,
+) -> Result<Response<Body>, ApiError> {
+    let generation = model.generate(sequences)?;
+    if params.stream {
+        Ok(respond_stream(run, generation, params.include_usage))
+    } else {
+        respond_whole(run, generation).await
+    }
+}

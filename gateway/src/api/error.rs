@@ -1,0 +1,400 @@
+//! What went wrong, as OpenAI's error object and as an HTTP response.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ALLOW, HeaderValue, RETRY_AFTER};
+use http::{Method, Response, StatusCode};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::body::{self, Body};
+use crate::batching::sequence::FailReason;
+use crate::workers::Refused;
+
+/// Longest part of a client's own words that an error repeats, in characters.
+const MAX_ECHO: usize = 64;
+
+/// Waits above this make OpenAI's Python SDK give up instead of retrying.
+const MAX_RETRY_AFTER: u64 = 120;
+
+/// A refusal or failure that the client hears about.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{message}")]
+pub struct ApiError {
+    status: StatusCode,
+    kind: &'static str,
+    code: Option<&'static str>,
+    param: Option<String>,
+    message: String,
+    retry_after: Option<Duration>,
+    allow: Option<&'static str>,
+}
+
+/// OpenAI's error object. Clients require all four keys.
+#[derive(Serialize)]
+struct ErrorObject<'a> {
+    error: ErrorFields<'a>,
+}
+
+#[derive(Serialize)]
+struct ErrorFields<'a> {
+    message: &'a str,
+    #[serde(rename = "type")]
+    kind: &'a str,
+    param: Option<&'a str>,
+    code: Option<&'a str>,
+}
+
+impl ApiError {
+    fn new(
+        status: StatusCode,
+        kind: &'static str,
+        code: Option<&'static str>,
+        message: String,
+    ) -> Self {
+        ApiError {
+            status,
+            kind,
+            code,
+            param: None,
+            message,
+            retry_after: None,
+            allow: None,
+        }
+    }
+
+    fn request(code: &'static str, param: impl Into<String>, message: String) -> Self {
+        ApiError {
+            param: Some(param.into()),
+            ..Self::new(
+                StatusCode::BAD_REQUEST,
+                "invalid_request_error",
+                Some(code),
+                message,
+            )
+        }
+    }
+
+    /// 400: the body is not JSON, or not an object.
+    pub fn malformed(message: impl Into<String>) -> Self {
+        Self::new(
+            StatusCode::BAD_REQUEST,
+            "invalid_request_error",
+            Some("invalid_json"),
+            message.into(),
+        )
+    }
+
+    /// 400: the parameter has the right type and a wrong value. `expected` says what is allowed.
+    pub(super) fn invalid(param: impl Into<String>, expected: impl std::fmt::Display) -> Self {
+        let param = param.into();
+        let message = format!("Invalid '{}': expected {expected}.", echo(&param));
+        Self::request("invalid_value", param, message)
+    }
+
+    /// 400: the parameter has a wrong type.
+    pub(super) fn wrong_type(param: impl Into<String>, expected: &str, got: &Value) -> Self {
+        let param = param.into();
+        let message = format!(
+            "Invalid type for '{}': expected {expected}, but got {}.",
+            echo(&param),
+            type_name(got)
+        );
+        Self::request("invalid_type", param, message)
+    }
+
+    /// 400: the parameter must be given.
+    pub(super) fn missing(param: impl Into<String>) -> Self {
+        let param = param.into();
+        let message = format!("Missing required parameter: '{param}'.");
+        Self::request("missing_required_parameter", param, message)
+    }
+
+    /// 400: no such parameter.
+    pub(super) fn unknown(param: impl Into<String>) -> Self {
+        let param = param.into();
+        let message = format!("Unrecognized request argument supplied: {}", echo(&param));
+        Self::request("unknown_parameter", param, message)
+    }
+
+    /// 400: the API has the parameter, this server does not honour what it asks for.
+    pub(super) fn unsupported(param: impl Into<String>, accepted: &str) -> Self {
+        let param = param.into();
+        let message =
+            format!("Unsupported value for '{param}': this server accepts only {accepted}.");
+        Self::request("unsupported_parameter", param, message)
+    }
+
+    /// 400: two parameters contradict one another.
+    pub(super) fn conflict(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::request("invalid_value", param, message.into())
+    }
+
+    /// 400: prompt and answer do not fit into the model's context.
+    pub(super) fn context_length(
+        param: &'static str,
+        max_context: u32,
+        prompt: usize,
+        max_tokens: u32,
+    ) -> Self {
+        let requested = prompt as u64 + u64::from(max_tokens);
+        let message = format!(
+            "This model's maximum context length is {max_context} tokens. However, you requested {requested} tokens ({prompt} in the {param}, {max_tokens} in the completion). Please reduce the length of the {param} or completion."
+        );
+        Self::request("context_length_exceeded", param, message)
+    }
+
+    /// 404: no model of that name is served.
+    pub fn model_not_found(model: &str) -> Self {
+        ApiError {
+            param: Some("model".into()),
+            ..Self::new(
+                StatusCode::NOT_FOUND,
+                "invalid_request_error",
+                Some("model_not_found"),
+                format!("The model `{}` does not exist", echo(model)),
+            )
+        }
+    }
+
+    /// 404: no such path.
+    pub fn unknown_url(method: &Method, path: &str) -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "invalid_request_error",
+            Some("unknown_url"),
+            format!("Invalid URL ({method} {})", echo(path)),
+        )
+    }
+
+    /// 405: the path exists, for the methods in `allow` (as in the header of that name).
+    pub fn method_not_allowed(method: &Method, allow: &'static str) -> Self {
+        ApiError {
+            allow: Some(allow),
+            ..Self::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "invalid_request_error",
+                Some("method_not_allowed"),
+                format!("Not allowed to {method} here; allowed: {allow}"),
+            )
+        }
+    }
+
+    /// 408: the body did not arrive in time. Clients may retry.
+    pub fn body_timeout(limit: Duration) -> Self {
+        Self::new(
+            StatusCode::REQUEST_TIMEOUT,
+            "invalid_request_error",
+            Some("request_timeout"),
+            format!(
+                "The request body did not arrive within {} s",
+                limit.as_secs()
+            ),
+        )
+    }
+
+    /// 413: the body is longer than `limit` bytes.
+    pub fn payload_too_large(limit: usize) -> Self {
+        Self::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "invalid_request_error",
+            Some("payload_too_large"),
+            format!("The request body is larger than {limit} bytes"),
+        )
+    }
+
+    /// 415: the body is not declared to be JSON.
+    pub fn unsupported_media_type() -> Self {
+        Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "invalid_request_error",
+            Some("unsupported_media_type"),
+            "The request body must be JSON: set the header 'Content-Type: application/json'".into(),
+        )
+    }
+
+    /// 429: the server has as much work as it can hold.
+    pub fn queue_full(retry_after: Duration) -> Self {
+        ApiError {
+            retry_after: Some(retry_after),
+            ..Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "rate_limit_error",
+                Some("queue_full"),
+                "The server's queue is full; retry after the time in the Retry-After header".into(),
+            )
+        }
+    }
+
+    /// 503: the model cannot answer now and may later.
+    pub fn unavailable(retry_after: Duration, reason: &str) -> Self {
+        ApiError {
+            retry_after: Some(retry_after),
+            ..Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "server_error",
+                Some("model_not_ready"),
+                format!("The model is not ready: {reason}"),
+            )
+        }
+    }
+
+    /// 500: the server's own fault.
+    pub fn internal(message: impl Into<String>) -> Self {
+        Self::server(None, message.into())
+    }
+
+    fn server(code: Option<&'static str>, message: String) -> Self {
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "server_error",
+            code,
+            message,
+        )
+    }
+
+    /// The HTTP status that it has.
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    /// OpenAI's error object as JSON text.
+    pub fn to_json(&self) -> Vec<u8> {
+        body::json(&ErrorObject {
+            error: ErrorFields {
+                message: &self.message,
+                kind: self.kind,
+                param: self.param.as_deref(),
+                code: self.code,
+            },
+        })
+    }
+
+    /// The response that says so.
+    pub fn into_response(self) -> Response<Body> {
+        let mut response = body::json_response(self.status, Bytes::from(self.to_json()));
+        let headers = response.headers_mut();
+        if let Some(wait) = self.retry_after {
+            let seconds = wait.as_millis().div_ceil(1000);
+            let seconds = u64::try_from(seconds).unwrap_or(MAX_RETRY_AFTER);
+            headers.insert(
+                RETRY_AFTER,
+                HeaderValue::from(seconds.clamp(1, MAX_RETRY_AFTER)),
+            );
+        }
+        if let Some(allow) = self.allow {
+            headers.insert(ALLOW, HeaderValue::from_static(allow));
+        }
+        response
+    }
+}
+
+impl From<Refused> for ApiError {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::NotReady {
+                retry_after,
+                reason,
+            } => Self::unavailable(retry_after, &reason),
+            Refused::QueueFull { retry_after } => Self::queue_full(retry_after),
+        }
+    }
+}
+
+impl From<FailReason> for ApiError {
+    fn from(reason: FailReason) -> Self {
+        match reason {
+            FailReason::WorkerCrashed => Self::server(
+                Some("worker_crashed"),
+                "The model's worker died twice while it worked on this request, which will not be retried".into(),
+            ),
+            FailReason::WorkerGone => Self::server(
+                Some("worker_gone"),
+                "The model's worker is gone".into(),
+            ),
+            FailReason::TooLong => Self::new(
+                StatusCode::BAD_REQUEST,
+                "invalid_request_error",
+                Some("context_length_exceeded"),
+                "The request needs more memory for its context than the server has in all; shorten the prompt or lower max_tokens".into(),
+            ),
+        }
+    }
+}
+
+/// A client's own words, cut to a length that is fit for a message.
+fn echo(words: &str) -> String {
+    match words.char_indices().nth(MAX_ECHO) {
+        Some((end, _)) => format!("{}…", &words[..end]),
+        None => words.to_owned(),
+    }
+}
+
+/// A JSON type in words.
+fn type_name(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(n) if n.is_f64() => "a decimal",
+        Value::Number(_) => "an integer",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn parsed(error: &ApiError) -> Value {
+        serde_json::from_slice(&error.to_json()).expect("is JSON")
+    }
+
+    #[test]
+    fn all_four_keys_are_there() {
+        assert_eq!(
+            parsed(&ApiError::internal("oops")),
+            json!({"error": {"message": "oops", "type": "server_error", "param": null, "code": null}})
+        );
+        assert_eq!(
+            parsed(&ApiError::model_not_found("x")),
+            json!({"error": {"message": "The model `x` does not exist",
+                   "type": "invalid_request_error", "param": "model", "code": "model_not_found"}})
+        );
+    }
+
+    #[test]
+    fn context_length_is_told_in_numbers() {
+        let error = ApiError::context_length("messages", 4096, 4000, 200);
+        assert_eq!(
+            error.to_string(),
+            "This model's maximum context length is 4096 tokens. However, you requested 4200 tokens (4000 in the messages, 200 in the completion). Please reduce the length of the messages or completion."
+        );
+    }
+
+    #[test]
+    fn retry_after_is_whole_seconds_that_sdks_obey() {
+        for (wait, header) in [(0, "1"), (1, "1"), (1001, "2"), (9_000_000, "120")] {
+            let response = ApiError::queue_full(Duration::from_millis(wait)).into_response();
+            assert_eq!(response.status(), 429);
+            assert_eq!(response.headers()[RETRY_AFTER], header);
+        }
+    }
+
+    #[test]
+    fn allowed_methods_are_named() {
+        let response = ApiError::method_not_allowed(&Method::PUT, "GET, HEAD").into_response();
+        assert_eq!(response.status(), 405);
+        assert_eq!(response.headers()[ALLOW], "GET, HEAD");
+    }
+
+    #[test]
+    fn long_words_are_not_repeated_whole() {
+        let error = ApiError::model_not_found(&"é".repeat(1000));
+        assert!(error.to_string().len() < 200);
+    }
+}

@@ -1,0 +1,53 @@
+//! The OpenAI-compatible API: JSON in, JSON or server-sent events out.
+//!
+//! A request goes through [`chat`] or [`completions`]: `fields` reads its JSON and names what is
+//! wrong with it, `text` cuts its prompt into tokens, the model's workers generate, each `choice`
+//! turns what they say into text that may be sent, and `run` writes that out.
+
+mod answer;
+mod body;
+mod chat;
+mod choice;
+mod completions;
+mod error;
+mod fields;
+mod logprobs;
+mod messages;
+mod models;
+mod params;
+mod prompts;
+pub(crate) mod random;
+mod run;
+#[cfg(test)]
+mod testing;
+mod unsupported;
+
+use bytes::Bytes;
+use http::Response;
+
+pub use body::Body;
+pub use error::ApiError;
+
+use crate::workers::Models;
+
+/// `POST /v1/chat/completions`.
+pub async fn chat_completions(models: &Models, body: Bytes) -> Response<Body> {
+    let response = chat::respond(models, &body).await;
+    response.unwrap_or_else(ApiError::into_response)
+}
+
+/// `POST /v1/completions`.
+pub async fn completions(models: &Models, body: Bytes) -> Response<Body> {
+    let response = completions::respond(models, &body).await;
+    response.unwrap_or_else(ApiError::into_response)
+}
+
+/// `GET /v1/models`.
+pub fn list_models(models: &Models) -> Response<Body> {
+    models::list(models)
+}
+
+/// `GET /v1/models/{id}`. Names may hold slashes.
+pub fn get_model(models: &Models, id: &str) -> Response<Body> {
+    models::get(models, id).unwrap_or_else(ApiError::into_response)
+}

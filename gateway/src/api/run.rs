@@ -1,0 +1,218 @@
+//! All choices of one request, and how what happens to them becomes a response.
+//!
+//! A streamed response and a whole one come from the same [`Run`]: the one writes each delta as
+//! it comes, the other adds them up.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use serde::Serialize;
+
+use super::body::{self, Body};
+use super::choice::{Choice, Delta};
+use super::error::ApiError;
+use crate::batching::sequence::Event;
+use crate::workers::Generation;
+
+/// Silence after which a comment tells client and proxies that the stream is alive.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
+
+/// Tokens that a request took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(super) struct Usage {
+    prompt_tokens: u64,
+    completion_tokens: u64,
+    total_tokens: u64,
+    prompt_tokens_details: PromptTokens,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+struct PromptTokens {
+    cached_tokens: u64,
+}
+
+/// How an endpoint writes its answers.
+pub(super) trait Format: Send + 'static {
+    /// Writes what became certain about choice `index` as server-sent events.
+    fn chunks(&mut self, index: usize, delta: Delta, out: &mut Events);
+    /// Writes the event that tells the usage after all others.
+    fn usage_chunk(&self, usage: Usage, out: &mut Events);
+    /// The whole answer as JSON.
+    fn whole(self, choices: Vec<Delta>, usage: Usage) -> Vec<u8>;
+}
+
+/// Server-sent events, written one behind the other.
+#[derive(Debug, Default)]
+pub(super) struct Events(Vec<u8>);
+
+impl Events {
+    /// Adds an event with a JSON value.
+    pub(super) fn data(&mut self, value: &impl Serialize) {
+        self.raw(&body::json(value));
+    }
+
+    fn raw(&mut self, data: &[u8]) {
+        self.0.extend_from_slice(b"data: ");
+        self.0.extend_from_slice(data);
+        self.0.extend_from_slice(b"\n\n");
+    }
+
+    pub(super) fn into_bytes(self) -> Bytes {
+        self.0.into()
+    }
+}
+
+/// A request under way.
+#[derive(Debug)]
+pub(super) struct Run<F> {
+    format: F,
+    choices: Vec<Choice>,
+    /// Tokens of all prompts, each once however many choices it has.
+    prompt_tokens: usize,
+}
+
+impl<F: Format> Run<F> {
+    pub(super) fn new(format: F, choices: Vec<Choice>, prompt_tokens: usize) -> Self {
+        Run {
+            format,
+            choices,
+            prompt_tokens,
+        }
+    }
+
+    /// Takes what happened to choice `index`. Also tells whether its sequence must be cancelled,
+    /// being over by a stop string that the scheduler knows nothing of.
+    pub(super) fn push(&mut self, index: usize, event: Event) -> Result<(Delta, bool), ApiError> {
+        let choice = self
+            .choices
+            .get_mut(index)
+            .ok_or_else(|| ApiError::internal("an event of an unknown choice"))?;
+        let runs_on = !event.is_last();
+        let delta = choice.push(event)?;
+        let cancel = runs_on && delta.finish.is_some();
+        Ok((delta, cancel))
+    }
+
+    /// Like [`push`](Self::push), as server-sent events.
+    pub(super) fn stream(&mut self, index: usize, event: Event) -> Result<(Bytes, bool), ApiError> {
+        let (delta, cancel) = self.push(index, event)?;
+        let mut events = Events::default();
+        self.format.chunks(index, delta, &mut events);
+        Ok((events.into_bytes(), cancel))
+    }
+
+    /// What ends a stream; an error if a choice is not over.
+    pub(super) fn stream_end(&self, include_usage: bool) -> Result<Bytes, ApiError> {
+        self.check_over()?;
+        let mut events = Events::default();
+        if include_usage {
+            self.format.usage_chunk(self.usage(), &mut events);
+        }
+        events.raw(b"[DONE]");
+        Ok(events.into_bytes())
+    }
+
+    /// The whole answer from the sums of all deltas; an error if a choice is not over.
+    pub(super) fn whole(self, deltas: Vec<Delta>) -> Result<Vec<u8>, ApiError> {
+        self.check_over()?;
+        let usage = self.usage();
+        Ok(self.format.whole(deltas, usage))
+    }
+
+    fn is_over(&self) -> bool {
+        self.choices.iter().all(Choice::is_over)
+    }
+
+    fn check_over(&self) -> Result<(), ApiError> {
+        if self.is_over() {
+            Ok(())
+        } else {
+            Err(ApiError::internal("The generation ended early"))
+        }
+    }
+
+    fn usage(&self) -> Usage {
+        let prompt_tokens = self.prompt_tokens as u64;
+        let generated = self.choices.iter().map(|c| u64::from(c.generated()));
+        let completion_tokens = generated.sum();
+        Usage {
+            prompt_tokens,
+            completion_tokens,
+            total_tokens: prompt_tokens + completion_tokens,
+            prompt_tokens_details: PromptTokens { cached_tokens: 0 },
+        }
+    }
+}
+
+/// Answers when everything is generated.
+pub(super) async fn respond_whole<F: Format>(
+    mut run: Run<F>,
+    mut generation: Generation,
+) -> Result<Response<Body>, ApiError> {
+    let mut deltas = vec![Delta::default(); run.choices.len()];
+    while !run.is_over() {
+        let Some((index, event)) = generation.next().await else {
+            break;
+        };
+        let (delta, cancel) = run.push(index, event)?;
+        if cancel {
+            generation.cancel(index);
+        }
+        if let Some(whole) = deltas.get_mut(index) {
+            whole.extend(delta);
+        }
+    }
+    let json = run.whole(deltas)?;
+    Ok(body::json_response(StatusCode::OK, json.into()))
+}
+
+/// Answers at once, with events as they come. Dropping the response's body drops the generation,
+/// which ends what still runs. A failure becomes an event with an error, after which the stream
+/// ends without `[DONE]`.
+pub(super) fn respond_stream<F: Format>(
+    mut run: Run<F>,
+    mut generation: Generation,
+    include_usage: bool,
+) -> Response<Body> {
+    body::event_stream(async_stream::stream! {
+        while !run.is_over() {
+            let next = {
+                let mut next = std::pin::pin!(generation.next());
+                loop {
+                    tokio::select! {
+                        biased;
+                        event = &mut next => break event,
+                        () = tokio::time::sleep(KEEP_ALIVE) => {}
+                    }
+                    yield Bytes::from_static(b": keep-alive\n\n");
+                }
+            };
+            let Some((index, event)) = next else {
+                break;
+            };
+            match run.stream(index, event) {
+                Ok((events, cancel)) => {
+                    if cancel {
+                        generation.cancel(index);
+                    }
+                    if !events.is_empty() {
+                        yield events;
+                    }
+                }
+                Err(error) => {
+                    yield error_event(&error);
+                    return;
+                }
+            }
+        }
+        yield run.stream_end(include_usage).unwrap_or_else(|error| error_event(&error));
+    })
+}
+
+/// A failure inside a stream.
+pub(super) fn error_event(error: &ApiError) -> Bytes {
+    let mut events = Events::default();
+    events.raw(&error.to_json());
+    events.into_bytes()
+}

@@ -1,0 +1,264 @@
+//! Chat templates: Jinja as Hugging Face runs it, through minijinja.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use minijinja::value::{Kwargs, Value};
+use minijinja::{Environment, Error, ErrorKind, context};
+use serde::Serialize;
+
+use super::clock::strftime;
+
+const NAME: &str = "chat template";
+
+/// A compiled chat template with the special tokens it may use.
+#[derive(Debug)]
+pub struct ChatTemplate {
+    environment: Environment<'static>,
+    specials: Value,
+}
+
+/// Why messages could not be rendered; the text is fit for whoever sent them.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TemplateError {
+    /// The template itself refused them.
+    #[error("{0}")]
+    Raised(String),
+    /// The template does something that failed.
+    #[error("the model's chat template failed on these messages: {0}")]
+    Failed(String),
+}
+
+/// What a template's `raise_exception` said, on its way through minijinja.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct Raised(String);
+
+impl ChatTemplate {
+    /// Compiles `source`. `specials` are the tokens offered to it by name, such as `bos_token`.
+    pub fn new(source: &str, specials: &[(&'static str, String)]) -> Result<Self, String> {
+        let mut environment = Environment::new();
+        environment.set_trim_blocks(true);
+        environment.set_lstrip_blocks(true);
+        environment
+            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        environment.add_function("raise_exception", |message: String| -> Result<(), Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, "raised").with_source(Raised(message)))
+        });
+        environment.add_function("strftime_now", |format: String| {
+            strftime(&format, unix_now())
+                .map_err(|e| Error::new(ErrorKind::InvalidOperation, e.to_string()))
+        });
+        environment.add_filter("tojson", to_json);
+        environment
+            .add_template_owned(NAME, without_generation_tags(source))
+            .map_err(|e| e.to_string())?;
+        let specials = specials.iter().map(|(k, v)| (*k, v.as_str())).collect();
+        Ok(ChatTemplate {
+            environment,
+            specials,
+        })
+    }
+
+    /// The prompt for `messages`, ending where the assistant's answer begins.
+    pub fn render(&self, messages: &[impl Serialize]) -> Result<String, TemplateError> {
+        let variables = context! {
+            messages => Value::from_serialize(messages),
+            add_generation_prompt => true,
+            ..self.specials.clone()
+        };
+        self.environment
+            .get_template(NAME)
+            .and_then(|template| template.render(variables))
+            .map_err(|error| match raised(&error) {
+                Some(message) => TemplateError::Raised(message),
+                None => TemplateError::Failed(error.to_string()),
+            })
+    }
+}
+
+/// The template's own words, if it is what failed.
+fn raised(error: &Error) -> Option<String> {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        if let Some(Raised(message)) = cause.downcast_ref() {
+            return Some(message.clone());
+        }
+        source = cause.source();
+    }
+    None
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |elapsed| elapsed.as_secs())
+}
+
+/// Some templates mark the assistant's part for training with `{% generation %}`, which changes
+/// nothing in what they print. A block that is always taken keeps its white-space control.
+fn without_generation_tags(source: &str) -> String {
+    let mut out = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some((before, after)) = rest.split_once("{%") {
+        out.push_str(before);
+        out.push_str("{%");
+        let Some((tag, tail)) = after.split_once("%}") else {
+            rest = after;
+            break;
+        };
+        let word = tag.trim_matches(['-', '+']).trim();
+        match word {
+            "generation" => out.push_str(&tag.replace(word, " if true ")),
+            "endgeneration" => out.push_str(&tag.replace(word, " endif ")),
+            _ => out.push_str(tag),
+        }
+        out.push_str("%}");
+        rest = tail;
+    }
+    out.push_str(rest);
+    out
+}
+
+/// `tojson` as Hugging Face defines it: Python's `json.dumps` without escapes for HTML.
+fn to_json(value: &Value, indent: Option<usize>, options: Kwargs) -> Result<Value, Error> {
+    let indent = match indent {
+        Some(width) => Some(width),
+        None => options.get::<Option<usize>>("indent")?,
+    };
+    let failed = |e: serde_json::Error| {
+        Error::new(ErrorKind::InvalidOperation, "cannot be written as JSON").with_source(e)
+    };
+    let mut out = Vec::new();
+    let written = match indent {
+        Some(width) => {
+            let spaces = " ".repeat(width.min(16));
+            let format = serde_json::ser::PrettyFormatter::with_indent(spaces.as_bytes());
+            value.serialize(&mut serde_json::Serializer::with_formatter(
+                &mut out, format,
+            ))
+        }
+        None => value.serialize(&mut serde_json::Serializer::with_formatter(
+            &mut out,
+            PythonFormatter,
+        )),
+    };
+    written.map_err(failed)?;
+    Ok(Value::from_safe_string(
+        String::from_utf8_lossy(&out).into_owned(),
+    ))
+}
+
+/// A space after every comma and colon.
+struct PythonFormatter;
+
+impl serde_json::ser::Formatter for PythonFormatter {
+    fn begin_array_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        writer.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_key<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+        first: bool,
+    ) -> std::io::Result<()> {
+        writer.write_all(if first { b"" } else { b", " })
+    }
+
+    fn begin_object_value<W: ?Sized + std::io::Write>(
+        &mut self,
+        writer: &mut W,
+    ) -> std::io::Result<()> {
+        writer.write_all(b": ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn render(source: &str, messages: serde_json::Value) -> Result<String, TemplateError> {
+        let template = ChatTemplate::new(source, &[("bos_token", "<s>".into())]).expect("compiles");
+        template.render(messages.as_array().expect("a list"))
+    }
+
+    #[test]
+    fn chatml_renders_as_in_transformers() {
+        let source = "{%- if messages[0]['role'] == 'system' %}\n    \
+            {{- '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}\n\
+            {%- endif %}\n{%- for message in messages %}\n    \
+            {%- if message.role == 'user' or (message.role == 'assistant' and not message.tool_calls) %}\n        \
+            {{- '<|im_start|>' + message.role + '\\n' + message.content.strip() + '<|im_end|>' + '\\n' }}\n    \
+            {%- endif %}\n{%- endfor %}\n{%- if add_generation_prompt %}\n    \
+            {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n";
+        let out = render(
+            source,
+            json!([{"role": "system", "content": "Be brief."}, {"role": "user", "content": " Hi "}]),
+        );
+        assert_eq!(
+            out.expect("renders"),
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+        );
+    }
+
+    #[test]
+    fn a_template_refuses_in_its_own_words() {
+        let out = render("{{ raise_exception('Roles must alternate') }}", json!([]));
+        assert_eq!(
+            out,
+            Err(TemplateError::Raised("Roles must alternate".into()))
+        );
+        // Also from inside a macro, where the cause is nested.
+        let nested = "{% macro m() %}{{ raise_exception('no') }}{% endmacro %}{{ m() }}";
+        assert_eq!(
+            render(nested, json!([])),
+            Err(TemplateError::Raised("no".into()))
+        );
+    }
+
+    #[test]
+    fn other_failures_say_that_the_template_failed() {
+        let out = render(
+            "{{ messages[0].content.nope() }}",
+            json!([{"content": "x"}]),
+        );
+        assert!(matches!(out, Err(TemplateError::Failed(_))), "{out:?}");
+    }
+
+    #[test]
+    fn blocks_are_trimmed_and_tokens_known() {
+        let source =
+            "  {% for m in messages %}\n{{ bos_token }}{{ m }}\n  {% endfor %}\n{{ eos_token }}.";
+        assert_eq!(
+            render(source, json!(["a", "b"])).expect("renders"),
+            "<s>a\n<s>b\n."
+        );
+    }
+
+    #[test]
+    fn tojson_is_pythons() {
+        let source = "{{ messages[0] | tojson }} {{ messages[0] | tojson(indent=1) }}";
+        assert_eq!(
+            render(source, json!([{"a": "<'é>", "b": [1, 2]}])).expect("renders"),
+            "{\"a\": \"<'é>\", \"b\": [1, 2]} {\n \"a\": \"<'é>\",\n \"b\": [\n  1,\n  2\n ]\n}"
+        );
+    }
+
+    #[test]
+    fn generation_tags_are_transparent() {
+        let source =
+            "{% for m in messages %} {%- generation -%} {{ m }} {%- endgeneration %}{% endfor %}";
+        assert_eq!(render(source, json!(["x", "y"])).expect("renders"), "xy");
+        assert_eq!(without_generation_tags("a {% b"), "a {% b");
+    }
+
+    #[test]
+    fn a_broken_template_is_refused_when_loaded() {
+        assert!(ChatTemplate::new("{% if %}", &[]).is_err());
+    }
+}
