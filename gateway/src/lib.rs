@@ -1,1 +1,16 @@
-//! The OpenAI-compatible gateway of Realm.
+//! The gateway of Realm: an OpenAI-compatible server that owns every sequence and lets worker
+//! processes compute.
+//!
+//! Data flows one way: [`http`] reads a request, [`api`] makes sense of it, [`text`] turns it into
+//! tokens, [`batching`] plans steps, [`workers`] hands them to a worker over shared memory and
+//! takes results back; from there tokens flow out through the same modules in reverse.
+
+pub mod api;
+pub mod batching;
+pub mod cli;
+pub mod config;
+mod embedded;
+pub mod http;
+pub mod metrics;
+pub mod text;
+pub mod workers;

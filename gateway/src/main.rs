@@ -1,2 +1,7 @@
-//! Realm.
-fn main() {}
+//! The `realm` command.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    realm_gateway::cli::main()
+}

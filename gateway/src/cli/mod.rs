@@ -1,0 +1,98 @@
+//! The command line.
+
+mod info;
+mod log;
+mod run;
+mod serve;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+
+use crate::config::{File, LogSettings, ModelSource, ModelSpec, Workers};
+use crate::text::Text;
+use crate::workers::{Model, State};
+
+/// An OpenAI-compatible server for language models, with tenants and workers that may die.
+#[derive(Debug, Parser)]
+#[command(name = "realm", version, max_term_width = 100)]
+struct Cli {
+    /// Settings file with the sections [server], [worker] and [log]; flags and REALM_* override it
+    #[arg(long, env = "REALM_CONFIG", global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    log: LogSettings,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve models over the OpenAI API
+    Serve(serve::Args),
+    /// Ask a model one thing, or chat with it
+    Run(run::Args),
+    /// Show devices, CPU features, libtorch and the limits of models
+    Info(info::Args),
+}
+
+/// Runs the command line of this process.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run_command(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_command(cli: Cli) -> anyhow::Result<ExitCode> {
+    let file = File::read(cli.config.as_deref())?;
+    // `serve` tells what it does; the others answer on standard output and only warn beside it.
+    let default_level = if matches!(cli.command, Command::Serve(_)) {
+        "info"
+    } else {
+        "warn"
+    };
+    log::init(cli.log, file.log, default_level)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the async runtime")?;
+    runtime.block_on(async {
+        match cli.command {
+            Command::Serve(args) => serve::serve(args, file.server, file.worker).await,
+            Command::Run(args) => run::run(args, file.worker).await,
+            Command::Info(args) => info::info(args, file.worker).await,
+        }
+    })
+}
+
+/// Reads a model's text files and starts its first worker.
+async fn start_model(spec: ModelSpec, settings: &Arc<Workers>) -> anyhow::Result<Arc<Model>> {
+    let source = spec.source.clone();
+    let text = tokio::task::spawn_blocking(move || match source {
+        ModelSource::Embedded => Text::from_parts(&crate::embedded::text_files()),
+        ModelSource::Directory(dir) => Text::from_dir(&dir),
+    })
+    .await?
+    .with_context(|| format!("model `{}`", spec.name))?;
+    Ok(Model::start(spec, Arc::new(text), settings.clone()))
+}
+
+/// Waits until the model's worker is ready, or will never be.
+async fn wait_ready(model: &Model) -> anyhow::Result<()> {
+    let mut state = model.state();
+    let state = state
+        .wait_for(|s| matches!(s, State::Ready | State::Failed { .. }))
+        .await?;
+    match &*state {
+        State::Failed { reason } => anyhow::bail!("model `{}`: {reason}", model.name),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,171 @@
+//! `realm run`
+
+use std::io::{BufRead, IsTerminal, Read, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use realm_shared::wire::Sampling;
+use serde::Serialize;
+
+use super::{start_model, wait_ready};
+use crate::api::random;
+use crate::batching::{Event, Sequence, SequenceId};
+use crate::config::WorkerSettings;
+use crate::text::Detokenizer;
+use crate::workers::Model;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// What to ask. Without it, a chat on a terminal, or all of standard input as one prompt
+    prompt: Option<String>,
+    /// What the model is told before anything else
+    #[arg(long, value_name = "TEXT")]
+    system: Option<String>,
+    /// Most tokens in an answer [default: what the context leaves]
+    #[arg(long, value_name = "N")]
+    max_tokens: Option<u32>,
+    /// 0 always takes the likeliest token [default: the model's own, or 1]
+    #[arg(long, value_name = "T")]
+    temperature: Option<f32>,
+    /// Number that makes an answer repeatable [default: another one each time]
+    #[arg(long)]
+    seed: Option<u64>,
+    #[command(flatten)]
+    workers: WorkerSettings,
+}
+
+#[derive(Debug, Clone, Serialize)]
+struct Message {
+    role: &'static str,
+    content: String,
+}
+
+pub(super) async fn run(args: Args, file: WorkerSettings) -> anyhow::Result<ExitCode> {
+    let workers = Arc::new(args.workers.clone().resolve(file)?);
+    let [spec] = workers.models.as_slice() else {
+        bail!("`realm run` talks to one model: give one --model");
+    };
+    let model = start_model(spec.clone(), &workers).await?;
+    wait_ready(&model).await?;
+    let mut messages = Vec::new();
+    if let Some(system) = &args.system {
+        messages.push(Message {
+            role: "system",
+            content: system.clone(),
+        });
+    }
+    let interactive = args.prompt.is_none() && std::io::stdin().is_terminal();
+    if !interactive {
+        let prompt = match &args.prompt {
+            Some(prompt) => prompt.clone(),
+            None => {
+                let mut text = String::new();
+                std::io::stdin()
+                    .read_to_string(&mut text)
+                    .context("cannot read standard input")?;
+                text
+            }
+        };
+        messages.push(Message {
+            role: "user",
+            content: prompt,
+        });
+        answer(&model, &args, &messages).await?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!(
+        "Chatting with {}. An empty line or Ctrl-D ends.",
+        model.name
+    );
+    while let Some(line) = read_line().await? {
+        messages.push(Message {
+            role: "user",
+            content: line,
+        });
+        let content = answer(&model, &args, &messages).await?;
+        messages.push(Message {
+            role: "assistant",
+            content,
+        });
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// One line from the terminal; `None` at the end.
+async fn read_line() -> anyhow::Result<Option<String>> {
+    tokio::task::spawn_blocking(|| {
+        print!("> ");
+        std::io::stdout().flush()?;
+        let mut line = String::new();
+        std::io::stdin().lock().read_line(&mut line)?;
+        let line = line.trim();
+        Ok((!line.is_empty()).then(|| line.to_owned()))
+    })
+    .await?
+}
+
+/// Streams the model's answer to standard output, and returns it.
+async fn answer(model: &Model, args: &Args, messages: &[Message]) -> anyhow::Result<String> {
+    let text = &model.text;
+    let limits = model
+        .limits()
+        .context("the worker has not said its limits")?;
+    let prompt = match &text.template {
+        Some(template) => text.tokenizer.encode(&template.render(messages)?, false)?,
+        // A model without a template completes what it was given.
+        None => text
+            .tokenizer
+            .encode(messages.last().map_or("", |m| &m.content), true)?,
+    };
+    let left = limits.max_context.saturating_sub(prompt.len() as u32);
+    if left == 0 {
+        bail!(
+            "the conversation fills the model's context of {} tokens: start again",
+            limits.max_context
+        );
+    }
+    let max_tokens = args.max_tokens.unwrap_or(left).clamp(1, left);
+    let mut generation = model.generate(vec![Sequence {
+        id: SequenceId(0),
+        prompt: prompt.into(),
+        max_tokens,
+        sampling: sampling(model, args)?,
+        bias: Arc::new([]),
+        prompt_logprobs: false,
+    }])?;
+    let mut detokenizer = if text.template.is_some() {
+        Detokenizer::at_start(&text.tokenizer)
+    } else {
+        Detokenizer::within_text()
+    };
+    let mut answer = String::new();
+    let mut shown = 0;
+    while let Some((_, event)) = generation.next().await {
+        match event {
+            Event::Token { token, .. } if !text.stop_ids.contains(&token) => {
+                detokenizer.push(&text.tokenizer, token, &mut answer);
+            }
+            Event::Failed(reason) => bail!("the answer broke off: {reason:?}"),
+            Event::Finished(_) => detokenizer.finish(&mut answer),
+            Event::Token { .. } | Event::PromptLogprobs { .. } => {}
+        }
+        print!("{}", &answer[shown..]);
+        std::io::stdout().flush()?;
+        shown = answer.len();
+    }
+    println!();
+    Ok(answer)
+}
+
+fn sampling(model: &Model, args: &Args) -> anyhow::Result<Sampling> {
+    let mut sampling = model.text.sampling();
+    sampling.key = random::key(args.seed.unwrap_or_else(random::unpredictable), 0);
+    if let Some(temperature) = args.temperature {
+        if !(0.0..=100.0).contains(&temperature) {
+            bail!("--temperature {temperature} is not between 0 and 100");
+        }
+        sampling.temperature = temperature;
+    }
+    Ok(sampling)
+}

@@ -1,0 +1,337 @@
+//! Settings of `realm serve` and `realm run`: flags, then `REALM_*`, then `realm.toml`, then
+//! defaults. One struct is both the command line and the file, so that the two cannot drift apart.
+
+mod values;
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::Args;
+use serde::Deserialize;
+
+pub use values::{
+    AdminAddr, ByteSize, Dtype, EMBEDDED, EMBEDDED_NAME, LogFormat, ModelSource, ModelSpec,
+};
+
+/// Where to listen and how to log. Absent values fall through to the next source.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case", default)]
+pub struct ListenSettings {
+    /// Address to serve the API on [default: 127.0.0.1]
+    #[arg(long, env = "REALM_HOST", value_name = "IP")]
+    pub host: Option<IpAddr>,
+    /// Port to serve the API on; 0 picks a free one [default: 8080]
+    #[arg(long, env = "REALM_PORT")]
+    pub port: Option<u16>,
+    /// Address of /health, /ready and /metrics, or `off` [default: 127.0.0.1:9090]
+    #[arg(long, env = "REALM_ADMIN_ADDR", value_name = "HOST:PORT")]
+    pub admin_addr: Option<AdminAddr>,
+    /// Serve on an address other than loopback although nobody has to show a key
+    #[arg(
+        long,
+        env = "REALM_ALLOW_UNAUTHENTICATED",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        value_name = "BOOL"
+    )]
+    pub allow_unauthenticated: Option<bool>,
+    /// Largest request body in bytes [default: 16777216]
+    #[arg(long, env = "REALM_MAX_BODY_BYTES", value_name = "BYTES")]
+    pub max_body_bytes: Option<usize>,
+    /// Seconds that running requests may take to finish after SIGTERM [default: 30]
+    #[arg(long, env = "REALM_DRAIN_TIMEOUT", value_name = "SECONDS")]
+    pub drain_timeout: Option<u64>,
+}
+
+/// Which models to serve, and how their workers run.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case", default)]
+pub struct WorkerSettings {
+    /// Model directory as on the Hugging Face hub, or NAME=DIR, or `embedded`; repeatable
+    /// [default: embedded]
+    #[arg(
+        long = "model",
+        env = "REALM_MODEL",
+        value_name = "[NAME=]DIR",
+        value_delimiter = ','
+    )]
+    pub model: Vec<ModelSpec>,
+    /// Device of the workers [default: cpu]
+    #[arg(long, env = "REALM_DEVICE")]
+    pub device: Option<String>,
+    /// Data type of the forward pass: auto (the checkpoint's), f32, bf16 or f16 [default: auto]
+    #[arg(long, env = "REALM_DTYPE")]
+    pub dtype: Option<Dtype>,
+    /// Compute threads of each worker [default: one less than there are cores]
+    #[arg(long, env = "REALM_THREADS")]
+    pub threads: Option<u32>,
+    /// Bytes for KV blocks, e.g. 2GiB [default: a quarter of the free memory at most]
+    #[arg(long, env = "REALM_KV_MEMORY", value_name = "SIZE")]
+    pub kv_memory: Option<ByteSize>,
+    /// Longest sequence in tokens [default: the model's]
+    #[arg(long, env = "REALM_MAX_CONTEXT", value_name = "TOKENS")]
+    pub max_context: Option<u32>,
+    /// Most sequences running or waiting per model; more are refused with 429 [default: 1024]
+    #[arg(long, env = "REALM_MAX_QUEUE", value_name = "N")]
+    pub max_queue: Option<usize>,
+    /// Seconds that one step may take before its worker counts as hung [default: 60]
+    #[arg(long, env = "REALM_STEP_TIMEOUT", value_name = "SECONDS")]
+    pub step_timeout: Option<u64>,
+    /// The realm-worker binary [default: beside this one]
+    #[arg(long, env = "REALM_WORKER", value_name = "PATH")]
+    pub worker: Option<PathBuf>,
+}
+
+/// How to log.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "snake_case", default)]
+pub struct LogSettings {
+    /// Log filter, e.g. `info` or `realm_gateway=debug` [default: info]
+    #[arg(long, env = "REALM_LOG", value_name = "FILTER")]
+    pub log: Option<String>,
+    /// Log lines for people or for machines [default: text]
+    #[arg(long, env = "REALM_LOG_FORMAT")]
+    pub log_format: Option<LogFormat>,
+}
+
+/// What is wrong with the settings.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file could not be read.
+    #[error("cannot read the config file {path}: {source}")]
+    Read {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not what it should be.
+    #[error("{path}: {message}")]
+    Parse {
+        /// Which file.
+        path: PathBuf,
+        /// Line, key, and what is wrong with it.
+        message: String,
+    },
+    /// Two models under one name.
+    #[error("two models are named `{0}`: give one another name with --model NAME=DIR")]
+    DuplicateModel(String),
+    /// Everyone could reach the server, and nobody has to show a key.
+    #[error(
+        "{0} can be reached from other machines and no API keys are configured: listen on 127.0.0.1, \
+         or pass --allow-unauthenticated if something in front of Realm checks who calls"
+    )]
+    Unauthenticated(IpAddr),
+}
+
+/// A `realm.toml`: the flags by their long names, with `_` for `-`, in three sections.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct File {
+    /// `[server]`
+    pub server: ListenSettings,
+    /// `[worker]`
+    pub worker: WorkerSettings,
+    /// `[log]`
+    pub log: LogSettings,
+}
+
+impl File {
+    /// Reads a file; no path is an empty file.
+    pub fn read(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let Some(path) = path else {
+            return Ok(File::default());
+        };
+        let text = std::fs::read_to_string(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+        toml::from_str(&text).map_err(|e| ConfigError::Parse {
+            path: path.to_owned(),
+            message: e.to_string(),
+        })
+    }
+}
+
+/// Where and how to listen, with every default filled in.
+#[derive(Debug, Clone)]
+pub struct Listen {
+    /// Address of the API.
+    pub api: SocketAddr,
+    /// Address of the admin listener.
+    pub admin: Option<SocketAddr>,
+    /// Largest request body in bytes.
+    pub max_body_bytes: usize,
+    /// How long running requests may take to finish after SIGTERM.
+    pub drain_timeout: Duration,
+}
+
+impl ListenSettings {
+    /// Flags and environment over the file over defaults.
+    pub fn resolve(self, file: Self) -> Result<Listen, ConfigError> {
+        let host = self
+            .host
+            .or(file.host)
+            .unwrap_or(Ipv4Addr::LOCALHOST.into());
+        let unauthenticated = self
+            .allow_unauthenticated
+            .or(file.allow_unauthenticated)
+            .unwrap_or(false);
+        if !host.is_loopback() && !unauthenticated {
+            return Err(ConfigError::Unauthenticated(host));
+        }
+        let admin = match self.admin_addr.or(file.admin_addr) {
+            None => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9090))),
+            Some(AdminAddr::At(addr)) => Some(addr),
+            Some(AdminAddr::Off) => None,
+        };
+        Ok(Listen {
+            api: SocketAddr::new(host, self.port.or(file.port).unwrap_or(8080)),
+            admin,
+            max_body_bytes: self
+                .max_body_bytes
+                .or(file.max_body_bytes)
+                .unwrap_or(16 << 20),
+            drain_timeout: Duration::from_secs(
+                self.drain_timeout.or(file.drain_timeout).unwrap_or(30),
+            ),
+        })
+    }
+}
+
+/// Models and their workers, with every default filled in that is the gateway's to choose.
+#[derive(Debug, Clone)]
+pub struct Workers {
+    /// Models to serve, the default one first; no two of one name.
+    pub models: Vec<ModelSpec>,
+    /// Device of the workers.
+    pub device: String,
+    /// Data type of the forward pass.
+    pub dtype: Dtype,
+    /// Compute threads; the worker chooses if absent.
+    pub threads: Option<u32>,
+    /// Bytes for KV blocks; the worker chooses if absent.
+    pub kv_memory: Option<ByteSize>,
+    /// Longest sequence; the worker chooses if absent.
+    pub max_context: Option<u32>,
+    /// Most sequences running or waiting per model.
+    pub max_queue: usize,
+    /// How long one step may take.
+    pub step_timeout: Duration,
+    /// The worker's binary, if not beside this one.
+    pub binary: Option<PathBuf>,
+}
+
+impl WorkerSettings {
+    /// Flags and environment over the file over defaults.
+    pub fn resolve(self, file: Self) -> Result<Workers, ConfigError> {
+        let mut models = if self.model.is_empty() {
+            file.model
+        } else {
+            self.model
+        };
+        if models.is_empty() {
+            models.push(ModelSpec::embedded());
+        }
+        for (i, m) in models.iter().enumerate() {
+            if models[..i].iter().any(|other| other.name == m.name) {
+                return Err(ConfigError::DuplicateModel(m.name.clone()));
+            }
+        }
+        Ok(Workers {
+            models,
+            device: self.device.or(file.device).unwrap_or_else(|| "cpu".into()),
+            dtype: self.dtype.or(file.dtype).unwrap_or_default(),
+            threads: self.threads.or(file.threads),
+            kv_memory: self.kv_memory.or(file.kv_memory),
+            max_context: self.max_context.or(file.max_context),
+            max_queue: self.max_queue.or(file.max_queue).unwrap_or(1024).max(1),
+            step_timeout: Duration::from_secs(
+                self.step_timeout.or(file.step_timeout).unwrap_or(60).max(1),
+            ),
+            binary: self.worker.or(file.worker),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> Result<File, String> {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("realm.toml");
+        std::fs::write(&path, text).expect("writes");
+        File::read(Some(&path)).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn a_flag_beats_the_file_and_the_file_beats_the_default() {
+        let f = file("[server]\nport = 1\nmax_body_bytes = 7\n[worker]\nkv_memory = \"2GiB\"")
+            .expect("valid");
+        let flags = ListenSettings {
+            port: Some(2),
+            ..Default::default()
+        };
+        let listen = flags.resolve(f.server).expect("valid");
+        assert_eq!((listen.api.port(), listen.max_body_bytes), (2, 7));
+        assert_eq!(listen.api.ip(), IpAddr::from(Ipv4Addr::LOCALHOST));
+        let workers = WorkerSettings::default().resolve(f.worker).expect("valid");
+        assert_eq!(workers.kv_memory, Some(ByteSize(2 << 30)));
+        assert_eq!(workers.models, [ModelSpec::embedded()]);
+    }
+
+    #[test]
+    fn the_example_holds_the_defaults() {
+        let example = file(include_str!("../../../realm.example.toml")).expect("valid");
+        let [listen, default] = [example.server, ListenSettings::default()]
+            .map(|s| format!("{:?}", s.resolve(Default::default())));
+        assert_eq!(listen, default);
+        let [workers, default] = [example.worker, WorkerSettings::default()]
+            .map(|s| format!("{:?}", s.resolve(Default::default())));
+        assert_eq!(workers, default);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let e = file("[server]\nport = 1\nprot = 2").expect_err("unknown key");
+        assert!(e.contains("prot") && e.contains("line 3"), "{e}");
+    }
+
+    #[test]
+    fn the_open_network_needs_a_word() {
+        let open = ListenSettings {
+            host: Some([0, 0, 0, 0].into()),
+            ..Default::default()
+        };
+        assert!(open.clone().resolve(Default::default()).is_err());
+        let said = ListenSettings {
+            allow_unauthenticated: Some(true),
+            ..open
+        };
+        assert!(said.resolve(Default::default()).is_ok());
+    }
+
+    #[test]
+    fn models_are_named_once() {
+        let twice = WorkerSettings {
+            model: vec![ModelSpec::embedded(); 2],
+            ..Default::default()
+        };
+        assert!(matches!(
+            twice.resolve(Default::default()),
+            Err(ConfigError::DuplicateModel(_))
+        ));
+        let named: ModelSpec = "small=embedded".parse().expect("valid");
+        assert_eq!(
+            named,
+            ModelSpec {
+                name: "small".into(),
+                source: ModelSource::Embedded
+            }
+        );
+        assert!("=x".parse::<ModelSpec>().is_err());
+        assert!("/no/such/place".parse::<ModelSpec>().is_err());
+    }
+}

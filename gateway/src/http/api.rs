@@ -1,0 +1,139 @@
+//! The API's tower stack and its routes.
+
+use std::any::Any;
+use std::convert::Infallible;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Response};
+use http_body_util::{BodyExt, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use tower::{ServiceBuilder, service_fn};
+use tower_http::catch_panic::CatchPanicLayer;
+use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
+use tower_http::trace::TraceLayer;
+
+use super::accept::HttpService;
+use crate::api::{self, ApiError, Body};
+use crate::metrics::http_response;
+use crate::workers::Models;
+
+/// Time for a client to send its request body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Longest request id that is taken over from a client.
+const MAX_REQUEST_ID: usize = 128;
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The API as a service. Layers from the outermost in:
+///
+/// 1. request id: a client's own, if it is sane, or a new one; on the answer too
+/// 2. trace: one span a request, which every log line inside it carries
+/// 3. panics become a 500, so that a fault in one request ends that request alone
+/// 4. routes
+pub(super) fn service(models: Models, max_body: usize) -> impl HttpService {
+    let span = |request: &Request<Incoming>| {
+        let id = request
+            .headers()
+            .get(REQUEST_ID)
+            .and_then(|v| v.to_str().ok())
+            .unwrap_or_default();
+        tracing::info_span!("request", id, method = %request.method(), path = request.uri().path())
+    };
+    ServiceBuilder::new()
+        .map_request(drop_bad_request_id)
+        .layer(SetRequestIdLayer::new(REQUEST_ID, MakeRequestUuid))
+        .layer(TraceLayer::new_for_http().make_span_with(span))
+        .layer(PropagateRequestIdLayer::new(REQUEST_ID))
+        .layer(CatchPanicLayer::custom(panic_response))
+        .service(service_fn(move |request| {
+            let models = models.clone();
+            async move { Ok::<_, Infallible>(route(&models, max_body, request).await) }
+        }))
+}
+
+async fn route(models: &Models, max_body: usize, request: Request<Incoming>) -> Response<Body> {
+    let path = request.uri().path().to_owned();
+    let method = request.method().clone();
+    let (route, response) = match path.strip_prefix("/v1/").unwrap_or("") {
+        "models" if method == Method::GET => ("/v1/models", api::list_models(models)),
+        "models" => ("/v1/models", not_allowed(&method, "GET")),
+        "chat/completions" if method == Method::POST => {
+            let response = match read_json(request, max_body).await {
+                Ok(body) => api::chat_completions(models, body).await,
+                Err(error) => error.into_response(),
+            };
+            ("/v1/chat/completions", response)
+        }
+        "chat/completions" => ("/v1/chat/completions", not_allowed(&method, "POST")),
+        "completions" if method == Method::POST => {
+            let response = match read_json(request, max_body).await {
+                Ok(body) => api::completions(models, body).await,
+                Err(error) => error.into_response(),
+            };
+            ("/v1/completions", response)
+        }
+        "completions" => ("/v1/completions", not_allowed(&method, "POST")),
+        rest => match rest.strip_prefix("models/") {
+            Some(id) if method == Method::GET => ("/v1/models/{id}", api::get_model(models, id)),
+            Some(_) => ("/v1/models/{id}", not_allowed(&method, "GET")),
+            None => (
+                "other",
+                ApiError::unknown_url(&method, &path).into_response(),
+            ),
+        },
+    };
+    http_response(route, response.status().as_u16());
+    response
+}
+
+fn not_allowed(method: &Method, allowed: &'static str) -> Response<Body> {
+    ApiError::method_not_allowed(method, allowed).into_response()
+}
+
+/// Only bodies declared to be JSON are read: web pages of other origins cannot declare that
+/// without asking first, so they cannot use a server that listens on loopback without keys.
+async fn read_json(request: Request<Incoming>, max_body: usize) -> Result<Bytes, ApiError> {
+    if !is_json(request.headers()) {
+        return Err(ApiError::unsupported_media_type());
+    }
+    let body = Limited::new(request.into_body(), max_body).collect();
+    match tokio::time::timeout(BODY_TIMEOUT, body).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+            Err(ApiError::payload_too_large(max_body))
+        }
+        Ok(Err(error)) => Err(ApiError::malformed(format!(
+            "The request body could not be read: {error}"
+        ))),
+        Err(_) => Err(ApiError::body_timeout(BODY_TIMEOUT)),
+    }
+}
+
+fn is_json(headers: &HeaderMap) -> bool {
+    let content_type = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    let media_type = content_type.and_then(|t| t.split(';').next());
+    media_type.is_some_and(|t| t.trim().eq_ignore_ascii_case("application/json"))
+}
+
+/// A client's request id goes into every log line: it must be short and printable.
+fn drop_bad_request_id<B>(mut request: Request<B>) -> Request<B> {
+    let sane = |v: &HeaderValue| {
+        v.len() <= MAX_REQUEST_ID && v.as_bytes().iter().all(u8::is_ascii_graphic)
+    };
+    if !request.headers().get(REQUEST_ID).is_some_and(sane) {
+        request.headers_mut().remove(REQUEST_ID);
+    }
+    request
+}
+
+fn panic_response(panic: Box<dyn Any + Send>) -> Response<Body> {
+    let what = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied())
+        .unwrap_or("unknown");
+    tracing::error!(what, "a request handler panicked");
+    ApiError::internal("This request met a fault of the server, which goes on serving others")
+        .into_response()
+}

@@ -1,0 +1,8 @@
+//! The listeners: the API behind its tower stack, and the admin endpoints beside it.
+
+mod accept;
+mod admin;
+mod api;
+mod listen;
+
+pub use listen::{BindError, Bound, serve};

@@ -1,0 +1,426 @@
+//! One model's loop: commands in, steps out, results in, events out; and the life of its workers.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use bytemuck::Zeroable;
+use realm_shared::control::{Control, ModelInfo};
+use realm_shared::wire::Sampling;
+use realm_shm::GatewayEnd;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::mpsc;
+
+use super::generation::{Cancel, Command, Places};
+use super::link::{Link, LinkError};
+use super::process::{WorkerError, WorkerProcess, watch};
+use super::{Shared, State};
+use crate::batching::{
+    Config, Event, FailReason, FinishReason, Limits, Scheduler, Sequence, SequenceId,
+};
+use crate::config::{ModelSpec, Workers};
+use crate::metrics::ModelMetrics;
+
+/// Shortest and longest pause before a worker that ended is replaced.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(30));
+/// Workers in a row that may end without having produced a token.
+const MAX_BARREN: u32 = 5;
+/// A worker that lived this long was of use even if nobody asked it for a token.
+const LONG_LIFE: Duration = Duration::from_secs(60);
+
+/// Places in the scheduler's queue beside those of requests.
+const PROBES: usize = 1;
+
+/// Owns a model's scheduler and its current worker.
+pub(super) struct Driver {
+    spec: ModelSpec,
+    settings: Arc<Workers>,
+    shared: Arc<Shared>,
+    inbox: mpsc::UnboundedReceiver<Command>,
+    scheduler: Scheduler,
+    /// Every sequence that the scheduler holds.
+    live: HashMap<SequenceId, Live>,
+    /// The same by request and index, for cancels.
+    by_request: HashMap<(u64, usize), SequenceId>,
+    next_id: u64,
+    /// The last sequence that was submitted to see whether the worker computes.
+    probe: Option<SequenceId>,
+    /// The current worker has produced no token yet.
+    unproven: bool,
+    metrics: ModelMetrics,
+}
+
+/// A sequence's way back to its request.
+struct Live {
+    request: u64,
+    index: usize,
+    events: mpsc::UnboundedSender<(usize, Event)>,
+    submitted: Instant,
+    last_token: Option<Instant>,
+    prompt_tokens: usize,
+    /// Given back when the sequence ends.
+    _place: Option<Places>,
+}
+
+impl Driver {
+    pub(super) fn new(
+        spec: ModelSpec,
+        settings: Arc<Workers>,
+        shared: Arc<Shared>,
+        inbox: mpsc::UnboundedReceiver<Command>,
+    ) -> Self {
+        let metrics = ModelMetrics::new(&shared.name);
+        Driver {
+            spec,
+            scheduler: Scheduler::new(Config {
+                max_waiting: settings.max_queue + PROBES,
+                step_timeout: settings.step_timeout,
+            }),
+            settings,
+            shared,
+            inbox,
+            live: HashMap::new(),
+            by_request: HashMap::new(),
+            next_id: 0,
+            probe: None,
+            unproven: true,
+            metrics,
+        }
+    }
+
+    /// Runs until every handle to the model is dropped, or its workers cannot be run.
+    pub(super) async fn run(mut self) {
+        let mut barren = 0;
+        for epoch in 1.. {
+            let (started, tokens) = (Instant::now(), self.shared.tokens.load(Ordering::Relaxed));
+            let Some(error) = self.incarnation(epoch).await else {
+                return;
+            };
+            self.scheduler.worker_lost();
+            self.deliver();
+            self.metrics.worker_ended();
+            let was_of_use = started.elapsed() > LONG_LIFE
+                || self.shared.tokens.load(Ordering::Relaxed) > tokens;
+            barren = if was_of_use { 0 } else { barren + 1 };
+            let reason = error.to_string();
+            if error.is_permanent() || barren >= MAX_BARREN {
+                tracing::error!(model = self.spec.name, reason, "the model cannot be served");
+                self.set_state(State::Failed { reason });
+                self.scheduler.worker_gone();
+                self.deliver();
+                return self.refuse_all().await;
+            }
+            let pause = BACKOFF.0.saturating_mul(1 << barren.min(16)).min(BACKOFF.1);
+            tracing::warn!(
+                model = self.spec.name,
+                reason,
+                ?pause,
+                "the worker ended; starting another"
+            );
+            self.set_state(State::Restarting { reason });
+            if !self.pause(pause).await {
+                return;
+            }
+        }
+    }
+
+    /// Starts a worker and serves through it until it ends. `None`: every handle is dropped.
+    async fn incarnation(&mut self, epoch: u32) -> Option<WorkerError> {
+        let start = start_worker(
+            self.spec.clone(),
+            self.settings.clone(),
+            self.shared.clone(),
+            epoch,
+        );
+        let mut start = std::pin::pin!(start);
+        let (mut process, gate, info) = loop {
+            tokio::select! {
+                started = &mut start => match started {
+                    Ok(started) => break started,
+                    Err(error) => return Some(error),
+                },
+                command = self.inbox.recv() => self.apply(command?),
+            }
+            self.deliver();
+        };
+        tracing::info!(
+            model = self.spec.name,
+            pid = process.pid(),
+            device = info.device,
+            dtype = info.dtype,
+            context = info.max_context,
+            kv_tokens = u64::from(info.block_count) * u64::from(info.block_size),
+            threads = info.threads,
+            "the worker has loaded the model"
+        );
+        if let Err(error) = self.scheduler.worker_ready(Limits::from(&info)) {
+            process.kill().await;
+            return Some(WorkerError::Violation(error.to_string()));
+        }
+        self.metrics.worker_ready(&info);
+        *self.shared.info.lock().unwrap_or_else(|e| e.into_inner()) = Some(info);
+        self.probe();
+        let wake = gate.wake_fd().try_clone_to_owned();
+        let error = match wake.and_then(watch) {
+            Ok(wake) => self.serve(&mut process, Link::new(gate), &wake).await,
+            Err(error) => Some(error.into()),
+        };
+        process.kill().await;
+        error
+    }
+
+    /// Plans, submits and collects steps until the worker ends.
+    async fn serve(
+        &mut self,
+        process: &mut WorkerProcess,
+        mut link: Link,
+        wake: &AsyncFd<OwnedFd>,
+    ) -> Option<WorkerError> {
+        loop {
+            if let Err(error) = self.turn(&mut link) {
+                return Some(error);
+            }
+            self.deliver();
+            self.metrics.record(&self.scheduler.stats());
+            match link.gate().arm() {
+                Ok(true) => {}
+                Ok(false) => continue,
+                Err(violation) => return Some(WorkerError::Violation(violation.to_string())),
+            }
+            let deadline = self.scheduler.next_deadline();
+            let overdue = tokio::time::sleep_until(deadline.unwrap_or_else(far_away).into());
+            tokio::select! {
+                ready = wake.readable() => match ready {
+                    Ok(mut guard) => guard.clear_ready(),
+                    Err(error) => return Some(error.into()),
+                },
+                command = self.inbox.recv() => {
+                    self.apply(command?);
+                    while let Ok(command) = self.inbox.try_recv() {
+                        self.apply(command);
+                    }
+                }
+                control = process.next_control() => match control {
+                    Ok(Control::Failed { message }) => return Some(WorkerError::Ended(message)),
+                    Ok(other) => {
+                        let what = format!("unexpected control message {other:?}");
+                        return Some(WorkerError::Violation(what));
+                    }
+                    Err(error) => return Some(error),
+                },
+                () = overdue, if deadline.is_some() => {
+                    return Some(WorkerError::Hung(self.settings.step_timeout));
+                }
+            }
+        }
+    }
+
+    /// Takes every result that is there and submits every step that can be planned.
+    fn turn(&mut self, link: &mut Link) -> Result<(), WorkerError> {
+        let now = Instant::now();
+        while let Some((result, busy)) = link.poll()? {
+            let number = result.number;
+            self.scheduler
+                .complete(now, result)
+                .map_err(|e| WorkerError::Violation(format!("result of step {number}: {e}")))?;
+            self.metrics.step(busy);
+        }
+        while let Some(plan) = self.scheduler.plan(now) {
+            for (_, id) in &plan.opens {
+                // One that had tokens waited for blocks or a new worker, not for its turn.
+                if let Some(live) = self.live.get(id)
+                    && live.last_token.is_none()
+                {
+                    self.metrics.queued(now - live.submitted);
+                }
+            }
+            let scheduler = &self.scheduler;
+            let opens = plan
+                .opens
+                .iter()
+                .filter_map(|&(slot, id)| Some((slot, scheduler.sequence(id)?)));
+            link.submit(&plan, opens)?;
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, command: Command) {
+        let now = Instant::now();
+        match command {
+            Command::Start(mut start) => {
+                for (index, mut sequence) in start.sequences.into_iter().enumerate() {
+                    let id = self.new_id();
+                    sequence.id = id;
+                    let live = Live {
+                        request: start.request,
+                        index,
+                        events: start.events.clone(),
+                        submitted: now,
+                        last_token: None,
+                        prompt_tokens: sequence.prompt.len(),
+                        _place: start.places.split_one(),
+                    };
+                    if let Err(refused) = self.scheduler.submit(sequence) {
+                        tracing::error!(%refused, "a sequence that was admitted is refused");
+                        let _ = live
+                            .events
+                            .send((index, Event::Failed(FailReason::WorkerGone)));
+                        continue;
+                    }
+                    self.live.insert(id, live);
+                    self.by_request.insert((start.request, index), id);
+                }
+            }
+            Command::Cancel {
+                request,
+                index,
+                why,
+            } => {
+                let Some(id) = self.by_request.remove(&(request, index)) else {
+                    return;
+                };
+                self.scheduler.cancel(id);
+                if let Some(live) = self.live.remove(&id)
+                    && why == Cancel::Satisfied
+                {
+                    self.metrics
+                        .ended(&Event::Finished(FinishReason::Stop), now - live.submitted);
+                }
+            }
+        }
+    }
+
+    /// Asks a new worker for one token. Only a worker that computes is ready, and the first
+    /// request does not pay for what is set up by the first step.
+    fn probe(&mut self) {
+        self.unproven = true;
+        if let Some(unanswered) = self.probe.take() {
+            self.scheduler.cancel(unanswered);
+        }
+        let id = self.new_id();
+        self.probe = Some(id);
+        let sequence = Sequence {
+            id,
+            prompt: Arc::new([0]),
+            max_tokens: 1,
+            sampling: Sampling {
+                top_p: 1.0,
+                repetition_penalty: 1.0,
+                top_logprobs: -1,
+                ..Sampling::zeroed()
+            },
+            bias: Arc::new([]),
+            prompt_logprobs: false,
+        };
+        if let Err(refused) = self.scheduler.submit(sequence) {
+            tracing::debug!(%refused, "no probe: the requests that wait will do");
+        }
+    }
+
+    fn new_id(&mut self) -> SequenceId {
+        self.next_id += 1;
+        SequenceId(self.next_id)
+    }
+
+    /// Sends what happened to the requests it happened to.
+    fn deliver(&mut self) {
+        let now = Instant::now();
+        while let Some((id, event)) = self.scheduler.poll_event() {
+            if self.unproven && matches!(event, Event::Token { .. }) {
+                self.unproven = false;
+                self.set_state(State::Ready);
+                tracing::info!(model = self.spec.name, "ready");
+            }
+            let Some(live) = self.live.get_mut(&id) else {
+                continue;
+            };
+            if matches!(event, Event::Token { .. }) {
+                self.shared.tokens.fetch_add(1, Ordering::Relaxed);
+                match live.last_token.replace(now) {
+                    None => self
+                        .metrics
+                        .first_token(now - live.submitted, live.prompt_tokens),
+                    Some(last) => self.metrics.next_token(now - last),
+                }
+            }
+            let last = event.is_last().then(|| event.clone());
+            // A request that is gone cancels its sequences by itself.
+            let _ = live.events.send((live.index, event));
+            if let Some(event) = last
+                && let Some(live) = self.live.remove(&id)
+            {
+                self.by_request.remove(&(live.request, live.index));
+                self.metrics.ended(&event, now - live.submitted);
+            }
+        }
+    }
+
+    /// Takes commands for a while without a worker. False: every handle is dropped.
+    async fn pause(&mut self, pause: Duration) -> bool {
+        let end = tokio::time::sleep(pause);
+        let mut end = std::pin::pin!(end);
+        loop {
+            tokio::select! {
+                () = &mut end => return true,
+                command = self.inbox.recv() => match command {
+                    Some(command) => self.apply(command),
+                    None => return false,
+                },
+            }
+            self.deliver();
+        }
+    }
+
+    /// Fails what still arrives after the last worker.
+    async fn refuse_all(mut self) {
+        while let Some(command) = self.inbox.recv().await {
+            self.apply(command);
+            self.scheduler.worker_gone();
+            self.deliver();
+        }
+    }
+
+    fn set_state(&self, state: State) {
+        self.shared.state.send_replace(state);
+    }
+}
+
+/// Starts a worker and waits until it has loaded its model.
+async fn start_worker(
+    spec: ModelSpec,
+    settings: Arc<Workers>,
+    shared: Arc<Shared>,
+    epoch: u32,
+) -> Result<(WorkerProcess, GatewayEnd, ModelInfo), WorkerError> {
+    let (mut process, gate) = WorkerProcess::spawn(&spec, &settings, epoch).await?;
+    let progress = |done: u64, total: u64| {
+        shared.state.send_if_modified(|state| match state {
+            State::Loading { fraction } => {
+                *fraction = done as f32 / total.max(1) as f32;
+                true
+            }
+            // While a worker is replaced, the reason is worth more than the progress.
+            _ => false,
+        });
+    };
+    match process.wait_ready(progress).await {
+        Ok(info) => Ok((process, gate, info)),
+        Err(error) => {
+            process.kill().await;
+            Err(error)
+        }
+    }
+}
+
+/// A deadline for when there is none; never reached.
+fn far_away() -> Instant {
+    Instant::now() + Duration::from_secs(24 * 3600)
+}
+
+impl From<LinkError> for WorkerError {
+    fn from(error: LinkError) -> Self {
+        WorkerError::Violation(error.to_string())
+    }
+}

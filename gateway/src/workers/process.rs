@@ -1,0 +1,305 @@
+//! One worker incarnation: spawned, greeted, loaded, and ended.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use realm_shared::control::{Control, MAX_CONTROL_BYTES, ModelInfo};
+use realm_shm::{GatewayEnd, Geometry, SlotClass};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, Interest};
+use tokio::process::{Child, ChildStderr, Command};
+
+use crate::config::{ModelSpec, Workers};
+
+/// How long a fresh process may take to answer the handshake. It does so before anything else.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// Lines of a worker's standard error that are kept to explain its end.
+const LAST_WORDS: usize = 8;
+/// Longest line of it in bytes.
+const MAX_LINE: usize = 4096;
+
+/// Why a worker could not be used, or can no longer be.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// The binary is not where it should be.
+    #[error(
+        "cannot start the worker {path}: {source}; build it with `cargo xtask build`, or name it with --worker"
+    )]
+    Spawn {
+        /// The binary.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Shared memory or sockets could not be had.
+    #[error("cannot set up a worker: {0}")]
+    Setup(#[from] std::io::Error),
+    /// Segments could not be made.
+    #[error("cannot set up the shared memory of a worker: {0}")]
+    Memory(#[from] realm_shm::ShmError),
+    /// It does not speak our language.
+    #[error("the worker did not complete the handshake: {0}")]
+    Handshake(#[from] realm_shm::HandshakeError),
+    /// It says itself why it cannot go on.
+    #[error("{0}")]
+    Failed(String),
+    /// It broke the protocol.
+    #[error("the worker broke the protocol: {0}")]
+    Violation(String),
+    /// It is gone.
+    #[error("the worker ended: {0}")]
+    Ended(String),
+    /// It is there and does nothing.
+    #[error("the worker did not answer a step within {} s", .0.as_secs())]
+    Hung(Duration),
+}
+
+impl WorkerError {
+    /// Whether a fresh worker of the same command would fail the same way.
+    pub fn is_permanent(&self) -> bool {
+        matches!(self, WorkerError::Failed(_) | WorkerError::Spawn { .. })
+    }
+}
+
+/// A worker that completed the handshake, beside its rings.
+#[derive(Debug)]
+pub(super) struct WorkerProcess {
+    child: Child,
+    control: AsyncFd<OwnedFd>,
+    /// For control messages, which are awaited anew at every turn of the driver.
+    buffer: Box<[u8]>,
+    last_words: Arc<Mutex<VecDeque<String>>>,
+}
+
+impl WorkerProcess {
+    /// Starts the binary with the control socket as its standard input, and greets it.
+    pub(super) async fn spawn(
+        model: &ModelSpec,
+        settings: &Workers,
+        epoch: u32,
+    ) -> Result<(Self, GatewayEnd), WorkerError> {
+        let path = settings.binary.clone().unwrap_or_else(default_binary);
+        let (ours, theirs) = realm_shm::socket::pair()?;
+        let mut command = Command::new(&path);
+        command.arg("serve").args([
+            "--fd",
+            "0",
+            "--name",
+            &model.name,
+            "--device",
+            &settings.device,
+        ]);
+        command.arg("--model").arg(model.worker_path());
+        command.args(["--dtype", settings.dtype.as_str()]);
+        if let Some(threads) = settings.threads {
+            command.args(["--threads", &threads.to_string()]);
+        }
+        if let Some(bytes) = settings.kv_memory {
+            command.args(["--kv-memory", &bytes.0.to_string()]);
+        }
+        if let Some(tokens) = settings.max_context {
+            command.args(["--max-context", &tokens.to_string()]);
+        }
+        command
+            // Threads that wait for work must sleep: gateway and worker share the cores.
+            .env("OMP_WAIT_POLICY", "passive")
+            .stdin(Stdio::from(theirs))
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let mut child = command
+            .spawn()
+            .map_err(|source| WorkerError::Spawn { path, source })?;
+        // `command` still holds the worker's end of the socket; while it does, the worker's exit
+        // would not hang up ours.
+        drop(command);
+        let last_words = Arc::default();
+        if let Some(stderr) = child.stderr.take() {
+            tokio::spawn(forward_log(
+                stderr,
+                model.name.clone(),
+                Arc::clone(&last_words),
+            ));
+        }
+        let (gate, ours) = tokio::task::spawn_blocking(move || {
+            let gate = GatewayEnd::create(epoch, &geometry(), realm_shared::ABI_VERSION)?;
+            gate.offer(ours.as_fd(), HANDSHAKE_DEADLINE)?;
+            Ok::<_, WorkerError>((gate, ours))
+        })
+        .await
+        .map_err(|e| WorkerError::Violation(format!("handshake task: {e}")))??;
+        fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(std::io::Error::from)?;
+        let control = watch(ours)?;
+        Ok((
+            WorkerProcess {
+                child,
+                control,
+                buffer: vec![0; MAX_CONTROL_BYTES].into(),
+                last_words,
+            },
+            gate,
+        ))
+    }
+
+    /// Process id, for logs.
+    pub(super) fn pid(&self) -> Option<u32> {
+        self.child.id()
+    }
+
+    /// Waits until the model is loaded, reporting bytes read and to be read.
+    pub(super) async fn wait_ready(
+        &mut self,
+        progress: impl Fn(u64, u64),
+    ) -> Result<ModelInfo, WorkerError> {
+        loop {
+            match self.next_control().await? {
+                Control::Loading { done, total } => progress(done, total),
+                Control::Ready(info) => return check(info),
+                Control::Failed { message } => return Err(WorkerError::Failed(message)),
+            }
+        }
+    }
+
+    /// The next control message, or why there will be none. Cancel-safe.
+    pub(super) async fn next_control(&mut self) -> Result<Control, WorkerError> {
+        let WorkerProcess {
+            control, buffer, ..
+        } = self;
+        let received = control
+            .async_io(Interest::READABLE, |fd| {
+                realm_shm::socket::recv(fd.as_fd(), buffer)
+            })
+            .await;
+        match received {
+            Ok(0) | Err(_) => Err(self.end_reason().await),
+            Ok(n) => serde_json::from_slice(&self.buffer[..n])
+                .map_err(|e| WorkerError::Violation(format!("control message: {e}"))),
+        }
+    }
+
+    /// Ends the process, if it still runs, and reaps it.
+    pub(super) async fn kill(mut self) {
+        if let Err(error) = self.child.kill().await {
+            tracing::warn!(%error, "cannot kill a worker");
+        }
+    }
+
+    /// After a hang-up: how the process ended.
+    async fn end_reason(&mut self) -> WorkerError {
+        // The socket closes a moment before the process is gone.
+        let status = tokio::time::timeout(Duration::from_secs(2), self.child.wait()).await;
+        let how = match status {
+            Ok(Ok(status)) => describe(status),
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "it closed its control socket".to_owned(),
+        };
+        let words = self.last_words.lock().unwrap_or_else(|e| e.into_inner());
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        WorkerError::Ended(if words.is_empty() {
+            how
+        } else {
+            format!("{how}; it last said: {}", words.join(" | "))
+        })
+    }
+}
+
+/// Slots for step tensors and results. A step of 256 sequences with 8,192 blocks each fits.
+fn geometry() -> Geometry {
+    let class = |bytes, count| SlotClass { bytes, count };
+    Geometry {
+        input_slots: vec![
+            class(4 << 10, 512),
+            class(64 << 10, 64),
+            class(1 << 20, 8),
+            class(16 << 20, 2),
+        ],
+        output_slots: vec![class(4 << 10, 16), class(64 << 10, 8), class(4 << 20, 4)],
+    }
+}
+
+/// Refuses numbers that the scheduler could not work with.
+fn check(info: ModelInfo) -> Result<ModelInfo, WorkerError> {
+    let sane = info.vocab_size > 0
+        && info.vocab_size <= i32::MAX as u32
+        && info.block_size > 0
+        && info.block_count > 0
+        && info.max_sequences > 0
+        && info.max_step_tokens > 0
+        && info.max_context > 0;
+    if sane {
+        Ok(info)
+    } else {
+        Err(WorkerError::Violation(format!(
+            "impossible model description {info:?}"
+        )))
+    }
+}
+
+fn describe(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.signal(), status.code()) {
+        (Some(signal), _) => match nix::sys::signal::Signal::try_from(signal) {
+            Ok(name) => format!("killed by {name}"),
+            Err(_) => format!("killed by signal {signal}"),
+        },
+        (None, Some(code)) => format!("exited with code {code}"),
+        (None, None) => status.to_string(),
+    }
+}
+
+/// Makes the readiness of a descriptor awaitable.
+pub(super) fn watch(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+    #[expect(
+        deprecated,
+        reason = "what its unsafe successor demands (one descriptor, open for as long as it is registered) \
+                  holds for every OwnedFd, and this crate is free of unsafe code"
+    )]
+    AsyncFd::with_interest(fd, Interest::READABLE)
+}
+
+/// `realm-worker` in the folder of the running binary.
+pub fn default_binary() -> PathBuf {
+    std::env::current_exe()
+        .ok()
+        .and_then(|exe| exe.parent().map(|dir| dir.join("realm-worker")))
+        .unwrap_or_else(|| Path::new("realm-worker").to_owned())
+}
+
+/// Logs what a worker writes to its standard error, line by line, until it ends. A line is cut
+/// at [`MAX_LINE`] bytes, and bytes that are not UTF-8 are replaced: a worker cannot fill our
+/// memory, nor block itself on a pipe that nobody reads.
+async fn forward_log(
+    mut stderr: ChildStderr,
+    model: String,
+    last_words: Arc<Mutex<VecDeque<String>>>,
+) {
+    let mut pending = Vec::with_capacity(MAX_LINE);
+    let say = |line: &[u8]| {
+        let line = String::from_utf8_lossy(line.trim_ascii_end()).into_owned();
+        if line.is_empty() {
+            return;
+        }
+        tracing::info!(target: "realm_worker", model, "{line}");
+        let mut words = last_words.lock().unwrap_or_else(|e| e.into_inner());
+        if words.len() == LAST_WORDS {
+            words.pop_front();
+        }
+        words.push_back(line);
+    };
+    let mut chunk = [0; MAX_LINE];
+    while let Ok(n @ 1..) = stderr.read(&mut chunk).await {
+        for &byte in &chunk[..n] {
+            pending.push(byte);
+            if byte == b'\n' || pending.len() == MAX_LINE {
+                say(&pending);
+                pending.clear();
+            }
+        }
+    }
+    say(&pending);
+}
