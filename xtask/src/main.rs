@@ -1,2 +1,83 @@
-//! Realm.
-fn main() {}
+//! The commands of the README: `cargo xtask setup`, `build`, `serve` and `test`.
+
+mod clients;
+mod libtorch;
+mod pip;
+mod server;
+mod test;
+mod wheels;
+mod workspace;
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+use anyhow::Context;
+use clap::Parser;
+
+use crate::workspace::{Profile, Workspace};
+
+/// Builds, serves and tests Realm
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+enum Xtask {
+    /// Fetch libtorch, if it is not there yet, and print where it is
+    ///
+    /// To use plain cargo on the worker: `export LIBTORCH=$(cargo xtask setup)`
+    Setup,
+    /// Build target/release/realm and target/release/realm-worker
+    ///
+    /// Both start without this repository or any environment variable.
+    Build,
+    /// Build, then run `realm serve`
+    Serve {
+        /// Arguments of `realm serve`
+        #[arg(
+            trailing_var_arg = true,
+            allow_hyphen_values = true,
+            value_name = "ARGS"
+        )]
+        args: Vec<OsString>,
+    },
+    /// Run every test, or only the steps named
+    Test {
+        /// Steps to run, in this order
+        #[arg(value_enum)]
+        steps: Vec<test::Step>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Xtask::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Xtask) -> anyhow::Result<ExitCode> {
+    match command {
+        Xtask::Setup => println!("{}", libtorch::ensure()?.display()),
+        Xtask::Build => {
+            let workspace = Workspace::set_up()?;
+            workspace.build(Profile::Release)?;
+            println!("{}", workspace.binary(Profile::Release, "realm").display());
+            println!(
+                "{}",
+                workspace.binary(Profile::Release, "realm-worker").display()
+            );
+        }
+        Xtask::Serve { args } => {
+            let workspace = Workspace::set_up()?;
+            workspace.build(Profile::Release)?;
+            let realm = workspace.binary(Profile::Release, "realm");
+            // Replaces this process, so that signals reach the server itself.
+            let error = Command::new(&realm).arg("serve").args(args).exec();
+            return Err(error).with_context(|| format!("cannot start {}", realm.display()));
+        }
+        Xtask::Test { steps } => return test::test(&steps),
+    }
+    Ok(ExitCode::SUCCESS)
+}
