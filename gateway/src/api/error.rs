@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER};
 use http::{Method, Response, StatusCode};
 use serde::Serialize;
 use serde_json::Value;
@@ -18,6 +18,12 @@ const MAX_ECHO: usize = 64;
 /// Waits above this make OpenAI's Python SDK give up instead of retrying.
 const MAX_RETRY_AFTER: u64 = 120;
 
+/// When to try again after a model's worker could not be replaced.
+const RETRY_AFTER_LOSS: Duration = Duration::from_secs(30);
+
+/// Overrides what OpenAI's SDKs make of a status code.
+const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+
 /// A refusal or failure that the client hears about.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[error("{message}")]
@@ -29,6 +35,8 @@ pub struct ApiError {
     message: String,
     retry_after: Option<Duration>,
     allow: Option<&'static str>,
+    /// Tells OpenAI's SDKs not to send the request again, as they would after any 5xx.
+    never_retry: bool,
 }
 
 /// OpenAI's error object. Clients require all four keys.
@@ -61,6 +69,7 @@ impl ApiError {
             message,
             retry_after: None,
             allow: None,
+            never_retry: false,
         }
     }
 
@@ -275,6 +284,9 @@ impl ApiError {
     pub fn into_response(self) -> Response<Body> {
         let mut response = body::json_response(self.status, Bytes::from(self.to_json()));
         let headers = response.headers_mut();
+        if self.never_retry {
+            headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
+        }
         if let Some(wait) = self.retry_after {
             let seconds = wait.as_millis().div_ceil(1000);
             let seconds = u64::try_from(seconds).unwrap_or(MAX_RETRY_AFTER);
@@ -305,14 +317,22 @@ impl From<Refused> for ApiError {
 impl From<FailReason> for ApiError {
     fn from(reason: FailReason) -> Self {
         match reason {
-            FailReason::WorkerCrashed => Self::server(
-                Some("worker_crashed"),
-                "The model's worker died twice while it worked on this request, which will not be retried".into(),
-            ),
-            FailReason::WorkerGone => Self::server(
-                Some("worker_gone"),
-                "The model's worker is gone".into(),
-            ),
+            FailReason::WorkerCrashed => ApiError {
+                never_retry: true,
+                ..Self::server(
+                    Some("worker_crashed"),
+                    "The model's worker died twice while it worked on this request, which will not be retried".into(),
+                )
+            },
+            FailReason::WorkerGone => ApiError {
+                retry_after: Some(RETRY_AFTER_LOSS),
+                ..Self::new(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "server_error",
+                    Some("worker_gone"),
+                    "The model's worker ended and could not be replaced".into(),
+                )
+            },
             FailReason::TooLong => Self::new(
                 StatusCode::BAD_REQUEST,
                 "invalid_request_error",
@@ -352,6 +372,17 @@ mod tests {
 
     fn parsed(error: &ApiError) -> Value {
         serde_json::from_slice(&error.to_json()).expect("is JSON")
+    }
+
+    #[test]
+    fn what_killed_a_worker_is_not_sent_again() {
+        let response = ApiError::from(FailReason::WorkerCrashed).into_response();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert_eq!(response.headers()["x-should-retry"], "false");
+        let response = ApiError::from(FailReason::WorkerGone).into_response();
+        assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(response.headers()["retry-after"], "30");
+        assert!(!response.headers().contains_key("x-should-retry"));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response};
+use http_body::Body as _;
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use tower::{ServiceBuilder, service_fn};
@@ -97,7 +98,12 @@ async fn read_json(request: Request<Incoming>, max_body: usize) -> Result<Bytes,
     if !is_json(request.headers()) {
         return Err(ApiError::unsupported_media_type());
     }
-    let body = Limited::new(request.into_body(), max_body).collect();
+    let body = request.into_body();
+    // A length that is announced is refused before the body, which may never come.
+    if body.size_hint().lower() > max_body as u64 {
+        return Err(ApiError::payload_too_large(max_body));
+    }
+    let body = Limited::new(body, max_body).collect();
     match tokio::time::timeout(BODY_TIMEOUT, body).await {
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => {
