@@ -61,15 +61,25 @@ def test_every_metric_has_the_model_name(metrics, chat):
     assert {name + "_count" for name in HISTOGRAMS} <= names
 
 
-def test_metrics_count_what_was_done(metrics, chat):
-    before = metrics()
+@pytest.fixture
+def metrics_at_rest(metrics):
+    """Reads the values once nothing runs any more: the last step is put away after its answer."""
+
+    def read():
+        for _ in range(100):
+            values = metrics()
+            if values["vllm:num_requests_running"] == values["vllm:num_requests_waiting"] == 0:
+                return values
+            time.sleep(0.1)
+        pytest.fail("sequences still run that nobody waits for")
+
+    return read
+
+
+def test_metrics_count_what_was_done(metrics_at_rest, chat):
+    before = metrics_at_rest()
     answer = chat(n=2, max_tokens=9, extra_body={"ignore_eos": True})
-    # The last step is put away after the answer is sent.
-    for _ in range(100):
-        after = metrics()
-        if after["vllm:num_requests_running"] == 0:
-            break
-        time.sleep(0.1)
+    after = metrics_at_rest()
 
     def grown(name):
         return after[name] - before.get(name, 0)
@@ -78,8 +88,28 @@ def test_metrics_count_what_was_done(metrics, chat):
     assert grown("vllm:generation_tokens_total") == answer.usage.completion_tokens == 18
     assert grown("vllm:request_success_total") >= 1
     assert grown("vllm:time_to_first_token_seconds_count") >= 1
-    assert after["vllm:num_requests_running"] == after["vllm:num_requests_waiting"] == 0
-    assert 0 <= after["vllm:kv_cache_usage_perc"] <= 1
+    assert after["vllm:kv_cache_usage_perc"] == 0
+
+
+def test_every_sequence_is_accounted_for(metrics_at_rest, chat, complete, client, model):
+    """Admitted = completed + failed + cancelled."""
+    before = metrics_at_rest()
+    chat("Hello!", n=3, temperature=0)
+    complete(max_tokens=32, temperature=0, stop="a")
+    complete("One day", max_tokens=0, echo=True)
+    with client.completions.create(
+        model=model, prompt="x", max_tokens=1500, stream=True, extra_body={"ignore_eos": True}
+    ) as stream:
+        next(iter(stream))
+    after = metrics_at_rest()
+
+    def grown(name):
+        return after[name] - before.get(name, 0)
+
+    assert grown("realm_sequences_admitted_total") == 6
+    assert grown("vllm:request_success_total") == 5
+    assert grown("realm_sequences_cancelled_total") == 1
+    assert grown("realm_sequences_failed_total") == 0
 
 
 def test_admin_is_not_on_the_api(post):
