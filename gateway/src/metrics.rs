@@ -99,11 +99,11 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     describe_counter!("realm_sequences_failed_total", "Sequences that failed");
     describe_counter!(
         "realm_sequences_cancelled_total",
-        "Sequences whose request went away or had enough"
+        "Sequences whose request went away"
     );
     describe_counter!(
         "realm_sequences_admitted_total",
-        "Sequences accepted by the scheduler"
+        "Sequences of requests that joined the queue"
     );
     describe_counter!(
         "realm_worker_ends_total",
@@ -179,16 +179,23 @@ impl ModelMetrics {
         self.worker_ends.increment(1);
     }
 
-    /// Takes over the scheduler's own counts.
+    /// Takes over how things stand in the scheduler.
     pub(crate) fn record(&self, stats: &Stats) {
         self.running.set(stats.running as f64);
         self.waiting.set(stats.waiting as f64);
         self.kv_usage
             .set(stats.blocks_used as f64 / stats.blocks_total.max(1) as f64);
         self.preemptions.absolute(stats.preemptions);
-        self.admitted.absolute(stats.admitted);
-        self.failed.absolute(stats.failed);
-        self.cancelled.absolute(stats.cancelled);
+    }
+
+    /// A sequence of a request joined the queue. Each is ended or abandoned once.
+    pub(crate) fn admitted(&self) {
+        self.admitted.increment(1);
+    }
+
+    /// Nobody waits for a sequence any more.
+    pub(crate) fn abandoned(&self) {
+        self.cancelled.increment(1);
     }
 
     pub(crate) fn step(&self, busy: Duration) {
@@ -214,7 +221,8 @@ impl ModelMetrics {
         match event {
             Event::Finished(FinishReason::Stop) => self.finished_stop.increment(1),
             Event::Finished(FinishReason::Length) => self.finished_length.increment(1),
-            _ => return,
+            Event::Failed(_) => return self.failed.increment(1),
+            Event::Token { .. } | Event::PromptLogprobs { .. } => return,
         }
         self.e2e.record(after.as_secs_f64());
     }

@@ -4,11 +4,11 @@ use std::any::Any;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response};
 use http_body::Body as _;
-use http_body_util::{BodyExt, LengthLimitError, Limited};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tower::{ServiceBuilder, service_fn};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -22,6 +22,8 @@ use crate::workers::Models;
 
 /// Time for a client to send its request body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for a client to send the rest of a body that is refused.
+const LINGER: Duration = Duration::from_secs(10);
 /// Longest request id that is taken over from a client.
 const MAX_REQUEST_ID: usize = 128;
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -96,17 +98,32 @@ fn not_allowed(method: &Method, allowed: &'static str) -> Response<Body> {
 /// without asking first, so they cannot use a server that listens on loopback without keys.
 async fn read_json(request: Request<Incoming>, max_body: usize) -> Result<Bytes, ApiError> {
     if !is_json(request.headers()) {
+        linger(request.into_body());
         return Err(ApiError::unsupported_media_type());
     }
-    let body = request.into_body();
+    let mut body = request.into_body();
     // A length that is announced is refused before the body, which may never come.
     if body.size_hint().lower() > max_body as u64 {
+        linger(body);
         return Err(ApiError::payload_too_large(max_body));
     }
-    let body = Limited::new(body, max_body).collect();
-    match tokio::time::timeout(BODY_TIMEOUT, body).await {
-        Ok(Ok(body)) => Ok(body.to_bytes()),
-        Ok(Err(error)) if error.is::<LengthLimitError>() => {
+    let read = async {
+        let mut bytes = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            let Ok(data) = frame?.into_data() else {
+                continue; // trailers
+            };
+            if bytes.len() + data.len() > max_body {
+                return Ok(None);
+            }
+            bytes.extend_from_slice(&data);
+        }
+        Ok::<_, hyper::Error>(Some(bytes.freeze()))
+    };
+    match tokio::time::timeout(BODY_TIMEOUT, read).await {
+        Ok(Ok(Some(bytes))) => Ok(bytes),
+        Ok(Ok(None)) => {
+            linger(body);
             Err(ApiError::payload_too_large(max_body))
         }
         Ok(Err(error)) => Err(ApiError::malformed(format!(
@@ -114,6 +131,14 @@ async fn read_json(request: Request<Incoming>, max_body: usize) -> Result<Bytes,
         ))),
         Err(_) => Err(ApiError::body_timeout(BODY_TIMEOUT)),
     }
+}
+
+/// Swallows what still comes of a refused body, for a while. A client reads the refusal only
+/// once it has sent everything; closing on it would look like a broken connection.
+fn linger(mut body: Incoming) {
+    tokio::spawn(tokio::time::timeout(LINGER, async move {
+        while let Some(Ok(_)) = body.frame().await {}
+    }));
 }
 
 fn is_json(headers: &HeaderMap) -> bool {

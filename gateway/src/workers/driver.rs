@@ -269,6 +269,7 @@ impl Driver {
                             .send((index, Event::Failed(FailReason::WorkerGone)));
                         continue;
                     }
+                    self.metrics.admitted();
                     self.live.insert(id, live);
                     self.by_request.insert((start.request, index), id);
                 }
@@ -282,11 +283,15 @@ impl Driver {
                     return;
                 };
                 self.scheduler.cancel(id);
-                if let Some(live) = self.live.remove(&id)
-                    && why == Cancel::Satisfied
-                {
-                    self.metrics
-                        .ended(&Event::Finished(FinishReason::Stop), now - live.submitted);
+                let Some(live) = self.live.remove(&id) else {
+                    return;
+                };
+                match why {
+                    Cancel::Satisfied => {
+                        let finished = Event::Finished(FinishReason::Stop);
+                        self.metrics.ended(&finished, now - live.submitted);
+                    }
+                    Cancel::Abandoned => self.metrics.abandoned(),
                 }
             }
         }
