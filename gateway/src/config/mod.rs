@@ -88,10 +88,10 @@ pub struct WorkerSettings {
 #[serde(deny_unknown_fields, rename_all = "snake_case", default)]
 pub struct LogSettings {
     /// Log filter, e.g. `info` or `realm_gateway=debug` [default: info]
-    #[arg(long, env = "REALM_LOG", value_name = "FILTER")]
+    #[arg(long, env = "REALM_LOG", global = true, value_name = "FILTER")]
     pub log: Option<String>,
     /// Log lines for people or for machines [default: text]
-    #[arg(long, env = "REALM_LOG_FORMAT")]
+    #[arg(long, env = "REALM_LOG_FORMAT", global = true, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
 }
 
