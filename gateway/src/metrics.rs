@@ -18,6 +18,8 @@ const E2E: &str = "vllm:e2e_request_latency_seconds";
 const QUEUE_TIME: &str = "vllm:request_queue_time_seconds";
 const STEP_TIME: &str = "realm_step_seconds";
 
+const UPKEEP: Duration = Duration::from_secs(5);
+
 /// Bucket bounds in seconds, as vLLM has them.
 const TTFT_BUCKETS: &[f64] = &[
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
@@ -114,6 +116,15 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         "Responses by route and status code"
     );
     Ok(handle)
+}
+
+/// Folds what histograms have buffered, for ever. Without it they grow until somebody scrapes.
+pub async fn upkeep(handle: PrometheusHandle) {
+    let mut turns = tokio::time::interval(UPKEEP);
+    loop {
+        turns.tick().await;
+        handle.run_upkeep();
+    }
 }
 
 /// The metrics of one model. Handles are looked up once: recording is a few atomic adds.

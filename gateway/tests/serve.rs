@@ -131,6 +131,20 @@ fn a_port_in_use_is_an_error_at_start() {
 }
 
 #[test]
+fn many_choices_with_many_biases_fit() {
+    let server = Server::start(&[]);
+    let bias: serde_json::Map<_, _> = (0..1024).map(|id| (id.to_string(), json!(0.5))).collect();
+    let request = json!({
+        "model": "realm-tiny", "prompt": [5], "max_tokens": 2, "n": 128, "logit_bias": bias
+    });
+    let worker = server.worker_pid();
+    let answer = server.post("/v1/completions", &request);
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert_eq!(answer.json()["choices"].as_array().map(Vec::len), Some(128));
+    assert_eq!(server.worker_pid(), worker, "the worker was replaced");
+}
+
+#[test]
 fn bad_input_is_refused_and_the_server_goes_on() {
     let server = Server::start(&[]);
     for (body, status) in [

@@ -150,11 +150,12 @@ async fn answer(model: &Model, args: &Args, messages: &[Message]) -> anyhow::Res
             Event::Finished(_) => detokenizer.finish(&mut answer),
             Event::Token { .. } | Event::PromptLogprobs { .. } => {}
         }
-        print!("{}", &answer[shown..]);
-        std::io::stdout().flush()?;
+        let mut out = std::io::stdout();
+        out.write_all(&answer.as_bytes()[shown..])?;
+        out.flush()?;
         shown = answer.len();
     }
-    println!();
+    writeln!(std::io::stdout())?;
     Ok(answer)
 }
 

@@ -31,6 +31,7 @@ pub(super) async fn serve(
     let listen = args.listen.resolve(listen)?;
     let workers = Arc::new(args.workers.resolve(workers)?);
     let recorder = metrics::install().context("cannot set up metrics")?;
+    tokio::spawn(metrics::upkeep(recorder.clone()));
     let bound = Bound::new(listen).await?;
     let mut models = Vec::new();
     for spec in &workers.models {

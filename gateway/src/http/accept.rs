@@ -15,6 +15,9 @@ use tower::{BoxError, Service};
 
 /// Time for a client to send its request head. hyper keeps it only with a timer, set below.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Silence on an HTTP/2 connection after which its client is asked whether it is there, and time
+/// for it to answer.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
 /// Requests that one HTTP/2 connection may have open.
 const MAX_STREAMS: u32 = 256;
 
@@ -53,6 +56,8 @@ pub(super) async fn accept<S: HttpService>(
         .header_read_timeout(HEADER_TIMEOUT);
     builder
         .http2()
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE)
         .timer(TokioTimer::new())
         .max_concurrent_streams(MAX_STREAMS);
     loop {

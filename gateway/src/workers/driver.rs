@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytemuck::Zeroable;
@@ -12,6 +11,7 @@ use realm_shared::wire::Sampling;
 use realm_shm::GatewayEnd;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TryRecvError;
 
 use super::generation::{Cancel, Command, Places};
 use super::link::{Link, LinkError};
@@ -75,7 +75,7 @@ impl Driver {
         Driver {
             spec,
             scheduler: Scheduler::new(Config {
-                max_waiting: settings.max_queue + PROBES,
+                max_waiting: settings.max_queue.saturating_add(PROBES),
                 step_timeout: settings.step_timeout,
             }),
             settings,
@@ -94,18 +94,20 @@ impl Driver {
     pub(super) async fn run(mut self) {
         let mut barren = 0;
         for epoch in 1.. {
-            let (started, tokens) = (Instant::now(), self.shared.tokens.load(Ordering::Relaxed));
+            let started = Instant::now();
+            self.unproven = true;
             let Some(error) = self.incarnation(epoch).await else {
                 return;
             };
             self.scheduler.worker_lost();
             self.deliver();
             self.metrics.worker_ended();
-            let was_of_use = started.elapsed() > LONG_LIFE
-                || self.shared.tokens.load(Ordering::Relaxed) > tokens;
+            let was_of_use = started.elapsed() > LONG_LIFE || !self.unproven;
             barren = if was_of_use { 0 } else { barren + 1 };
             let reason = error.to_string();
-            if error.is_permanent() || barren >= MAX_BARREN {
+            // What loaded once may load again: then it is the machine that changed.
+            let never_loaded = self.shared.info().is_none();
+            if error.is_permanent() && never_loaded || barren >= MAX_BARREN {
                 tracing::error!(model = self.spec.name, reason, "the model cannot be served");
                 self.set_state(State::Failed { reason });
                 self.scheduler.worker_gone();
@@ -160,7 +162,7 @@ impl Driver {
             return Some(WorkerError::Violation(error.to_string()));
         }
         self.metrics.worker_ready(&info);
-        *self.shared.info.lock().unwrap_or_else(|e| e.into_inner()) = Some(info);
+        self.shared.set_info(info);
         self.probe();
         let wake = gate.wake_fd().try_clone_to_owned();
         let error = match wake.and_then(watch) {
@@ -186,7 +188,15 @@ impl Driver {
             self.metrics.record(&self.scheduler.stats());
             match link.gate().arm() {
                 Ok(true) => {}
-                Ok(false) => continue,
+                Ok(false) => {
+                    // Results come faster than they are taken in. Commands have their turn all
+                    // the same, and so has whatever else runs on this thread.
+                    if !self.apply_all() {
+                        return None;
+                    }
+                    tokio::task::yield_now().await;
+                    continue;
+                }
                 Err(violation) => return Some(WorkerError::Violation(violation.to_string())),
             }
             let deadline = self.scheduler.next_deadline();
@@ -198,8 +208,8 @@ impl Driver {
                 },
                 command = self.inbox.recv() => {
                     self.apply(command?);
-                    while let Ok(command) = self.inbox.try_recv() {
-                        self.apply(command);
+                    if !self.apply_all() {
+                        return None;
                     }
                 }
                 control = process.next_control() => match control {
@@ -244,6 +254,17 @@ impl Driver {
             link.submit(&plan, opens)?;
         }
         Ok(())
+    }
+
+    /// Takes the commands that are there. False: every handle is dropped.
+    fn apply_all(&mut self) -> bool {
+        loop {
+            match self.inbox.try_recv() {
+                Ok(command) => self.apply(command),
+                Err(TryRecvError::Empty) => return true,
+                Err(TryRecvError::Disconnected) => return false,
+            }
+        }
     }
 
     fn apply(&mut self, command: Command) {
@@ -300,7 +321,6 @@ impl Driver {
     /// Asks a new worker for one token. Only a worker that computes is ready, and the first
     /// request does not pay for what is set up by the first step.
     fn probe(&mut self) {
-        self.unproven = true;
         if let Some(unanswered) = self.probe.take() {
             self.scheduler.cancel(unanswered);
         }
@@ -342,7 +362,6 @@ impl Driver {
                 continue;
             };
             if matches!(event, Event::Token { .. }) {
-                self.shared.tokens.fetch_add(1, Ordering::Relaxed);
                 match live.last_token.replace(now) {
                     None => self
                         .metrics

@@ -84,8 +84,16 @@ struct Shared {
     info: Mutex<Option<ModelInfo>>,
     /// Sequences running or waiting.
     live: Arc<AtomicUsize>,
-    /// Tokens that workers have produced since the start.
-    tokens: AtomicU64,
+}
+
+impl Shared {
+    fn info(&self) -> Option<ModelInfo> {
+        self.info.lock().unwrap_or_else(|e| e.into_inner()).clone()
+    }
+
+    fn set_info(&self, info: ModelInfo) {
+        *self.info.lock().unwrap_or_else(|e| e.into_inner()) = Some(info);
+    }
 }
 
 impl Model {
@@ -97,7 +105,6 @@ impl Model {
             state: watch::Sender::new(State::Loading { fraction: 0.0 }),
             info: Mutex::new(None),
             live: Arc::default(),
-            tokens: AtomicU64::new(0),
         });
         let max_queue = settings.max_queue;
         let name = spec.name.clone();
@@ -127,11 +134,7 @@ impl Model {
 
     /// What the worker said of the model; `None` before the first was ready.
     pub fn info(&self) -> Option<ModelInfo> {
-        self.shared
-            .info
-            .lock()
-            .unwrap_or_else(|e| e.into_inner())
-            .clone()
+        self.shared.info()
     }
 
     /// How its worker is now, and every change from here on.

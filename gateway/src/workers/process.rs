@@ -1,6 +1,7 @@
 //! One worker incarnation: spawned, greeted, loaded, and ended.
 
 use std::collections::VecDeque;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
@@ -18,6 +19,10 @@ use crate::config::{ModelSpec, Workers};
 
 /// How long a fresh process may take to answer the handshake. It does so before anything else.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a process may say nothing while it loads its model. It reports every tensor.
+const LOAD_SILENCE: Duration = Duration::from_secs(300);
+/// How long a killed process is waited for.
+const REAP: Duration = Duration::from_secs(5);
 /// Lines of a worker's standard error that are kept to explain its end.
 const LAST_WORDS: usize = 8;
 /// Longest line of it in bytes.
@@ -57,12 +62,25 @@ pub enum WorkerError {
     /// It is there and does nothing.
     #[error("the worker did not answer a step within {} s", .0.as_secs())]
     Hung(Duration),
+    /// It does not say how far it is with loading.
+    #[error("the worker said nothing for {} s while it loaded the model", .0.as_secs())]
+    Silent(Duration),
 }
 
 impl WorkerError {
     /// Whether a fresh worker of the same command would fail the same way.
     pub fn is_permanent(&self) -> bool {
-        matches!(self, WorkerError::Failed(_) | WorkerError::Spawn { .. })
+        match self {
+            WorkerError::Failed(_) => true,
+            // Others pass, such as a lack of file descriptors or memory.
+            WorkerError::Spawn { source, .. } => {
+                matches!(
+                    source.kind(),
+                    ErrorKind::NotFound | ErrorKind::PermissionDenied
+                )
+            }
+            _ => false,
+        }
     }
 }
 
@@ -108,6 +126,8 @@ impl WorkerProcess {
         command
             // Threads that wait for work must sleep: gateway and worker share the cores.
             .env("OMP_WAIT_POLICY", "passive")
+            // A Ctrl-C on the terminal is for the gateway, which lets running requests finish.
+            .process_group(0)
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
@@ -157,7 +177,9 @@ impl WorkerProcess {
         progress: impl Fn(u64, u64),
     ) -> Result<ModelInfo, WorkerError> {
         loop {
-            match self.next_control().await? {
+            let said = tokio::time::timeout(LOAD_SILENCE, self.next_control()).await;
+            let said = said.map_err(|_| WorkerError::Silent(LOAD_SILENCE))?;
+            match said? {
                 Control::Loading { done, total } => progress(done, total),
                 Control::Ready(info) => return check(info),
                 Control::Failed { message } => return Err(WorkerError::Failed(message)),
@@ -184,8 +206,14 @@ impl WorkerProcess {
 
     /// Ends the process, if it still runs, and reaps it.
     pub(super) async fn kill(mut self) {
-        if let Err(error) = self.child.kill().await {
+        if let Err(error) = self.child.start_kill() {
             tracing::warn!(%error, "cannot kill a worker");
+        }
+        // One that the kernel holds, say in a read from a dead disk, must not hold up its
+        // successor; it is reaped whenever it ends.
+        if tokio::time::timeout(REAP, self.child.wait()).await.is_err() {
+            tracing::warn!(pid = self.pid(), "a killed worker has not ended yet");
+            tokio::spawn(async move { self.child.wait().await });
         }
     }
 
@@ -208,12 +236,15 @@ impl WorkerProcess {
     }
 }
 
-/// Slots for step tensors and results. A step of 256 sequences with 8,192 blocks each fits.
+/// Slots for step tensors and results. A step of 256 sequences with 8,192 blocks each fits. Two
+/// steps may open 256 sequences each, every one with the most biases that a request may have
+/// (8 KiB); those with long histories for penalties open one or two at a time, being prefilled.
 fn geometry() -> Geometry {
     let class = |bytes, count| SlotClass { bytes, count };
     Geometry {
         input_slots: vec![
             class(4 << 10, 512),
+            class(16 << 10, 512),
             class(64 << 10, 64),
             class(1 << 20, 8),
             class(16 << 20, 2),
@@ -230,7 +261,8 @@ fn check(info: ModelInfo) -> Result<ModelInfo, WorkerError> {
         && info.block_count > 0
         && info.max_sequences > 0
         && info.max_step_tokens > 0
-        && info.max_context > 0;
+        // The probe's own token and the one that it asks for.
+        && info.max_context > 1;
     if sane {
         Ok(info)
     } else {
