@@ -69,6 +69,20 @@ pub struct Sampling {
     pub reserved: u32,
 }
 
+impl Default for Sampling {
+    /// Draws from the whole distribution as the model gives it, ends at no token, and reports no
+    /// log-probabilities. (All zeros would be a nucleus of nothing and a penalty.)
+    fn default() -> Self {
+        Sampling {
+            temperature: 1.0,
+            top_p: 1.0,
+            repetition_penalty: 1.0,
+            top_logprobs: -1,
+            ..Sampling::zeroed()
+        }
+    }
+}
+
 impl Sampling {
     /// Whether drawing depends on the tokens before it. If so, `open::HISTORY` must hold them.
     pub fn has_penalties(&self) -> bool {

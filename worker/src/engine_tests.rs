@@ -12,14 +12,10 @@ fn engine(threads: u32) -> Engine {
 }
 
 fn sampling(key: u64, top_logprobs: i32) -> Sampling {
-    let zero: Sampling = bytemuck::Zeroable::zeroed();
     Sampling {
         key,
-        temperature: 1.0,
-        top_p: 1.0,
-        repetition_penalty: 1.0,
         top_logprobs,
-        ..zero
+        ..Sampling::default()
     }
 }
 

@@ -3,14 +3,7 @@ use proptest::prelude::*;
 use super::*;
 
 fn plain() -> Sampling {
-    let zero: Sampling = bytemuck::Zeroable::zeroed();
-    Sampling {
-        temperature: 1.0,
-        top_p: 1.0,
-        repetition_penalty: 1.0,
-        top_logprobs: -1,
-        ..zero
-    }
+    Sampling::default()
 }
 
 fn sampler(sampling: Sampling, bias: &[(i32, f32)], history: &[i32]) -> Sampler {

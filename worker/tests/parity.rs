@@ -258,9 +258,9 @@ fn a_sequence_in_a_mixed_batch_is_what_it_is_alone() {
 /// What `Engine` is told to make it greedy.
 fn greedy() -> Sampling {
     Sampling {
-        repetition_penalty: 1.0,
-        top_p: 1.0,
-        ..bytemuck::Zeroable::zeroed()
+        temperature: 0.0,
+        top_logprobs: 0,
+        ..Sampling::default()
     }
 }
 

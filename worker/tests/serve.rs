@@ -181,14 +181,11 @@ impl Worker {
 }
 
 fn sampling(temperature: f32) -> Sampling {
-    let zero: Sampling = bytemuck::Zeroable::zeroed();
     Sampling {
         key: 11,
         temperature,
-        top_p: 1.0,
-        repetition_penalty: 1.0,
         top_logprobs: 2,
-        ..zero
+        ..Sampling::default()
     }
 }
 

@@ -11,20 +11,11 @@ pub(crate) fn sampling(top_logprobs: i32, min_tokens: u32) -> Sampling {
     let mut stop_ids = [0; MAX_STOP_IDS];
     stop_ids[0] = 264;
     Sampling {
-        key: 0,
-        temperature: 1.0,
-        top_p: 1.0,
-        min_p: 0.0,
-        top_k: 0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        repetition_penalty: 1.0,
         min_tokens,
         top_logprobs,
-        prompt_len: 0,
         stop_count: 1,
         stop_ids,
-        reserved: 0,
+        ..Sampling::default()
     }
 }
 

@@ -79,21 +79,23 @@ impl Text {
             *slot = id;
             stop_count += 1;
         }
+        let Defaults {
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            repetition_penalty,
+        } = self.defaults;
+        let plain = Sampling::default();
         Sampling {
-            key: 0,
-            temperature: self.defaults.temperature.unwrap_or(1.0),
-            top_p: self.defaults.top_p.unwrap_or(1.0),
-            min_p: self.defaults.min_p.unwrap_or(0.0),
-            top_k: self.defaults.top_k.unwrap_or(0),
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            repetition_penalty: self.defaults.repetition_penalty.unwrap_or(1.0),
-            min_tokens: 0,
-            top_logprobs: -1,
-            prompt_len: 0,
+            temperature: temperature.unwrap_or(plain.temperature),
+            top_p: top_p.unwrap_or(plain.top_p),
+            min_p: min_p.unwrap_or(plain.min_p),
+            top_k: top_k.unwrap_or(plain.top_k),
+            repetition_penalty: repetition_penalty.unwrap_or(plain.repetition_penalty),
             stop_count,
             stop_ids,
-            reserved: 0,
+            ..plain
         }
     }
 

@@ -5,7 +5,6 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytemuck::Zeroable;
 use realm_shared::control::{Control, ModelInfo};
 use realm_shared::wire::Sampling;
 use realm_shm::GatewayEnd;
@@ -71,7 +70,7 @@ impl Driver {
         shared: Arc<Shared>,
         inbox: mpsc::UnboundedReceiver<Command>,
     ) -> Self {
-        let metrics = ModelMetrics::new(&shared.name);
+        let metrics = ModelMetrics::new(&spec.name);
         Driver {
             spec,
             scheduler: Scheduler::new(Config {
@@ -331,10 +330,8 @@ impl Driver {
             prompt: Arc::new([0]),
             max_tokens: 1,
             sampling: Sampling {
-                top_p: 1.0,
-                repetition_penalty: 1.0,
-                top_logprobs: -1,
-                ..Sampling::zeroed()
+                temperature: 0.0,
+                ..Sampling::default()
             },
             bias: Arc::new([]),
             prompt_logprobs: false,

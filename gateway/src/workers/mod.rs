@@ -78,7 +78,6 @@ pub struct Model {
 /// What a model's driver and its requests share.
 #[derive(Debug)]
 struct Shared {
-    name: String,
     state: watch::Sender<State>,
     /// Of the worker that was ready last.
     info: Mutex<Option<ModelInfo>>,
@@ -101,7 +100,6 @@ impl Model {
     pub fn start(spec: ModelSpec, text: Arc<Text>, settings: Arc<Workers>) -> Arc<Self> {
         let (commands, inbox) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
-            name: spec.name.clone(),
             state: watch::Sender::new(State::Loading { fraction: 0.0 }),
             info: Mutex::new(None),
             live: Arc::default(),
@@ -140,11 +138,6 @@ impl Model {
     /// How its worker is now, and every change from here on.
     pub fn state(&self) -> watch::Receiver<State> {
         self.shared.state.subscribe()
-    }
-
-    /// Sequences running or waiting.
-    pub fn live(&self) -> usize {
-        self.shared.live.load(Ordering::Relaxed)
     }
 
     /// Admits all sequences of a request, or none. Their ids are assigned here.

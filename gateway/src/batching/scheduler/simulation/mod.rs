@@ -37,26 +37,6 @@ enum Op {
     Gone,
 }
 
-/// Sampling that asks for nothing special.
-pub(super) fn sampling() -> Sampling {
-    Sampling {
-        key: 0,
-        temperature: 1.0,
-        top_p: 1.0,
-        min_p: 0.0,
-        top_k: 0,
-        presence_penalty: 0.0,
-        frequency_penalty: 0.0,
-        repetition_penalty: 1.0,
-        min_tokens: 0,
-        top_logprobs: -1,
-        prompt_len: 0,
-        stop_count: 0,
-        stop_ids: [0; MAX_STOP_IDS],
-        reserved: 0,
-    }
-}
-
 fn any_sequence() -> impl Strategy<Value = Sequence> {
     let prompt = prop::collection::vec(0..VOCAB, 1..24);
     let stops = prop::collection::vec(0..VOCAB, 0..4);
@@ -79,7 +59,7 @@ fn any_sequence() -> impl Strategy<Value = Sequence> {
                     top_logprobs,
                     stop_count: stops.len() as u32,
                     stop_ids,
-                    ..sampling()
+                    ..Sampling::default()
                 },
                 bias: bias.into(),
                 prompt_logprobs,

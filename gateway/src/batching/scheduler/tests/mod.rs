@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use realm_shared::wire::step::{INPUT_SAMPLED, SAMPLE};
 
-use super::simulation::{VOCAB, sampling};
+use super::simulation::VOCAB;
 use super::*;
 use crate::batching::plan::{Expected, ResultError, StepResult};
 use crate::batching::sequence::{FinishReason, TokenLogprobs};
@@ -52,7 +52,7 @@ impl Rig {
             id: SequenceId(self.submitted),
             prompt: (0..prompt).map(|token| token % VOCAB).collect(),
             max_tokens,
-            sampling: sampling(),
+            sampling: Sampling::default(),
             bias: [].into(),
             prompt_logprobs: false,
         }
