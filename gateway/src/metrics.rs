@@ -98,6 +98,10 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         Unit::Seconds,
         "Time that a worker computed on one step"
     );
+    describe_gauge!(
+        "realm_sequences_held",
+        "Sequences out of the batch because their client reads too slowly"
+    );
     describe_counter!("realm_sequences_failed_total", "Sequences that failed");
     describe_counter!(
         "realm_sequences_cancelled_total",
@@ -133,6 +137,7 @@ pub(crate) struct ModelMetrics {
     name: String,
     running: Gauge,
     waiting: Gauge,
+    held: Gauge,
     kv_usage: Gauge,
     preemptions: Counter,
     admitted: Counter,
@@ -158,6 +163,7 @@ impl ModelMetrics {
             name: name.to_owned(),
             running: gauge!("vllm:num_requests_running", &label()),
             waiting: gauge!("vllm:num_requests_waiting", &label()),
+            held: gauge!("realm_sequences_held", &label()),
             kv_usage: gauge!("vllm:kv_cache_usage_perc", &label()),
             preemptions: counter!("vllm:num_preemptions_total", &label()),
             admitted: counter!("realm_sequences_admitted_total", &label()),
@@ -194,6 +200,7 @@ impl ModelMetrics {
     pub(crate) fn record(&self, stats: &Stats) {
         self.running.set(stats.running as f64);
         self.waiting.set(stats.waiting as f64);
+        self.held.set(stats.held as f64);
         self.kv_usage
             .set(stats.blocks_used as f64 / stats.blocks_total.max(1) as f64);
         self.preemptions.absolute(stats.preemptions);

@@ -145,6 +145,18 @@ fn many_choices_with_many_biases_fit() {
 }
 
 #[test]
+fn a_request_that_can_never_be_admitted_is_told_so() {
+    let server = Server::start(&["--max-queue", "4"]);
+    let request = |n| json!({"model": "realm-tiny", "prompt": ["a", "b"], "max_tokens": 1, "n": n});
+    assert_eq!(server.post("/v1/completions", &request(2)).status, 200);
+    let refused = server.post("/v1/completions", &request(3));
+    assert_eq!(
+        (refused.status, refused.json()["error"]["param"].clone()),
+        (400, "n".into())
+    );
+}
+
+#[test]
 fn bad_input_is_refused_and_the_server_goes_on() {
     let server = Server::start(&[]);
     for (body, status) in [

@@ -309,6 +309,12 @@ impl From<Refused> for ApiError {
                 retry_after,
                 reason,
             } => Self::unavailable(retry_after, &reason),
+            Refused::TooMany { limit } => Self::invalid(
+                "n",
+                format_args!(
+                    "at most {limit} choices over all prompts, as many as this server takes at once"
+                ),
+            ),
             Refused::QueueFull { retry_after } => Self::queue_full(retry_after),
         }
     }

@@ -48,7 +48,7 @@ pub enum FinishReason {
 /// Why a sequence could not go on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FailReason {
-    /// It was in flight in two worker deaths, and is taken for their cause.
+    /// It was in flight in two worker deaths, alone in the second, and is taken for their cause.
     WorkerCrashed,
     /// It needs more KV blocks than the worker has in all.
     TooLong,

@@ -1,6 +1,8 @@
 //! Accepting connections and speaking HTTP on them.
 
 use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,13 +13,15 @@ use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tower::{BoxError, Service};
+use tower::{BoxError, Service, ServiceExt};
 
-/// Time for a client to send its request head. hyper keeps it only with a timer, set below.
+/// Time for a client to send its request head.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Silence on an HTTP/2 connection after which its client is asked whether it is there, and time
 /// for it to answer.
 const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// Bytes that a connection buffers: what a client reads too slowly, or a request's head.
+const MAX_BUFFER: usize = 64 << 10;
 /// Requests that one HTTP/2 connection may have open.
 const MAX_STREAMS: u32 = 256;
 
@@ -53,7 +57,8 @@ pub(super) async fn accept<S: HttpService>(
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT);
+        .header_read_timeout(HEADER_TIMEOUT)
+        .max_buf_size(MAX_BUFFER);
     builder
         .http2()
         .keep_alive_interval(KEEP_ALIVE)
@@ -74,13 +79,29 @@ pub(super) async fn accept<S: HttpService>(
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "cannot set TCP_NODELAY");
         }
-        let service = TowerToHyperService::new(service.clone());
+        let asked = Arc::new(AtomicBool::new(false));
+        let on_request = asked.clone();
+        let service = service.clone().map_request(move |request| {
+            on_request.store(true, Ordering::Relaxed);
+            request
+        });
+        let service = TowerToHyperService::new(service);
         let connection = builder
             .serve_connection(TokioIo::new(stream), service)
             .into_owned();
         let connection = graceful.watch(connection);
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
+            let mut connection = std::pin::pin!(connection);
+            // hyper's own timer starts only once it is clear which HTTP is spoken.
+            let silent = tokio::time::sleep(HEADER_TIMEOUT);
+            let ended = tokio::select! {
+                ended = &mut connection => ended,
+                () = silent => match asked.load(Ordering::Relaxed) {
+                    true => connection.await,
+                    false => return tracing::debug!("a connection without a request is closed"),
+                },
+            };
+            if let Err(error) = ended {
                 tracing::debug!(error, "a connection ended early");
             }
         });

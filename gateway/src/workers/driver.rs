@@ -12,7 +12,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 
-use super::generation::{Cancel, Command, Places};
+use super::generation::{Backlog, Cancel, Command, Places};
 use super::link::{Link, LinkError};
 use super::process::{WorkerError, WorkerProcess, watch};
 use super::{Shared, State};
@@ -56,6 +56,7 @@ struct Live {
     request: u64,
     index: usize,
     events: mpsc::UnboundedSender<(usize, Event)>,
+    backlog: Arc<Backlog>,
     submitted: Instant,
     last_token: Option<Instant>,
     prompt_tokens: usize,
@@ -164,11 +165,17 @@ impl Driver {
         self.shared.set_info(info);
         self.probe();
         let wake = gate.wake_fd().try_clone_to_owned();
+        let mut link = Link::new(gate);
         let error = match wake.and_then(watch) {
-            Ok(wake) => self.serve(&mut process, Link::new(gate), &wake).await,
+            Ok(wake) => self.serve(&mut process, &mut link, &wake).await,
             Err(error) => Some(error.into()),
         };
         process.kill().await;
+        if !matches!(error, Some(WorkerError::Violation(_)))
+            && let Err(error) = self.collect(&mut link)
+        {
+            tracing::warn!(model = self.spec.name, %error, "the last results of a worker are void");
+        }
         error
     }
 
@@ -176,11 +183,11 @@ impl Driver {
     async fn serve(
         &mut self,
         process: &mut WorkerProcess,
-        mut link: Link,
+        link: &mut Link,
         wake: &AsyncFd<OwnedFd>,
     ) -> Option<WorkerError> {
         loop {
-            if let Err(error) = self.turn(&mut link) {
+            if let Err(error) = self.turn(link) {
                 return Some(error);
             }
             self.deliver();
@@ -228,6 +235,13 @@ impl Driver {
 
     /// Takes every result that is there and submits every step that can be planned.
     fn turn(&mut self, link: &mut Link) -> Result<(), WorkerError> {
+        self.collect(link)?;
+        self.submit(link)
+    }
+
+    /// Takes every result that is there. After a worker's end these are the steps that it
+    /// finished: what is still in flight then is what it may have died of.
+    fn collect(&mut self, link: &mut Link) -> Result<(), WorkerError> {
         let now = Instant::now();
         while let Some((result, busy)) = link.poll()? {
             let number = result.number;
@@ -236,6 +250,11 @@ impl Driver {
                 .map_err(|e| WorkerError::Violation(format!("result of step {number}: {e}")))?;
             self.metrics.step(busy);
         }
+        Ok(())
+    }
+
+    fn submit(&mut self, link: &mut Link) -> Result<(), WorkerError> {
+        let now = Instant::now();
         while let Some(plan) = self.scheduler.plan(now) {
             for (_, id) in &plan.opens {
                 // One that had tokens waited for blocks or a new worker, not for its turn.
@@ -270,13 +289,15 @@ impl Driver {
         let now = Instant::now();
         match command {
             Command::Start(mut start) => {
-                for (index, mut sequence) in start.sequences.into_iter().enumerate() {
+                let sequences = start.sequences.into_iter().zip(start.backlogs);
+                for (index, (mut sequence, backlog)) in sequences.enumerate() {
                     let id = self.new_id();
                     sequence.id = id;
                     let live = Live {
                         request: start.request,
                         index,
                         events: start.events.clone(),
+                        backlog,
                         submitted: now,
                         last_token: None,
                         prompt_tokens: sequence.prompt.len(),
@@ -284,6 +305,7 @@ impl Driver {
                     };
                     if let Err(refused) = self.scheduler.submit(sequence) {
                         tracing::error!(%refused, "a sequence that was admitted is refused");
+                        live.backlog.push();
                         let _ = live
                             .events
                             .send((index, Event::Failed(FailReason::WorkerGone)));
@@ -312,6 +334,11 @@ impl Driver {
                         self.metrics.ended(&finished, now - live.submitted);
                     }
                     Cancel::Abandoned => self.metrics.abandoned(),
+                }
+            }
+            Command::Resume { request, index } => {
+                if let Some(&id) = self.by_request.get(&(request, index)) {
+                    self.scheduler.resume(id);
                 }
             }
         }
@@ -369,6 +396,9 @@ impl Driver {
             let last = event.is_last().then(|| event.clone());
             // A request that is gone cancels its sequences by itself.
             let _ = live.events.send((live.index, event));
+            if live.backlog.push() {
+                self.scheduler.hold(id);
+            }
             if let Some(event) = last
                 && let Some(live) = self.live.remove(&id)
             {

@@ -154,19 +154,24 @@ impl Model {
                 reason,
             });
         }
-        let count = sequences.len();
-        let Some(places) = Places::take(&self.shared.live, count, self.max_queue) else {
+        let (count, limit) = (sequences.len(), self.max_queue);
+        if count > limit {
+            return Err(Refused::TooMany { limit });
+        }
+        let Some(places) = Places::take(&self.shared.live, count, limit) else {
             return Err(Refused::QueueFull {
                 retry_after: RETRY_AFTER,
             });
         };
         let (sender, events) = mpsc::unbounded_channel();
+        let backlogs: Vec<_> = sequences.iter().map(|_| Arc::default()).collect();
         let request = self.next_request.fetch_add(1, Ordering::Relaxed);
         let start = Start {
             request,
             sequences,
             events: sender,
             places,
+            backlogs: backlogs.clone(),
         };
         if self.commands.send(Command::Start(start)).is_err() {
             let reason = "the gateway is shutting down".to_owned();
@@ -177,7 +182,7 @@ impl Model {
         }
         Ok(Generation::new(
             request,
-            count,
+            backlogs,
             events,
             self.commands.clone(),
         ))

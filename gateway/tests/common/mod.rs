@@ -100,6 +100,19 @@ impl Server {
         read(self.agent.get(format!("{}{path}", self.admin)).call())
     }
 
+    /// The value of a metric of the embedded model; 0 if it was never set.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let metrics = self.admin("/metrics").body;
+        let prefix = format!("{name}{{model_name=\"realm-tiny\"}} ");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&prefix));
+        value.map_or(0.0, |value| value.parse().expect("a number"))
+    }
+
+    /// Where the API listens, as `IP:PORT`.
+    pub(crate) fn api_address(&self) -> &str {
+        self.api.trim_start_matches("http://")
+    }
+
     pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {
         self.post_text(path, &body.to_string())
     }

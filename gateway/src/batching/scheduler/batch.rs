@@ -27,7 +27,7 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    fn add(&mut self, id: SequenceId, count: usize) -> usize {
+    pub(super) fn add(&mut self, id: SequenceId, count: usize) -> usize {
         self.rows.push((id, count));
         count
     }
@@ -41,23 +41,37 @@ impl Attached {
         waiting: &mut BTreeMap<SequenceId, Live>,
         number: u64,
     ) -> (Option<StepPlan>, u64) {
-        let preempted = self.make_room(waiting);
         let mut batch = Batch::default();
-        self.add_decodes(&mut batch);
-        self.add_prefill(&mut batch, waiting);
+        let mut preempted = 0;
+        let suspect = self.suspect(waiting);
+        if suspect.is_some_and(|id| !self.is_alone(id)) {
+            // What is in flight of others must arrive first.
+            return (None, 0);
+        }
+        if suspect.is_none_or(|id| !self.try_alone(id, &mut batch, waiting, &mut preempted)) {
+            preempted += self.make_room(waiting, |_| true);
+            self.add_decodes(&mut batch);
+            self.add_prefill(&mut batch, waiting);
+        }
         let plan = (!batch.rows.is_empty()).then(|| self.write(batch, number));
         (plan, preempted)
     }
 
-    /// Sees to it that every decode has a block to write to, the oldest first. Where none is
-    /// free the youngest sequence makes room, which may be the very one that asks.
+    /// Sees to it that every decode of those to be served has a block to write to, the oldest
+    /// first. Where none is free the youngest sequence makes room, which may be the very one that
+    /// asks.
     ///
     /// Prefill needs no room: a sequence got the blocks of all its tokens when it was admitted.
-    fn make_room(&mut self, waiting: &mut BTreeMap<SequenceId, Live>) -> u64 {
+    pub(super) fn make_room(
+        &mut self,
+        waiting: &mut BTreeMap<SequenceId, Live>,
+        served: impl Fn(SequenceId) -> bool,
+    ) -> u64 {
         let mut preempted = 0;
         let mut after = Bound::Unbounded;
         while let Some((&id, running)) = self.running.range_mut((after, Bound::Unbounded)).next() {
-            if running.remaining() == 1
+            if served(id)
+                && running.remaining() == 1
                 && !self.blocks.cover(&mut running.table, running.computed + 1)
             {
                 if let Some((&youngest, _)) = self.running.last_key_value()
@@ -109,6 +123,8 @@ impl Attached {
             left -= batch.add(id, running.remaining().min(left));
         }
         while left > 0
+            // A suspect joins nobody.
+            && waiting.first_key_value().is_some_and(|(_, live)| !live.is_suspect())
             && let Some((id, running)) = self.admit(waiting)
         {
             batch.opens.push((running.slot, id));
@@ -116,21 +132,25 @@ impl Attached {
         }
     }
 
-    /// Gives the oldest waiting sequence a slot and blocks for all its tokens. While others run
-    /// there must be a free block left for each of them: a sequence that pushes others out, or
-    /// is pushed out at once, only costs.
-    fn admit(
+    /// Whether a waiting sequence can be admitted. While others run there must be a free block
+    /// left for each of them: a sequence that pushes others out, or is pushed out at once, only
+    /// costs. Tokens in flight must arrive first: they are to be prefilled too.
+    pub(super) fn has_room(&self, live: &Live) -> bool {
+        let needed = self.blocks.needed(live.known()) + self.running.len();
+        !live.is_in_flight() && needed <= self.blocks.free() && self.slots.free() > 0
+    }
+
+    /// Gives the oldest waiting sequence a slot and blocks for all its tokens, if there is room.
+    pub(super) fn admit(
         &mut self,
         waiting: &mut BTreeMap<SequenceId, Live>,
     ) -> Option<(SequenceId, &Running)> {
         let oldest = waiting.first_entry()?;
         let live = oldest.get();
-        let extent = self.extent(live);
-        let needed = self.blocks.needed(live.known()) + self.running.len();
-        // Tokens in flight must arrive first: they are to be prefilled too.
-        if live.is_in_flight() || needed > self.blocks.free() {
+        if !self.has_room(live) {
             return None;
         }
+        let extent = self.extent(live);
         let slot = self.slots.take()?;
         let mut table = BlockTable::default();
         let covered = self.blocks.cover(&mut table, live.known());

@@ -16,8 +16,9 @@ pub(super) struct Live {
     rows_in_flight: usize,
     /// Those of them that draw a token.
     draws_in_flight: usize,
-    /// Deaths of a worker while it was in flight.
-    deaths: u32,
+    /// A worker died while this was in flight, and may have died of it. It is a suspect until it
+    /// has this many tokens: then everything that was in flight has been computed again.
+    suspect_until: Option<usize>,
 }
 
 /// How much of a sequence one worker computes.
@@ -40,7 +41,7 @@ impl Live {
             scored: 0,
             rows_in_flight: 0,
             draws_in_flight: 0,
-            deaths: 0,
+            suspect_until: None,
         }
     }
 
@@ -125,16 +126,21 @@ impl Live {
         self.draws_in_flight -= usize::from(draws);
     }
 
-    /// Nothing in flight will arrive. Whether there was something.
-    pub(super) fn forget_flights(&mut self) -> bool {
-        self.draws_in_flight = 0;
-        std::mem::take(&mut self.rows_in_flight) > 0
+    /// Nothing in flight will arrive. If there was something: how many tokens there would be had
+    /// it arrived, and the next one been drawn where none was.
+    pub(super) fn forget_flights(&mut self) -> Option<usize> {
+        let draws = std::mem::take(&mut self.draws_in_flight);
+        let rows = std::mem::take(&mut self.rows_in_flight);
+        (rows > 0).then(|| self.known() + draws.max(1))
     }
 
-    /// A worker died while this was in flight. How often that happened so far.
-    pub(super) fn survive_death(&mut self) -> u32 {
-        self.deaths += 1;
-        self.deaths
+    /// A worker may have died of this; or not, once it has so many tokens on another one.
+    pub(super) fn suspect(&mut self, until: usize) {
+        self.suspect_until = Some(until);
+    }
+
+    pub(super) fn is_suspect(&self) -> bool {
+        self.suspect_until.is_some()
     }
 
     /// Log-probabilities of the prompt were reported up to here.
@@ -148,6 +154,7 @@ impl Live {
         let sampling = &self.sequence.sampling;
         let armed = self.generated.len() >= sampling.min_tokens as usize;
         self.generated.push(token);
+        self.suspect_until = self.suspect_until.filter(|&until| self.known() < until);
         let mut stops = sampling.stop_ids.iter().take(sampling.stop_count as usize);
         armed && stops.any(|&stop| stop == token)
     }

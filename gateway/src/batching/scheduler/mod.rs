@@ -8,6 +8,7 @@ mod results;
 mod simulation;
 #[cfg(test)]
 mod tests;
+mod trial;
 mod write;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -24,9 +25,6 @@ use live::Live;
 /// The worker computes one step while the next one waits in the ring.
 const STEPS_IN_FLIGHT: usize = 2;
 
-/// Deaths that a sequence in flight may see before it is taken for their cause.
-const MAX_DEATHS: u32 = 2;
-
 /// Schedules the sequences of one worker, through the deaths of that worker.
 ///
 /// The driver's loop: [`plan`](Self::plan) until there is nothing to do, carry the result of the
@@ -40,6 +38,8 @@ pub struct Scheduler {
     /// The worker with the sequences that run on it; everything in here is lost with it, but for
     /// the sequences' tokens. A sequence is in `waiting` or in here, never in both.
     worker: Option<Attached>,
+    /// Sequences whose readers are slow. They are in neither of the other two.
+    held: BTreeMap<SequenceId, Live>,
     /// No worker will come: sequences fail at once.
     gone: bool,
     /// Steps that may be in flight. Nothing but the worker's idle time rests on their number.
@@ -51,7 +51,7 @@ pub struct Scheduler {
 
 /// Counters since the start, and how things stand.
 ///
-/// Always `admitted == completed + failed + cancelled + waiting + running`.
+/// Always `admitted == completed + failed + cancelled + waiting + running + held`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Stats {
     /// Sequences accepted by [`Scheduler::submit`].
@@ -64,6 +64,8 @@ pub struct Stats {
     pub cancelled: u64,
     /// Times a sequence lost its blocks to an older one.
     pub preemptions: u64,
+    /// Times a sequence was held.
+    pub holds: u64,
     /// Workers lost.
     pub workers_lost: u64,
     /// Steps planned.
@@ -76,6 +78,8 @@ pub struct Stats {
     pub rows_wasted: u64,
     /// Now: sequences without slot and blocks.
     pub waiting: usize,
+    /// Now: sequences whose readers are slow.
+    pub held: usize,
     /// Now: sequences with slot and blocks.
     pub running: usize,
     /// Now: steps sent and not answered.
@@ -122,6 +126,7 @@ impl Scheduler {
             config,
             waiting: BTreeMap::new(),
             worker: None,
+            held: BTreeMap::new(),
             gone: false,
             steps_in_flight: STEPS_IN_FLIGHT,
             last_step: 0,
@@ -154,15 +159,20 @@ impl Scheduler {
         Ok(())
     }
 
-    /// The worker died, hung or lied. What ran waits for another one with its tokens kept, but
-    /// for sequences that were in flight in a death before: they fail.
+    /// The worker died, hung or lied. What ran waits for another one with its tokens kept. What
+    /// was in flight is suspected to be the cause, and a suspect that was in flight alone fails.
     pub fn worker_lost(&mut self) {
         self.stats.workers_lost += u64::from(self.worker.is_some());
-        for id in self.detach() {
-            let deaths = self.waiting.get_mut(&id).map_or(0, Live::survive_death);
-            if deaths >= MAX_DEATHS {
-                self.remove(id);
-                self.end(id, Event::Failed(FailReason::WorkerCrashed));
+        let in_flight = self.detach();
+        if let [(id, _)] = in_flight[..]
+            && self.live(id).is_some_and(Live::is_suspect)
+        {
+            self.remove(id);
+            return self.end(id, Event::Failed(FailReason::WorkerCrashed));
+        }
+        for (id, until) in in_flight {
+            if let Some(live) = self.live_mut(id) {
+                live.suspect(until);
             }
         }
     }
@@ -171,6 +181,7 @@ impl Scheduler {
     pub fn worker_gone(&mut self) {
         self.detach();
         self.gone = true;
+        self.waiting.append(&mut self.held);
         while let Some((id, _)) = self.waiting.pop_first() {
             self.end(id, Event::Failed(FailReason::WorkerGone));
         }
@@ -195,12 +206,37 @@ impl Scheduler {
         let live = Live::new(sequence);
         if self.gone {
             self.end(id, Event::Failed(FailReason::WorkerGone));
-        } else if let Some(verdict) = self.worker.as_ref().and_then(|w| w.verdict(&live)) {
-            self.end(id, verdict);
         } else {
-            self.waiting.insert(id, live);
+            self.wait(id, live);
         }
         Ok(())
+    }
+
+    /// Takes a sequence out of the batch until [`resume`](Self::resume): its reader is slow. It
+    /// gives up its blocks and keeps its tokens. Those in flight are still reported.
+    pub fn hold(&mut self, id: SequenceId) {
+        let running = self.worker.as_mut().and_then(|worker| worker.evict(id));
+        if let Some(live) = running.or_else(|| self.waiting.remove(&id)) {
+            self.stats.holds += 1;
+            self.held.insert(id, live);
+        }
+    }
+
+    /// Lets a sequence that was held wait for its turn again.
+    pub fn resume(&mut self, id: SequenceId) {
+        if let Some(live) = self.held.remove(&id) {
+            self.wait(id, live);
+        }
+    }
+
+    /// Makes a sequence wait, unless it must end at once.
+    fn wait(&mut self, id: SequenceId, live: Live) {
+        match self.worker.as_ref().and_then(|w| w.verdict(&live)) {
+            Some(verdict) => self.end(id, verdict),
+            None => {
+                self.waiting.insert(id, live);
+            }
+        }
     }
 
     /// Ends a sequence wherever it is. No event of it follows. Unknown and ended sequences are
@@ -257,6 +293,7 @@ impl Scheduler {
     pub fn stats(&self) -> Stats {
         let mut stats = self.stats;
         stats.waiting = self.waiting.len();
+        stats.held = self.held.len();
         if let Some(worker) = &self.worker {
             worker.measure(&mut stats);
         }
@@ -264,10 +301,17 @@ impl Scheduler {
     }
 
     fn live(&self, id: SequenceId) -> Option<&Live> {
-        let worker = self.worker.as_ref();
-        worker
-            .and_then(|worker| worker.live(id))
+        let running = self.worker.as_ref().and_then(|worker| worker.live(id));
+        running
             .or_else(|| self.waiting.get(&id))
+            .or_else(|| self.held.get(&id))
+    }
+
+    fn live_mut(&mut self, id: SequenceId) -> Option<&mut Live> {
+        let running = self.worker.as_mut().and_then(|worker| worker.live_mut(id));
+        running
+            .or_else(|| self.waiting.get_mut(&id))
+            .or_else(|| self.held.get_mut(&id))
     }
 }
 
@@ -279,6 +323,7 @@ impl Scheduler {
         let worker = self.worker.as_mut();
         worker.is_some_and(|worker| worker.evict(id).is_some())
             || self.waiting.remove(&id).is_some()
+            || self.held.remove(&id).is_some()
     }
 
     /// Says that a sequence, already taken out, is over.
@@ -292,15 +337,14 @@ impl Scheduler {
     }
 
     /// Lets go of the worker: what ran waits again, steps in flight are forgotten. Returns the
-    /// live sequences that were in them.
-    fn detach(&mut self) -> Vec<SequenceId> {
+    /// live sequences that were in them, see [`Live::forget_flights`].
+    fn detach(&mut self) -> Vec<(SequenceId, usize)> {
         let Some(worker) = self.worker.take() else {
             return Vec::new();
         };
         self.waiting.extend(worker.into_sequences());
-        let waiting = self.waiting.iter_mut();
-        waiting
-            .filter_map(|(&id, live)| live.forget_flights().then_some(id))
+        let all = self.waiting.iter_mut().chain(&mut self.held);
+        all.filter_map(|(&id, live)| Some((id, live.forget_flights()?)))
             .collect()
     }
 }

@@ -29,17 +29,19 @@ impl Scheduler {
 
     /// Takes one row's result, wherever its sequence is by now: running, preempted, or ended.
     fn take_row(&mut self, step: &Step, row: &Row, index: usize, result: &StepResult<'_>) {
-        let Some(worker) = &mut self.worker else {
+        let Some(worker) = &self.worker else {
             return;
         };
         let max_context = worker.max_context();
-        let running = worker.live_mut(row.id);
-        let Some(live) = running.or_else(|| self.waiting.get_mut(&row.id)) else {
+        let Some(live) = self.live_mut(row.id) else {
             self.stats.rows_wasted += 1;
             return;
         };
         live.arrive(row.draws);
-
+        // The row that computes the last position is the last one.
+        let full = row.end == live.extent(max_context).positions;
+        let token = row.draws.then(|| result.tokens[index] as u32);
+        let stopped = token.is_some_and(|token| live.push(token));
         if !row.scored.is_empty() {
             live.set_scored(row.scored.end);
             let scores = result.prompt(step.top);
@@ -51,18 +53,14 @@ impl Scheduler {
             };
             self.events.push_back((row.id, event));
         }
-        let mut stopped = false;
-        if row.draws {
-            let token = result.tokens[index] as u32;
-            stopped = live.push(token);
+        if let Some(token) = token {
             let scores = result.drawn(step.top);
             let logprobs = row.top_logprobs.map(|top| scores.entry(index, top));
             self.stats.tokens_generated += 1;
             self.events
                 .push_back((row.id, Event::Token { token, logprobs }));
         }
-        // The row that computes the last position is the last one.
-        let reason = match row.end == live.extent(max_context).positions {
+        let reason = match full {
             _ if stopped => FinishReason::Stop,
             true => FinishReason::Length,
             false => return,

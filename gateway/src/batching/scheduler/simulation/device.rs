@@ -1,6 +1,6 @@
 //! The simulated worker: executes its messages in order, when it is asked for the next result.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use realm_shared::wire::{Sampling, step};
 
@@ -80,13 +80,23 @@ impl Device {
         }
     }
 
-    /// Sequences in steps not yet answered.
-    pub(super) fn in_flight(&self) -> BTreeSet<SequenceId> {
-        let steps = self.ring.iter().filter_map(|message| match message {
-            Message::Step(plan) => Some(&plan.ids),
+    /// Steps not yet answered.
+    pub(super) fn steps(&self) -> impl Iterator<Item = &StepPlan> {
+        self.ring.iter().filter_map(|message| match message {
+            Message::Step(plan) => Some(plan),
             Message::Open { .. } => None,
-        });
-        steps.flatten().copied().collect()
+        })
+    }
+
+    /// Sequences in them, and how many tokens they draw there.
+    pub(super) fn in_flight(&self) -> BTreeMap<SequenceId, usize> {
+        let mut draws = BTreeMap::new();
+        for plan in self.steps() {
+            for (&id, flags) in plan.ids.iter().zip(&plan.flags) {
+                *draws.entry(id).or_default() += usize::from(flags & step::SAMPLE != 0);
+            }
+        }
+        draws
     }
 
     /// Executes up to and including the next step.

@@ -26,8 +26,10 @@ enum Op {
     Submit(Box<Sequence>),
     Plan,
     Complete,
-    /// Cancels the sequence at this fraction of all so far.
+    /// Cancels, holds or resumes the sequence at this fraction of all so far.
     Cancel(prop::sample::Index),
+    Hold(prop::sample::Index),
+    Resume(prop::sample::Index),
     Lose,
     /// Starts a worker where there is none.
     Start(Limits),
@@ -98,7 +100,9 @@ fn any_op() -> impl Strategy<Value = Op> {
         200 => Just(Op::Plan),
         160 => Just(Op::Complete),
         12 => any::<prop::sample::Index>().prop_map(Op::Cancel),
-        3 => Just(Op::Lose),
+        12 => any::<prop::sample::Index>().prop_map(Op::Hold),
+        12 => any::<prop::sample::Index>().prop_map(Op::Resume),
+        6 => Just(Op::Lose),
         80 => any_limits().prop_map(Op::Start),
         1 => any_limits().prop_map(Op::Replace),
         1 => any_lie().prop_map(Op::Lie),
@@ -141,9 +145,18 @@ proptest! {
                     world.complete();
                 }
                 Op::Cancel(index) => {
-                    if !world.tracks.is_empty() {
-                        let ids: Vec<_> = world.tracks.keys().copied().collect();
-                        world.cancel(*index.get(&ids));
+                    if let Some(id) = world.pick(index) {
+                        world.cancel(id);
+                    }
+                }
+                Op::Hold(index) => {
+                    if let Some(id) = world.pick(index) {
+                        world.hold(id);
+                    }
+                }
+                Op::Resume(index) => {
+                    if let Some(id) = world.pick(index) {
+                        world.resume(id);
                     }
                 }
                 Op::Lose => world.lose(),

@@ -3,14 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use proptest::sample::Index;
+
 use super::device::{Device, Message, Output, SlotState};
 use super::model::{Reference, VOCAB, mix, reference};
 use crate::batching::limits::{Config, Limits};
 use crate::batching::plan::StepPlan;
 use crate::batching::scheduler::attached::Attached;
 use crate::batching::scheduler::batch::prefill_share;
-use crate::batching::scheduler::live::Live;
-use crate::batching::scheduler::{MAX_DEATHS, Refused, Scheduler};
+use crate::batching::scheduler::{Refused, Scheduler};
 use crate::batching::sequence::{Event, FailReason, FinishReason, Sequence, SequenceId};
 
 /// How a sequence ended.
@@ -29,7 +30,12 @@ pub(super) struct Track {
     scored: usize,
     tokens: Vec<u32>,
     end: Option<End>,
-    deaths: u32,
+    /// Tokens, prompt included, after which it is no longer suspected of a worker's death.
+    suspect_until: Option<usize>,
+    /// It was alone in a second death.
+    condemned: bool,
+    /// It was held once; so younger ones may have overtaken it.
+    held: bool,
 }
 
 /// A scheduler, its worker and its clients. Every operation checks everything after itself.
@@ -70,12 +76,13 @@ impl Simulation {
 
     pub(super) fn lose(&mut self) {
         let in_flight = self.device.take().map(|device| device.in_flight());
-        for id in in_flight.into_iter().flatten() {
-            if let Some(track) = self.tracks.get_mut(&id)
-                && track.end.is_none()
-            {
-                track.deaths += 1;
-            }
+        let mut suspects: Vec<_> = in_flight.into_iter().flatten().collect();
+        suspects.retain(|(id, _)| self.tracks[id].end.is_none());
+        let alone = suspects.len() == 1;
+        for (id, draws) in suspects {
+            let track = self.tracks.get_mut(&id).expect("a known sequence");
+            track.condemned = alone && track.suspect_until.is_some();
+            track.suspect_until = Some(track.known() + draws.max(1));
         }
         self.scheduler.worker_lost();
         self.settle();
@@ -101,7 +108,9 @@ impl Simulation {
                     scored: 0,
                     tokens: Vec::new(),
                     end: None,
-                    deaths: 0,
+                    suspect_until: None,
+                    condemned: false,
+                    held: false,
                 };
                 self.tracks.insert(id, track);
             }
@@ -121,6 +130,25 @@ impl Simulation {
         self.settle();
     }
 
+    /// One of all sequences so far.
+    pub(super) fn pick(&self, index: Index) -> Option<SequenceId> {
+        let count = self.tracks.len();
+        (count > 0).then(|| self.tracks.keys().nth(index.index(count)).copied())?
+    }
+
+    pub(super) fn hold(&mut self, id: SequenceId) {
+        self.scheduler.hold(id);
+        if let Some(track) = self.tracks.get_mut(&id) {
+            track.held = true;
+        }
+        self.settle();
+    }
+
+    pub(super) fn resume(&mut self, id: SequenceId) {
+        self.scheduler.resume(id);
+        self.settle();
+    }
+
     /// Plans a step and puts it into the ring, as the driver does.
     pub(super) fn plan(&mut self) -> Option<StepPlan> {
         self.now += Duration::from_millis(1);
@@ -128,6 +156,12 @@ impl Simulation {
         if let Some(plan) = &plan {
             self.plans += 1;
             let device = self.device.as_mut().expect("no plan without a worker");
+            for id in &plan.ids {
+                let company = device.steps().chain([plan]).flat_map(|step| &step.ids);
+                let is_suspect = self.tracks[id].suspect_until.is_some();
+                assert!(!is_suspect || company.into_iter().all(|other| other == id));
+                assert!(!self.scheduler.held.contains_key(id));
+            }
             for &(slot, id) in &plan.opens {
                 let view = self.scheduler.sequence(id).expect("it is live");
                 let mut history = Vec::new();
@@ -167,8 +201,8 @@ impl Simulation {
 
     /// Gives a wrong answer to the oldest step; the worker is replaced for it.
     pub(super) fn lie(&mut self, lie: Lie) {
-        let in_flight = self.device.as_ref().map(Device::in_flight);
-        let Some(mut output) = self.answer() else {
+        let step = self.device.as_ref().and_then(|d| d.steps().next().cloned());
+        let (Some(step), Some(mut output)) = (step, self.answer()) else {
             return;
         };
         lie.tell(&mut output);
@@ -177,12 +211,8 @@ impl Simulation {
         assert!(told.is_err(), "{lie:?} was believed");
         assert_eq!(self.scheduler.stats(), before);
         // The step is still in flight for the scheduler; so it must be for the device.
-        let ids = in_flight.into_iter().flatten().collect();
         let device = self.device.as_mut().expect("it answered");
-        device.ring.push_front(Message::Step(StepPlan {
-            ids,
-            ..StepPlan::default()
-        }));
+        device.ring.push_front(Message::Step(step));
         self.lose();
     }
 
@@ -197,7 +227,15 @@ impl Simulation {
     /// is the oldest it computes a position in every plan, but where it decodes and not all
     /// decodes fit into a step: then each of the others goes first at most once. As many plans
     /// more as may be in flight can be made while its last results are.
+    ///
+    /// Trials come on top. A suspect may have to make room during its trial, but not before it
+    /// drew a token, so it has as many trials at most as it has tokens to draw in them. And a
+    /// sequence that was held may push out younger ones, once each.
     pub(super) fn drain(&mut self) {
+        let held: Vec<_> = self.scheduler.held.keys().copied().collect();
+        for id in held {
+            self.resume(id);
+        }
         let limits = self.device.as_ref().expect("a worker").limits;
         let budget = limits.max_step_tokens as usize;
         let turns = budget - prefill_share(budget);
@@ -207,9 +245,12 @@ impl Simulation {
             .live()
             .map(|(_, track)| {
                 let tokens = track.sequence.prompt.len() + track.sequence.max_tokens as usize;
-                tokens.min(limits.max_context as usize) * gap + depth
+                let trials = track.suspect_until.map_or(0, |until| until - track.known());
+                tokens.min(limits.max_context as usize) * (gap + trials) + depth * (1 + trials)
             })
             .sum();
+        let overtaken = self.live().filter(|(_, track)| track.held).count();
+        let bound = bound * (1 + overtaken);
         let start = self.plans;
         while self.live().next().is_some() {
             while self.plan().is_some() {}
@@ -238,18 +279,21 @@ impl Simulation {
     fn check(&self) {
         self.check_stats();
         for (id, track) in self.live() {
-            assert!(track.deaths < MAX_DEATHS);
+            assert!(!track.condemned);
             let view = self.scheduler.sequence(id).expect("live");
             assert_eq!(view.generated, track.tokens);
             assert_eq!(view.sampling.prompt_len as usize, view.prompt.len());
         }
         let scheduler = &self.scheduler;
-        for live in scheduler.waiting.values() {
+        for live in scheduler.waiting.values().chain(scheduler.held.values()) {
             assert!(scheduler.worker.is_some() || !live.is_in_flight());
+        }
+        for id in scheduler.held.keys() {
+            assert!(!scheduler.waiting.contains_key(id), "held and waiting");
         }
         assert_eq!(scheduler.worker.is_some(), self.device.is_some());
         if let Some(worker) = &scheduler.worker {
-            check_worker(worker, &scheduler.waiting);
+            self.check_worker(worker);
             assert!(worker.in_flight.len() <= scheduler.steps_in_flight);
         }
     }
@@ -260,7 +304,7 @@ impl Simulation {
             let tracks = self.tracks.values();
             tracks.filter(|track| track.end == Some(end)).count() as u64
         };
-        let live = (stats.waiting + stats.running) as u64;
+        let live = (stats.waiting + stats.running + stats.held) as u64;
         assert_eq!(stats.admitted, self.tracks.len() as u64);
         assert_eq!(live, self.live().count() as u64);
         assert_eq!(stats.completed, count(End::Finished));
@@ -272,52 +316,58 @@ impl Simulation {
         );
         assert_eq!(stats.steps, self.plans);
     }
-}
 
-/// What must hold of a worker's bookkeeping at any time.
-fn check_worker(worker: &Attached, waiting: &BTreeMap<SequenceId, Live>) {
-    let mut blocks = BTreeSet::new();
-    let mut slots = BTreeSet::new();
-    for (id, running) in &worker.running {
-        assert!(!waiting.contains_key(id), "running and waiting");
-        assert!(running.slot < worker.limits.max_sequences);
-        assert!(slots.insert(running.slot), "a slot has two owners");
-        for &block in running.table.as_slice() {
-            assert!(block < worker.limits.block_count);
-            assert!(blocks.insert(block), "a block has two owners");
+    /// What must hold of the worker's bookkeeping at any time.
+    fn check_worker(&self, worker: &Attached) {
+        let (waiting, held) = (&self.scheduler.waiting, &self.scheduler.held);
+        let mut blocks = BTreeSet::new();
+        let mut slots = BTreeSet::new();
+        for (id, running) in &worker.running {
+            assert!(!waiting.contains_key(id), "running and waiting");
+            assert!(!held.contains_key(id), "running and held");
+            assert!(running.slot < worker.limits.max_sequences);
+            assert!(slots.insert(running.slot), "a slot has two owners");
+            for &block in running.table.as_slice() {
+                assert!(block < worker.limits.block_count);
+                assert!(blocks.insert(block), "a block has two owners");
+            }
+            let live = &running.live;
+            assert!(running.computed <= live.len().min(running.extent.positions));
+            assert!(
+                live.len() <= running.extent.tokens,
+                "more tokens than may be"
+            );
+            assert!(worker.blocks.needed(running.computed) <= running.table.as_slice().len());
         }
-        let live = &running.live;
-        assert!(running.computed <= live.len().min(running.extent.positions));
-        assert!(
-            live.len() <= running.extent.tokens,
-            "more tokens than may be"
-        );
-        assert!(worker.blocks.needed(running.computed) <= running.table.as_slice().len());
-    }
-    assert_eq!(blocks.len() + worker.blocks.free(), worker.blocks.total());
-    assert_eq!(slots.len() + worker.slots.free(), worker.slots.total());
-    if let (Some((running, _)), Some((waiting, _))) =
-        (worker.running.last_key_value(), waiting.first_key_value())
-    {
-        assert!(running < waiting, "a sequence waits for a younger one");
-    }
-    assert_eq!(worker.deadline.is_some(), !worker.in_flight.is_empty());
-    let rows = worker.in_flight.iter().flat_map(|step| &step.rows);
-    let running = worker
-        .running
-        .iter()
-        .map(|(id, running)| (id, &running.live));
-    for (id, live) in running.chain(waiting) {
-        let (mut all, mut draws) = (0, 0);
-        for row in rows.clone().filter(|row| row.id == *id) {
-            all += 1;
-            draws += usize::from(row.draws);
+        assert_eq!(blocks.len() + worker.blocks.free(), worker.blocks.total());
+        assert_eq!(slots.len() + worker.slots.free(), worker.slots.total());
+        let in_line = waiting.keys().find(|id| !self.tracks[id].held);
+        if let (Some((running, _)), Some(waiting)) = (worker.running.last_key_value(), in_line) {
+            assert!(running < waiting, "a sequence waits for a younger one");
         }
-        assert_eq!(live.flights(), (all, draws));
+        assert_eq!(worker.deadline.is_some(), !worker.in_flight.is_empty());
+        let rows = worker.in_flight.iter().flat_map(|step| &step.rows);
+        let running = worker
+            .running
+            .iter()
+            .map(|(id, running)| (id, &running.live));
+        for (id, live) in running.chain(waiting).chain(held) {
+            let (mut all, mut draws) = (0, 0);
+            for row in rows.clone().filter(|row| row.id == *id) {
+                all += 1;
+                draws += usize::from(row.draws);
+            }
+            assert_eq!(live.flights(), (all, draws));
+        }
     }
 }
 
 impl Track {
+    /// Tokens whose values its client knows.
+    fn known(&self) -> usize {
+        self.sequence.prompt.len() + self.tokens.len()
+    }
+
     fn take(&mut self, event: &Event, limits: Option<Limits>, gone: bool, min_context: usize) {
         assert_eq!(self.end, None, "an event after the last one: {event:?}");
         let expected = &self.reference;
@@ -333,6 +383,7 @@ impl Track {
                 let (expected, scores) = &expected.tokens[self.tokens.len()];
                 assert_eq!((token, logprobs), (expected, scores));
                 self.tokens.push(*token);
+                self.suspect_until = self.suspect_until.filter(|&until| self.known() < until);
             }
             Event::Finished(reason) => {
                 assert_eq!(self.scored, expected.prompt.len());
@@ -347,7 +398,10 @@ impl Track {
             }
             Event::Failed(reason) => {
                 match reason {
-                    FailReason::WorkerCrashed => assert_eq!(self.deaths, MAX_DEATHS),
+                    FailReason::WorkerCrashed => {
+                        assert!(self.condemned);
+                        self.condemned = false;
+                    }
                     FailReason::WorkerGone => assert!(gone),
                     FailReason::TooLong => {
                         assert!(!fits(&self.sequence, &limits.expect("of some worker")));

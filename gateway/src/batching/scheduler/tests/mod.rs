@@ -2,6 +2,7 @@
 
 mod blocks;
 mod ends;
+mod holds;
 mod refusals;
 mod steps;
 mod workers;

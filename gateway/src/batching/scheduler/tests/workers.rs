@@ -38,12 +38,49 @@ fn a_lost_workers_sequences_go_on_with_their_tokens() {
 }
 
 #[test]
-fn a_sequence_in_flight_in_two_deaths_fails_alone() {
-    let mut rig = Rig::new(Limits {
-        max_sequences: 1,
-        ..LIMITS
-    });
-    let (poison, innocent) = (rig.submit(3, 5), rig.submit(3, 5));
+fn suspects_of_a_death_compute_alone_until_they_are_where_they_were() {
+    let mut rig = Rig::new(LIMITS);
+    let (first, second) = (rig.submit(3, 5), rig.submit(3, 5));
+    rig.step(1);
+    rig.plan();
+    rig.plan();
+    rig.scheduler.worker_lost();
+    let third = rig.submit(3, 5);
+    rig.scheduler.worker_ready(LIMITS).expect("valid limits");
+    // Two tokens of each were in flight.
+    for suspect in [first, second] {
+        let (prefill, decode) = (rig.plan(), rig.plan());
+        assert_eq!(
+            (&prefill.ids[..], &decode.ids[..]),
+            (&[suspect][..], &[suspect][..])
+        );
+        assert_eq!(counts(&prefill), [4]);
+        rig.complete(&prefill, 1);
+        let ahead = rig.plan();
+        assert_eq!(ahead.ids, [suspect]);
+        rig.complete(&decode, 1);
+        if suspect == first {
+            assert_eq!(
+                rig.scheduler.plan(rig.now),
+                None,
+                "each trial starts on its own"
+            );
+        }
+        rig.complete(&ahead, 1);
+    }
+    assert_eq!(
+        rig.plan().ids,
+        [first, second, third],
+        "nobody is suspected any more"
+    );
+}
+
+#[test]
+fn a_suspect_that_is_alone_in_a_second_death_fails() {
+    let mut rig = Rig::new(LIMITS);
+    let innocent = rig.submit(3, 5);
+    let poison = rig.submit(3, 5);
+    let late = rig.submit(3, 5);
     rig.plan();
     rig.plan();
     rig.scheduler.worker_lost();
@@ -51,21 +88,42 @@ fn a_sequence_in_flight_in_two_deaths_fails_alone() {
     rig.scheduler.worker_ready(LIMITS).expect("valid limits");
     rig.scheduler.worker_lost();
     assert_eq!(rig.events(), [], "nothing was in flight");
-    rig.scheduler
-        .worker_ready(Limits {
-            max_sequences: 1,
-            ..LIMITS
-        })
-        .expect("valid limits");
-    rig.plan();
+    rig.scheduler.worker_ready(LIMITS).expect("valid limits");
+    rig.step(1);
+    assert_eq!(rig.events(), [(innocent, token(1))]);
+    let own = rig.step(1);
+    assert_eq!(own.ids, [innocent], "it had two tokens in flight");
+    rig.events();
+    assert_eq!(rig.plan().ids, [poison]);
     rig.scheduler.worker_lost();
     assert_eq!(
         rig.events(),
         [(poison, Event::Failed(FailReason::WorkerCrashed))]
     );
     rig.scheduler.worker_ready(LIMITS).expect("valid limits");
-    assert_eq!(rig.plan().ids, [innocent]);
-    assert_eq!(rig.scheduler.stats().workers_lost, 3);
+    // One whose trial is over is no suspect any more; one that had none yet still is.
+    for ids in [&[innocent][..], &[late], &[late], &[innocent, late]] {
+        assert_eq!(rig.step(1).ids, ids);
+    }
+}
+
+#[test]
+fn a_suspect_goes_on_when_it_was_not_alone() {
+    let mut rig = Rig::new(LIMITS);
+    rig.submit(3, 9);
+    rig.submit(3, 9);
+    for _ in 0..5 {
+        // Trials are over before each death.
+        for _ in 0..9 {
+            rig.step(1);
+        }
+        rig.events();
+        rig.submit(3, 9);
+        rig.plan();
+        rig.scheduler.worker_lost();
+        assert_eq!(rig.events(), []);
+        rig.scheduler.worker_ready(LIMITS).expect("valid limits");
+    }
 }
 
 #[test]

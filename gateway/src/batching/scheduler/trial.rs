@@ -1,0 +1,59 @@
+//! Trials: how the sequence that kills workers is found, and nobody else fails with it.
+//!
+//! Every sequence in flight when a worker died is a suspect. Suspects compute alone, one after
+//! the other, the oldest first, until each has computed again what was in flight. One that is in
+//! flight alone when a worker dies once more was there both times, and fails; all others go on.
+//! So a poisonous sequence costs two workers, however large its company was.
+
+use std::collections::BTreeMap;
+
+use super::attached::Attached;
+use super::batch::Batch;
+use super::live::Live;
+use crate::batching::sequence::SequenceId;
+
+impl Attached {
+    /// The suspect whose turn it is: one that runs, or else the oldest waiting sequence if it is
+    /// a suspect and there is room for it. A suspect that must wait for room lets others compute,
+    /// as that is what makes the room.
+    pub(super) fn suspect(&self, waiting: &BTreeMap<SequenceId, Live>) -> Option<SequenceId> {
+        let running = self.running.iter().find(|(_, r)| r.live.is_suspect());
+        running.map(|(&id, _)| id).or_else(|| {
+            let (&id, oldest) = waiting.first_key_value()?;
+            (oldest.is_suspect() && self.has_room(oldest)).then_some(id)
+        })
+    }
+
+    /// Whether nothing but this sequence is in flight.
+    pub(super) fn is_alone(&self, id: SequenceId) -> bool {
+        let mut rows = self.in_flight.iter().flat_map(|step| &step.rows);
+        rows.all(|row| row.id == id)
+    }
+
+    /// Plans the next part of a suspect that is alone, admitting it if it waits. False if it had
+    /// to make room itself.
+    pub(super) fn try_alone(
+        &mut self,
+        id: SequenceId,
+        batch: &mut Batch,
+        waiting: &mut BTreeMap<SequenceId, Live>,
+        preempted: &mut u64,
+    ) -> bool {
+        if !self.running.contains_key(&id)
+            && let Some((_, admitted)) = self.admit(waiting)
+        {
+            batch.opens.push((admitted.slot, id));
+        }
+        *preempted += self.make_room(waiting, |other| other == id);
+        let Some(running) = self.running.get(&id) else {
+            return false;
+        };
+        let count = running
+            .remaining()
+            .min(self.limits.max_step_tokens as usize);
+        if count > 0 {
+            batch.add(id, count);
+        }
+        true
+    }
+}
