@@ -240,6 +240,8 @@ impl Engine {
     pub fn step(&mut self, step: Step<'_>) -> Result<&Outcome, StepError> {
         let batch = Batch::new(step, &self.limits)?;
         let tokens = self.input_tokens(&batch)?;
+        #[cfg(debug_assertions)]
+        crate::crash::if_asked(&tokens);
         let positions = self.positions(&batch);
         let wanted: Vec<usize> = positions.iter().map(|p| p.token).collect();
         tch::no_grad(|| self.model.forward(&batch, &tokens, &wanted));

@@ -8,6 +8,8 @@
 pub mod arena;
 pub mod batch;
 pub mod config;
+#[cfg(debug_assertions)]
+mod crash;
 pub mod decoder;
 pub mod embedded;
 pub mod engine;

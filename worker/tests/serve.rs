@@ -24,11 +24,17 @@ struct Worker {
 
 impl Worker {
     fn start(model: &str, more: &[&str]) -> Worker {
+        Worker::start_with(model, more, &[])
+    }
+
+    /// Starts one whose environment holds nothing but these variables.
+    fn start_with(model: &str, more: &[&str], environment: &[(&str, &str)]) -> Worker {
         let (ours, theirs) = socket::pair().expect("sockets");
         let child = Command::new(env!("CARGO_BIN_EXE_realm-worker"))
             .args(["serve", "--fd", "0", "--model", model, "--threads", "1"])
             .args(more)
             .env_clear()
+            .envs(environment.iter().copied())
             .stdin(Stdio::from(theirs))
             .stderr(Stdio::piped())
             .spawn()
@@ -238,6 +244,19 @@ fn an_impossible_step_ends_the_worker_in_words() {
     let (code, log) = worker.end();
     assert_eq!(code, Some(1));
     assert!(log.contains(&message), "{log}");
+}
+
+#[test]
+fn a_debug_build_crashes_on_the_token_it_is_told() {
+    let kv = ["--kv-memory", "4194304"];
+    let mut worker = Worker::start_with("embedded", &kv, &[("REALM_TEST_CRASH_TOKEN", "77")]);
+    worker.ready();
+    worker.open(0, sampling(0.0));
+    worker.step(1, SAMPLE, 0, 0, &[76, 78]);
+    assert_eq!(worker.done().0, 1);
+    worker.step(2, SAMPLE, 0, 0, &[76, 77]);
+    let (code, log) = worker.end();
+    assert_eq!((code, log.as_str()), (None, ""), "no exit, but a signal");
 }
 
 #[test]
