@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use realm_shared::control::ModelInfo;
-use realm_shared::wire::Sampling;
+use realm_shared::wire::{Sampling, result};
 
 use crate::arena::Arena;
 use crate::batch::{Batch, BatchError, Limits, Step};
@@ -123,7 +123,7 @@ pub enum StepError {
         /// What it lacks.
         reason: &'static str,
     },
-    /// Sampling is impossible.
+    /// A slot cannot be opened like this.
     #[error("slot {slot}: {source}")]
     Sampler {
         /// The slot.
@@ -252,7 +252,7 @@ impl Engine {
             self.logits.resize(HEAD_ROWS * self.limits.vocab, 0.0);
             let logits = &mut self.logits[..positions.len() * self.limits.vocab];
             tch::no_grad(|| self.model.logits(first..first + positions.len(), logits));
-            self.sample(positions, batch.top())?;
+            self.sample(positions, batch.top());
         }
         Ok(&self.outcome)
     }
@@ -304,7 +304,7 @@ impl Engine {
     }
 
     /// Scores and draws from the logits of some positions.
-    fn sample(&mut self, positions: &[Position], top: usize) -> Result<(), StepError> {
+    fn sample(&mut self, positions: &[Position], top: usize) {
         let rows = self.logits.chunks_exact_mut(self.limits.vocab);
         let mut jobs: Vec<Job<'_>> = positions
             .iter()
@@ -318,7 +318,7 @@ impl Engine {
                     position,
                     logits,
                     sampler,
-                    scores: Ok(Scores::default()),
+                    scores: Scores::default(),
                 }
             })
             .collect();
@@ -331,14 +331,11 @@ impl Engine {
             ..
         } in jobs
         {
-            let slot = position.slot;
             if sampler.is_some() {
-                self.slots[slot] = sampler;
+                self.slots[position.slot] = sampler;
             }
-            let scores = scores.map_err(|source| StepError::Sampler { slot, source })?;
             self.outcome.set(position, &scores, top);
         }
-        Ok(())
     }
 }
 
@@ -361,13 +358,14 @@ struct Job<'a> {
     position: &'a Position,
     logits: &'a mut [f32],
     sampler: Option<Sampler>,
-    scores: Result<Scores, SamplerError>,
+    scores: Scores,
 }
 
 /// What came of it.
 #[derive(Default)]
 struct Scores {
-    drawn: Option<u32>,
+    /// What stands for it in `result::TOKENS`, if a token was to be drawn.
+    drawn: Option<i32>,
     /// Log-probability of what was drawn, if asked for.
     drawn_logprob: Option<f32>,
     target_logprob: Option<f32>,
@@ -375,30 +373,38 @@ struct Scores {
 }
 
 impl Job<'_> {
-    fn run(&mut self) -> Result<Scores, SamplerError> {
+    fn run(&mut self) -> Scores {
         let Position {
             index, target, top, ..
         } = *self.position;
-        clean(self.logits)?;
-        let drawn = match (&mut self.sampler, index) {
-            (Some(sampler), Some(index)) => Some(sampler.draw(self.logits, index)?),
+        let numbers = clean(self.logits);
+        let token = match (&mut self.sampler, index) {
+            (Some(sampler), Some(index)) => sampler.draw(self.logits, index),
             _ => None,
         };
+        let drawn = index.map(|_| token.map_or(result::NO_NUMBER, |token| token as i32));
+        if !numbers {
+            return Scores {
+                drawn,
+                target_logprob: target.map(|_| f32::NAN),
+                ..Scores::default()
+            };
+        }
         if target.is_none() && top.is_none() {
-            return Ok(Scores {
+            return Scores {
                 drawn,
                 ..Scores::default()
-            });
+            };
         }
         let logprobs = Logprobs::new(self.logits);
-        Ok(Scores {
+        Scores {
             drawn,
-            drawn_logprob: drawn
+            drawn_logprob: token
                 .filter(|_| top.is_some())
                 .map(|token| logprobs.of(token)),
             target_logprob: target.map(|token| logprobs.of(token)),
             top: logprobs.top(top.unwrap_or(0)),
-        })
+        }
     }
 }
 
@@ -426,7 +432,7 @@ impl Outcome {
         };
         if let Some(token) = scores.drawn {
             let row = position.row;
-            self.tokens[row] = token as i32;
+            self.tokens[row] = token;
             self.logprobs[row] = scores.drawn_logprob.unwrap_or(0.0);
             let part = row * top..(row + 1) * top;
             list(

@@ -29,6 +29,10 @@ const MAX_BARREN: u32 = 5;
 /// A worker that lived this long was of use even if nobody asked it for a token.
 const LONG_LIFE: Duration = Duration::from_secs(60);
 
+/// What is wrong with a model whose first token is no number.
+const NO_NUMBERS: &str =
+    "the model computes no numbers; its weights are broken, or it needs another --dtype";
+
 /// Places in the scheduler's queue beside those of requests.
 const PROBES: usize = 1;
 
@@ -48,6 +52,8 @@ pub(super) struct Driver {
     probe: Option<SequenceId>,
     /// The current worker has produced no token yet.
     unproven: bool,
+    /// The probe ended without a number: there is nothing to be had from this model.
+    computes_nothing: bool,
     metrics: ModelMetrics,
 }
 
@@ -85,6 +91,7 @@ impl Driver {
             next_id: 0,
             probe: None,
             unproven: true,
+            computes_nothing: false,
             metrics,
         }
     }
@@ -95,6 +102,7 @@ impl Driver {
         for epoch in 1.. {
             let started = Instant::now();
             self.unproven = true;
+            self.computes_nothing = false;
             let Some(error) = self.incarnation(epoch).await else {
                 return;
             };
@@ -184,6 +192,9 @@ impl Driver {
                 return Some(error);
             }
             self.deliver();
+            if self.computes_nothing {
+                return Some(WorkerError::Failed(NO_NUMBERS.to_owned()));
+            }
             self.metrics.record(&self.scheduler.stats());
             match link.gate().arm() {
                 Ok(true) => {}
@@ -354,6 +365,9 @@ impl Driver {
                 self.unproven = false;
                 self.set_state(State::Ready);
                 tracing::info!(model = self.spec.name, "ready");
+            }
+            if self.probe == Some(id) && event == Event::Failed(FailReason::NotANumber) {
+                self.computes_nothing = true;
             }
             let Some(live) = self.live.get_mut(&id) else {
                 continue;
