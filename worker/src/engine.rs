@@ -212,6 +212,15 @@ impl Engine {
         &self.limits
     }
 
+    /// Forgets every sequence, for a gateway that knows none of them.
+    ///
+    /// # Errors
+    /// If the system refuses a new KV arena.
+    pub fn reset(&mut self) -> io::Result<()> {
+        self.slots.fill_with(|| None);
+        self.model.forget()
+    }
+
     /// Sets the sampling state of a slot.
     ///
     /// # Errors
