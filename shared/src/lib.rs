@@ -9,4 +9,4 @@ pub mod control;
 pub mod wire;
 
 /// Version of everything in [`wire`] and [`control`].
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;

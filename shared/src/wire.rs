@@ -138,15 +138,17 @@ pub mod step {
 /// Tensors of a result, in order. `K` is the step's `top` argument: the most alternatives that a
 /// row of the step asks for (0 for none).
 pub mod result {
-    /// `i32[R]`: token drawn, or -1 for a row that drew none.
+    /// `i32[R]`: token drawn, -1 for a row that was to draw none, or [`NO_NUMBER`].
     pub const TOKENS: usize = 0;
-    /// `f32[R]`: its log-probability (of the unmodified distribution), if the row asked; else 0.
+    /// `f32[R]`: its log-probability (of the unmodified distribution), if the row asked; else 0,
+    /// as where there is no token.
     pub const LOGPROBS: usize = 1;
     /// `i32[R, K]`: most likely tokens, best first; -1 pads.
     pub const TOP_IDS: usize = 2;
     /// `f32[R, K]`: their log-probabilities.
     pub const TOP_LOGPROBS: usize = 3;
-    /// `f32[P]`: log-probability of each entry of `step::TARGETS`; 0 where it is -1.
+    /// `f32[P]`: log-probability of each entry of `step::TARGETS`; 0 where it is -1, and NaN where
+    /// not one logit is a number.
     pub const PROMPT_LOGPROBS: usize = 4;
     /// `i32[P, K]`: most likely tokens at each of those positions, best first; -1 pads.
     pub const PROMPT_TOP_IDS: usize = 5;
@@ -154,4 +156,9 @@ pub mod result {
     pub const PROMPT_TOP_LOGPROBS: usize = 6;
     /// Number of tensors.
     pub const COUNT: usize = 7;
+
+    /// In `TOKENS`, for a row that was to draw: not one logit is a number. A later row with
+    /// [`INPUT_SAMPLED`](super::step::INPUT_SAMPLED) in the same slot computes something without
+    /// meaning, so that a step already in flight does no harm.
+    pub const NO_NUMBER: i32 = -2;
 }

@@ -26,6 +26,18 @@ impl<T: Element> Arena<T> {
         })
     }
 
+    /// Makes it as it was at first.
+    ///
+    /// # Errors
+    /// If the system refuses.
+    pub fn clear(&mut self) -> io::Result<()> {
+        for (keys, values) in &mut self.layers {
+            keys.clear()?;
+            values.clear()?;
+        }
+        Ok(())
+    }
+
     /// Bytes that one block takes in all layers.
     pub fn block_bytes(layers: usize, shape: &Attention) -> usize {
         layers * (shape.key_block() + shape.value_block()) * size_of::<T>()

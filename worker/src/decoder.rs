@@ -22,6 +22,12 @@ pub trait Forward: Send {
 
     /// Logits `[rows, vocab]` of a range of what was `wanted`, at most [`HEAD_ROWS`] at once.
     fn logits(&mut self, rows: Range<usize>, out: &mut [f32]);
+
+    /// Empties the arena, whose memory goes back to the system.
+    ///
+    /// # Errors
+    /// If there is no address space for a new one.
+    fn forget(&mut self) -> io::Result<()>;
 }
 
 /// Most rows of logits that are computed at once: a large vocabulary takes half a megabyte each.
@@ -407,5 +413,9 @@ impl<T: Compute> Forward for Decoder<T> {
         for (to, from) in out.iter_mut().zip(work.logits.rows(count)) {
             *to = from.to_f32();
         }
+    }
+
+    fn forget(&mut self) -> io::Result<()> {
+        self.arena.clear()
     }
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use realm_shared::control::ModelInfo;
-use realm_shared::wire::Sampling;
+use realm_shared::wire::{Sampling, result};
 
 use crate::arena::Arena;
 use crate::batch::{Batch, BatchError, Limits, Step};
@@ -123,7 +123,7 @@ pub enum StepError {
         /// What it lacks.
         reason: &'static str,
     },
-    /// Sampling is impossible.
+    /// A slot cannot be opened like this.
     #[error("slot {slot}: {source}")]
     Sampler {
         /// The slot.
@@ -212,6 +212,15 @@ impl Engine {
         &self.limits
     }
 
+    /// Forgets every sequence, for a gateway that knows none of them.
+    ///
+    /// # Errors
+    /// If the system refuses a new KV arena.
+    pub fn reset(&mut self) -> io::Result<()> {
+        self.slots.fill_with(|| None);
+        self.model.forget()
+    }
+
     /// Sets the sampling state of a slot.
     ///
     /// # Errors
@@ -240,6 +249,8 @@ impl Engine {
     pub fn step(&mut self, step: Step<'_>) -> Result<&Outcome, StepError> {
         let batch = Batch::new(step, &self.limits)?;
         let tokens = self.input_tokens(&batch)?;
+        #[cfg(debug_assertions)]
+        crate::crash::if_asked(&tokens);
         let positions = self.positions(&batch);
         let wanted: Vec<usize> = positions.iter().map(|p| p.token).collect();
         tch::no_grad(|| self.model.forward(&batch, &tokens, &wanted));
@@ -250,7 +261,7 @@ impl Engine {
             self.logits.resize(HEAD_ROWS * self.limits.vocab, 0.0);
             let logits = &mut self.logits[..positions.len() * self.limits.vocab];
             tch::no_grad(|| self.model.logits(first..first + positions.len(), logits));
-            self.sample(positions, batch.top())?;
+            self.sample(positions, batch.top());
         }
         Ok(&self.outcome)
     }
@@ -302,7 +313,7 @@ impl Engine {
     }
 
     /// Scores and draws from the logits of some positions.
-    fn sample(&mut self, positions: &[Position], top: usize) -> Result<(), StepError> {
+    fn sample(&mut self, positions: &[Position], top: usize) {
         let rows = self.logits.chunks_exact_mut(self.limits.vocab);
         let mut jobs: Vec<Job<'_>> = positions
             .iter()
@@ -316,7 +327,7 @@ impl Engine {
                     position,
                     logits,
                     sampler,
-                    scores: Ok(Scores::default()),
+                    scores: Scores::default(),
                 }
             })
             .collect();
@@ -329,14 +340,11 @@ impl Engine {
             ..
         } in jobs
         {
-            let slot = position.slot;
             if sampler.is_some() {
-                self.slots[slot] = sampler;
+                self.slots[position.slot] = sampler;
             }
-            let scores = scores.map_err(|source| StepError::Sampler { slot, source })?;
             self.outcome.set(position, &scores, top);
         }
-        Ok(())
     }
 }
 
@@ -359,13 +367,14 @@ struct Job<'a> {
     position: &'a Position,
     logits: &'a mut [f32],
     sampler: Option<Sampler>,
-    scores: Result<Scores, SamplerError>,
+    scores: Scores,
 }
 
 /// What came of it.
 #[derive(Default)]
 struct Scores {
-    drawn: Option<u32>,
+    /// What stands for it in `result::TOKENS`, if a token was to be drawn.
+    drawn: Option<i32>,
     /// Log-probability of what was drawn, if asked for.
     drawn_logprob: Option<f32>,
     target_logprob: Option<f32>,
@@ -373,30 +382,38 @@ struct Scores {
 }
 
 impl Job<'_> {
-    fn run(&mut self) -> Result<Scores, SamplerError> {
+    fn run(&mut self) -> Scores {
         let Position {
             index, target, top, ..
         } = *self.position;
-        clean(self.logits)?;
-        let drawn = match (&mut self.sampler, index) {
-            (Some(sampler), Some(index)) => Some(sampler.draw(self.logits, index)?),
+        let numbers = clean(self.logits);
+        let token = match (&mut self.sampler, index) {
+            (Some(sampler), Some(index)) => sampler.draw(self.logits, index),
             _ => None,
         };
+        let drawn = index.map(|_| token.map_or(result::NO_NUMBER, |token| token as i32));
+        if !numbers {
+            return Scores {
+                drawn,
+                target_logprob: target.map(|_| f32::NAN),
+                ..Scores::default()
+            };
+        }
         if target.is_none() && top.is_none() {
-            return Ok(Scores {
+            return Scores {
                 drawn,
                 ..Scores::default()
-            });
+            };
         }
         let logprobs = Logprobs::new(self.logits);
-        Ok(Scores {
+        Scores {
             drawn,
-            drawn_logprob: drawn
+            drawn_logprob: token
                 .filter(|_| top.is_some())
                 .map(|token| logprobs.of(token)),
             target_logprob: target.map(|token| logprobs.of(token)),
             top: logprobs.top(top.unwrap_or(0)),
-        })
+        }
     }
 }
 
@@ -424,7 +441,7 @@ impl Outcome {
         };
         if let Some(token) = scores.drawn {
             let row = position.row;
-            self.tokens[row] = token as i32;
+            self.tokens[row] = token;
             self.logprobs[row] = scores.drawn_logprob.unwrap_or(0.0);
             let part = row * top..(row + 1) * top;
             list(

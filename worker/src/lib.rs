@@ -1,6 +1,6 @@
 //! The process that computes tokens: one model on one device.
 //!
-//! [`serve`] takes messages from the ring and hands them to an [`engine::Engine`], which checks a
+//! A gateway has started it, or connects to it where it listens. [`serve`] takes messages from the ring and hands them to an [`engine::Engine`], which checks a
 //! step ([`batch`]), runs it through the model ([`decoder`], built from [`config`] and
 //! [`weights`], with its KV cache in an [`arena`]) and draws tokens ([`sampler`]). What libtorch
 //! does not offer is in [`kernels`].
@@ -8,11 +8,14 @@
 pub mod arena;
 pub mod batch;
 pub mod config;
+#[cfg(debug_assertions)]
+mod crash;
 pub mod decoder;
 pub mod embedded;
 pub mod engine;
 pub mod kernels;
 pub mod linear;
+mod listen;
 pub mod memory;
 pub mod sampler;
 pub mod serve;

@@ -2,13 +2,14 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use realm_worker::config::DType;
 use realm_worker::engine::{ModelSource, Options, default_threads};
 use realm_worker::serve::{Gateway, serve};
 
-/// Computes tokens for a Realm gateway, which starts it.
+/// Computes tokens for a Realm gateway, which starts it or attaches to it.
 #[derive(Parser)]
 #[command(name = "realm-worker", version)]
 struct Cli {
@@ -32,6 +33,14 @@ enum Command {
 struct Serve {
     #[command(flatten)]
     gateway: GatewayArgs,
+    /// With --socket: how long to keep the model for the next gateway when one has gone.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 60,
+        conflicts_with = "fd"
+    )]
+    grace: u64,
     /// Directory of the model as the Hugging Face hub lays it out, or `embedded`.
     #[arg(long)]
     model: PathBuf,
@@ -61,8 +70,8 @@ struct GatewayArgs {
     /// Descriptor of the socket to the gateway; it must be 0, standard input.
     #[arg(long, value_parser = clap::value_parser!(u32).range(0..=0))]
     fd: Option<u32>,
-    /// Path at which the gateway listens.
-    #[arg(long)]
+    /// Path to listen at, for gateways that attach to this worker: one at a time, of this user.
+    #[arg(long, value_name = "PATH")]
     socket: Option<PathBuf>,
 }
 
@@ -117,7 +126,13 @@ fn main() -> ExitCode {
 
 fn run(args: Serve) -> anyhow::Result<()> {
     let Device::Cpu = args.device;
-    let gateway = args.gateway.socket.map_or(Gateway::Stdin, Gateway::Path);
+    let gateway = match args.gateway.socket {
+        None => Gateway::Stdin,
+        Some(path) => Gateway::Listen {
+            path,
+            grace: Duration::from_secs(args.grace),
+        },
+    };
     let model = if args.model.as_os_str() == "embedded" {
         ModelSource::Embedded
     } else {

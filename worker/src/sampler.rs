@@ -17,7 +17,7 @@ use realm_shared::wire::{MAX_STOP_IDS, MAX_TOP_LOGPROBS, Sampling};
 
 use crate::kernels::{log_sum_exp, max, sum_exp};
 
-/// Why a sequence cannot be opened or sampled.
+/// Why a sequence cannot be opened.
 #[derive(Debug, thiserror::Error, PartialEq)]
 pub enum SamplerError {
     /// A parameter is out of range.
@@ -38,9 +38,6 @@ pub enum SamplerError {
         /// Tokens of the vocabulary.
         vocab: usize,
     },
-    /// Not one logit is a number: the weights are broken, or the type overflowed.
-    #[error("no logit is a number; the weights are broken, or the model needs another --dtype")]
-    NoNumbers,
 }
 
 /// A token and its log-probability.
@@ -125,7 +122,8 @@ impl Sampler {
         })
     }
 
-    /// The token drawn last since the sequence was opened.
+    /// The token drawn last since the sequence was opened; token 0 stands for one that could not
+    /// be drawn.
     pub fn last(&self) -> Option<u32> {
         self.last
     }
@@ -135,23 +133,22 @@ impl Sampler {
         usize::try_from(self.sampling.top_logprobs).ok()
     }
 
-    /// Draws the token with number `index`. `logits` are clean and the same afterwards.
-    ///
-    /// # Errors
-    /// If nothing can be drawn.
-    pub fn draw(&mut self, logits: &mut [f32], index: u32) -> Result<u32, SamplerError> {
+    /// Draws the token with number `index`; None if no logit is a number. `logits` are clean and
+    /// the same afterwards.
+    pub fn draw(&mut self, logits: &mut [f32], index: u32) -> Option<u32> {
         self.change(logits, index);
         let drawn = self.choose(logits, index);
         // In reverse: a logit may have been changed more than once.
         for (token, value) in self.changed.drain(..).rev() {
             logits[token as usize] = value;
         }
+        // The gateway ends the sequence, but may have asked already for the token after this one.
+        self.last = Some(drawn.unwrap_or(0));
         let token = drawn?;
-        self.last = Some(token);
         if self.sampling.has_penalties() {
             self.counts.entry(token).or_default().generated += 1;
         }
-        Ok(token)
+        Some(token)
     }
 
     /// Applies bias, mask and penalties, and remembers what they replaced.
@@ -191,15 +188,15 @@ impl Sampler {
         }
     }
 
-    fn choose(&self, logits: &[f32], index: u32) -> Result<u32, SamplerError> {
+    fn choose(&self, logits: &[f32], index: u32) -> Option<u32> {
         let best = max(logits);
         if best == f32::NEG_INFINITY {
-            return Err(SamplerError::NoNumbers);
+            return None;
         }
         let s = &self.sampling;
         if s.temperature == 0.0 {
             let first = logits.iter().position(|x| *x == best);
-            return first.map(|i| i as u32).ok_or(SamplerError::NoNumbers);
+            return first.map(|i| i as u32);
         }
         let race = Race::new(s.key, index);
         // Relative to the best, so that no temperature overflows.
@@ -218,9 +215,7 @@ impl Sampler {
             } else {
                 f32::NEG_INFINITY
             };
-            return race
-                .winner(all().filter(|(_, z)| *z >= floor))
-                .ok_or(SamplerError::NoNumbers);
+            return race.winner(all().filter(|(_, z)| *z >= floor));
         }
         let mut kept: Vec<(u32, f32)>;
         let total: f64;
@@ -250,7 +245,7 @@ impl Sampler {
         if s.min_p > 0.0 {
             kept.retain(|(_, z)| *z >= s.min_p.ln());
         }
-        race.winner(kept.into_iter()).ok_or(SamplerError::NoNumbers)
+        race.winner(kept.into_iter())
     }
 }
 
@@ -283,11 +278,10 @@ fn check(s: &Sampling) -> Result<(), SamplerError> {
 }
 
 /// Makes what a model with broken numbers gave safe to compare: NaN becomes the least likely,
-/// infinity the largest number.
-///
-/// # Errors
-/// If nothing is left.
-pub fn clean(logits: &mut [f32]) -> Result<(), SamplerError> {
+/// infinity the largest number. False if nothing is left: the weights are broken, or what the
+/// model computed overflowed its type.
+#[must_use]
+pub fn clean(logits: &mut [f32]) -> bool {
     for x in logits.iter_mut() {
         *x = if x.is_nan() {
             f32::NEG_INFINITY
@@ -295,11 +289,7 @@ pub fn clean(logits: &mut [f32]) -> Result<(), SamplerError> {
             x.min(f32::MAX)
         };
     }
-    if max(logits) == f32::NEG_INFINITY {
-        Err(SamplerError::NoNumbers)
-    } else {
-        Ok(())
-    }
+    max(logits) != f32::NEG_INFINITY
 }
 
 /// Log-probabilities of one position, from clean logits.

@@ -1,10 +1,11 @@
-//! The process: handshake, control messages, and the loop over the ring.
+//! One gateway's session: handshake, control messages, and the loop over the ring.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
@@ -14,10 +15,11 @@ use realm_shared::wire::{self, OPEN, STEP, STEP_DONE, Sampling};
 use realm_shm::tensor::{TensorError, TensorReader, TensorWriter};
 use realm_shm::{Message, WorkerEnd, socket};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::Shutdown;
 
 use crate::batch::Step;
 use crate::engine::{Engine, ModelSource, Options, Outcome};
+use crate::listen;
 
 /// How long the gateway may take to say hello.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -25,91 +27,153 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const SPIN: Duration = Duration::from_micros(50);
 /// How long it sleeps at most, so that it beats and notices that its gateway is gone.
 const NAP: Duration = Duration::from_millis(100);
-/// How long a running step may go on after the gateway is gone.
+/// How long a worker that was spawned may go on after its gateway is gone.
 const GRACE: Duration = Duration::from_secs(2);
 /// How often progress is reported.
 const PROGRESS: Duration = Duration::from_millis(50);
 
-/// Where the gateway is.
+/// Where gateways are.
 #[derive(Debug, Clone)]
 pub enum Gateway {
-    /// At the other end of this process's standard input.
+    /// One, at the other end of this process's standard input. The worker ends with it.
     Stdin,
-    /// Listening at a path.
-    Path(PathBuf),
+    /// One after the other, connecting to this path.
+    Listen {
+        /// Where the socket's file is made.
+        path: PathBuf,
+        /// How long the weights are kept when a gateway has gone.
+        grace: Duration,
+    },
 }
 
-/// Serves a model until the gateway hangs up.
+/// Serves a model until there is nobody left to serve.
 ///
 /// # Errors
 /// Whatever made it impossible; the gateway has been told, if it could be.
 pub fn serve(gateway: &Gateway, model: &ModelSource, options: &Options) -> anyhow::Result<()> {
-    let socket = connect(gateway)?;
-    let ring = WorkerEnd::accept(socket.as_fd(), ABI_VERSION, HANDSHAKE)
-        .context("the gateway and this worker did not agree")?;
-    let gone = watch(&socket)?;
-    let result = load(socket.as_fd(), model, options).and_then(|engine| run(ring, engine, &gone));
-    match result {
-        // Whatever failed, it failed because there is nobody left to serve.
-        Err(_) if gone.load(Ordering::Relaxed) => Ok(()),
-        Err(error) => {
-            let failed = Control::Failed {
-                message: format!("{error:#}"),
+    if let Gateway::Listen { path, grace } = gateway {
+        return listen::serve(path, *grace, model, options);
+    }
+    let socket = io::stdin().as_fd().try_clone_to_owned();
+    let socket = socket.context("standard input is not open; it must be the gateway's socket")?;
+    let mut session = Session::greet(socket)?;
+    let watch = Watch::start(session.socket(), GRACE)?;
+    let engine = load(model, options, &|control| {
+        // If the gateway is gone, the watch ends the process.
+        let _ = tell(session.socket(), control);
+    });
+    let result = engine.and_then(|mut engine| session.run(&mut engine, &watch));
+    session.conclude(&watch, result)
+}
+
+/// A gateway that completed the handshake.
+pub(crate) struct Session {
+    socket: OwnedFd,
+    ring: WorkerEnd,
+}
+
+impl Session {
+    /// Shakes hands with the gateway at the other end of a socket.
+    pub(crate) fn greet(socket: OwnedFd) -> anyhow::Result<Session> {
+        let ring = WorkerEnd::accept(socket.as_fd(), ABI_VERSION, HANDSHAKE)
+            .context("the gateway and this worker did not agree")?;
+        Ok(Session { socket, ring })
+    }
+
+    /// For control messages.
+    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// Says that the model is loaded, and executes messages in the order of the ring until the
+    /// gateway is gone.
+    pub(crate) fn run(&mut self, engine: &mut Engine, watch: &Watch) -> anyhow::Result<()> {
+        tell(self.socket(), &Control::Ready(engine.info().clone()))?;
+        let ring = &mut self.ring;
+        while !watch.gone() {
+            ring.beat();
+            let Some(message) = ring.recv_timeout(SPIN, NAP)? else {
+                continue;
             };
-            // The error is also returned; nothing is lost if the gateway no longer listens.
-            let _ = tell(socket.as_fd(), &failed);
-            Err(error)
-        }
-        Ok(()) => Ok(()),
-    }
-}
-
-fn connect(gateway: &Gateway) -> anyhow::Result<OwnedFd> {
-    match gateway {
-        Gateway::Stdin => {
-            let copy = io::stdin().as_fd().try_clone_to_owned();
-            copy.context("standard input is not open; it must be the gateway's socket")
-        }
-        Gateway::Path(path) => {
-            let fail = || format!("cannot connect to the gateway at {}", path.display());
-            let address = SocketAddrUnix::new(path).with_context(fail)?;
-            let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
-            let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
-            rustix::net::connect(&socket, &address).with_context(fail)?;
-            Ok(socket)
-        }
-    }
-}
-
-/// Watches for the gateway to hang up. The flag is set then; a process that has not ended soon
-/// after it is killed, so that no worker outlives its gateway.
-fn watch(socket: &OwnedFd) -> anyhow::Result<Arc<AtomicBool>> {
-    let socket = socket.try_clone()?;
-    let gone = Arc::new(AtomicBool::new(false));
-    let flag = gone.clone();
-    let body = move || {
-        loop {
-            let mut fds = [PollFd::new(&socket, PollFlags::RDHUP)];
-            match poll(&mut fds, None) {
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(_) => break,
-                Ok(_) if !fds[0].revents().is_empty() => break,
-                Ok(_) => {}
+            match message.kind {
+                OPEN => open(ring, engine, &message)?,
+                STEP => step(ring, engine, &message)?,
+                kind => bail!("message of unknown kind {kind}"),
             }
         }
-        flag.store(true, Ordering::Relaxed);
-        std::thread::sleep(GRACE);
-        // Not `exit`, which would run libtorch's destructors under a running step.
-        let _ =
-            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
-    };
-    std::thread::Builder::new()
-        .name("watch".into())
-        .spawn(body)?;
-    Ok(gone)
+        Ok(())
+    }
+
+    /// Tells the gateway what went wrong, if something did.
+    pub(crate) fn conclude(&self, watch: &Watch, result: anyhow::Result<()>) -> anyhow::Result<()> {
+        match result {
+            // Whatever failed, it failed because there is nobody left to serve.
+            Err(_) if watch.gone() => Ok(()),
+            Err(error) => {
+                let failed = Control::Failed {
+                    message: format!("{error:#}"),
+                };
+                // The error is also returned; nothing is lost if the gateway no longer listens.
+                let _ = tell(self.socket(), &failed);
+                Err(error)
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Closes the connection, whoever else holds the socket.
+    pub(crate) fn hang_up(self) {
+        // It fails where the other side was faster.
+        let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
+    }
 }
 
-fn tell(socket: BorrowedFd<'_>, control: &Control) -> anyhow::Result<()> {
+/// Notices that a gateway hangs up.
+pub(crate) struct Watch {
+    gone: Arc<AtomicBool>,
+    /// Dropped with the watch, which is how its thread learns of that.
+    _kept: mpsc::Sender<()>,
+}
+
+impl Watch {
+    /// Watches from now on. When the gateway has hung up, the process is killed unless the watch
+    /// is dropped within `patience`: nobody would end one that hangs.
+    pub(crate) fn start(socket: BorrowedFd<'_>, patience: Duration) -> anyhow::Result<Watch> {
+        let socket = socket.try_clone_to_owned()?;
+        let gone = Arc::new(AtomicBool::new(false));
+        let flag = gone.clone();
+        let (kept, dropped) = mpsc::channel();
+        let body = move || {
+            loop {
+                let mut fds = [PollFd::new(&socket, PollFlags::RDHUP)];
+                match poll(&mut fds, None) {
+                    Err(rustix::io::Errno::INTR) => continue,
+                    Err(_) => break,
+                    Ok(_) if !fds[0].revents().is_empty() => break,
+                    Ok(_) => {}
+                }
+            }
+            flag.store(true, Ordering::Relaxed);
+            drop(socket);
+            if dropped.recv_timeout(patience) == Err(RecvTimeoutError::Timeout) {
+                use rustix::process::{Signal, getpid, kill_process};
+                // Not `exit`, which would run libtorch's destructors under a running step.
+                let _ = kill_process(getpid(), Signal::KILL);
+            }
+        };
+        let thread = std::thread::Builder::new().name("watch".into());
+        thread.spawn(body).context("cannot start a thread")?;
+        Ok(Watch { gone, _kept: kept })
+    }
+
+    /// Whether it has.
+    pub(crate) fn gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
+    }
+}
+
+/// Sends a control message.
+pub(crate) fn tell(socket: BorrowedFd<'_>, control: &Control) -> anyhow::Result<()> {
     let text = serde_json::to_string(control)?;
     if text.len() <= MAX_CONTROL_BYTES {
         return Ok(socket::send(socket, text.as_bytes())?);
@@ -119,37 +183,23 @@ fn tell(socket: BorrowedFd<'_>, control: &Control) -> anyhow::Result<()> {
     tell(socket, &Control::Failed { message })
 }
 
-fn load(socket: BorrowedFd<'_>, model: &ModelSource, options: &Options) -> anyhow::Result<Engine> {
+/// Loads a model, and says from time to time how far it is.
+pub(crate) fn load(
+    model: &ModelSource,
+    options: &Options,
+    tell: &dyn Fn(&Control),
+) -> anyhow::Result<Engine> {
     let mut last: Option<Instant> = None;
     let mut progress = |done: u64, total: u64| {
         if done == total || last.is_none_or(|at| at.elapsed() >= PROGRESS) {
             last = Some(Instant::now());
-            // If the gateway is gone, `watch` ends the process.
-            let _ = tell(socket, &Control::Loading { done, total });
+            tell(&Control::Loading { done, total });
         }
     };
-    let engine = Engine::load(model, options, &mut progress).with_context(|| match model {
+    Engine::load(model, options, &mut progress).with_context(|| match model {
         ModelSource::Embedded => "cannot load the embedded model".to_string(),
         ModelSource::Directory(path) => format!("cannot load the model in {}", path.display()),
-    })?;
-    tell(socket, &Control::Ready(engine.info().clone()))?;
-    Ok(engine)
-}
-
-/// Executes messages in the order of the ring until the gateway is gone.
-fn run(mut ring: WorkerEnd, mut engine: Engine, gone: &AtomicBool) -> anyhow::Result<()> {
-    while !gone.load(Ordering::Relaxed) {
-        ring.beat();
-        let Some(message) = ring.recv_timeout(SPIN, NAP)? else {
-            continue;
-        };
-        match message.kind {
-            OPEN => open(&ring, &mut engine, &message)?,
-            STEP => step(&mut ring, &mut engine, &message)?,
-            kind => bail!("message of unknown kind {kind}"),
-        }
-    }
-    Ok(())
+    })
 }
 
 fn open(ring: &WorkerEnd, engine: &mut Engine, message: &Message) -> anyhow::Result<()> {

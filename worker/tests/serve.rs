@@ -1,6 +1,7 @@
 //! The process itself, driven over shared memory as a gateway drives it.
 
 use std::io::Read;
+use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -12,34 +13,96 @@ use realm_shared::wire::step::{INPUT_SAMPLED, SAMPLE};
 use realm_shared::wire::{OPEN, STEP, STEP_DONE, Sampling, result};
 use realm_shm::tensor::{DType, TensorReader, TensorWriter, required};
 use realm_shm::{AlignedBuf, GatewayEnd, Geometry, Message, SlotRef, socket};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
 /// Far longer than anything here takes, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A worker and the one gateway that it was started by.
 struct Worker {
     child: Child,
+    gateway: Gateway,
+}
+
+/// What a gateway has of a worker.
+struct Gateway {
     socket: Option<OwnedFd>,
     ring: GatewayEnd,
 }
 
+impl Deref for Worker {
+    type Target = Gateway;
+    fn deref(&self) -> &Gateway {
+        &self.gateway
+    }
+}
+
+impl DerefMut for Worker {
+    fn deref_mut(&mut self) -> &mut Gateway {
+        &mut self.gateway
+    }
+}
+
 impl Worker {
     fn start(model: &str, more: &[&str]) -> Worker {
+        Worker::start_with(model, more, &[])
+    }
+
+    /// Starts one whose environment holds nothing but these variables.
+    fn start_with(model: &str, more: &[&str], environment: &[(&str, &str)]) -> Worker {
         let (ours, theirs) = socket::pair().expect("sockets");
         let child = Command::new(env!("CARGO_BIN_EXE_realm-worker"))
             .args(["serve", "--fd", "0", "--model", model, "--threads", "1"])
             .args(more)
             .env_clear()
+            .envs(environment.iter().copied())
             .stdin(Stdio::from(theirs))
             .stderr(Stdio::piped())
             .spawn()
             .expect("starts");
-        let ring = GatewayEnd::create(7, &Geometry::default(), ABI_VERSION).expect("memory");
-        ring.offer(ours.as_fd(), PATIENCE)
-            .expect("the worker answers");
         Worker {
             child,
-            socket: Some(ours),
+            gateway: Gateway::greet(ours),
+        }
+    }
+
+    /// Waits for the process to end; its exit code and what it wrote to its log.
+    fn end(mut self) -> (Option<i32>, String) {
+        end(&mut self.child)
+    }
+}
+
+fn end(child: &mut Child) -> (Option<i32>, String) {
+    let status = child.wait().expect("ends");
+    let mut log = String::new();
+    let mut stderr = child.stderr.take().expect("piped");
+    stderr.read_to_string(&mut log).expect("text");
+    (status.code(), log)
+}
+
+impl Gateway {
+    fn greet(socket: OwnedFd) -> Gateway {
+        let ring = GatewayEnd::create(7, &Geometry::default(), ABI_VERSION).expect("memory");
+        ring.offer(socket.as_fd(), PATIENCE)
+            .expect("the worker answers");
+        Gateway {
+            socket: Some(socket),
             ring,
+        }
+    }
+
+    /// Attaches to a worker that listens, or is about to.
+    fn attach(path: &Path) -> Gateway {
+        let address = SocketAddrUnix::new(path).expect("short");
+        let start = Instant::now();
+        loop {
+            let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+            let socket = rustix::net::socket(family, kind, None).expect("a socket");
+            if rustix::net::connect(&socket, &address).is_ok() {
+                return Gateway::greet(socket);
+            }
+            assert!(start.elapsed() < PATIENCE, "nobody listens");
+            std::thread::sleep(Duration::from_millis(10));
         }
     }
 
@@ -165,19 +228,6 @@ impl Worker {
             return answer;
         }
     }
-
-    /// Waits for the process to end; its exit code and what it wrote to its log.
-    fn end(mut self) -> (Option<i32>, String) {
-        let status = self.child.wait().expect("ends");
-        let mut log = String::new();
-        self.child
-            .stderr
-            .take()
-            .expect("piped")
-            .read_to_string(&mut log)
-            .expect("text");
-        (status.code(), log)
-    }
 }
 
 fn sampling(temperature: f32) -> Sampling {
@@ -238,6 +288,63 @@ fn an_impossible_step_ends_the_worker_in_words() {
     let (code, log) = worker.end();
     assert_eq!(code, Some(1));
     assert!(log.contains(&message), "{log}");
+}
+
+#[test]
+fn a_debug_build_crashes_on_the_token_it_is_told() {
+    let kv = ["--kv-memory", "4194304"];
+    let mut worker = Worker::start_with("embedded", &kv, &[("REALM_TEST_CRASH_TOKEN", "77")]);
+    worker.ready();
+    worker.open(0, sampling(0.0));
+    worker.step(1, SAMPLE, 0, 0, &[76, 78]);
+    assert_eq!(worker.done().0, 1);
+    worker.step(2, SAMPLE, 0, 0, &[76, 77]);
+    let (code, log) = worker.end();
+    assert_eq!((code, log.as_str()), (None, ""), "no exit, but a signal");
+}
+
+#[test]
+fn gateways_that_attach_one_after_the_other_find_nothing_of_each_other() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let path = folder.path().join("worker.sock");
+    let mut child = Command::new(env!("CARGO_BIN_EXE_realm-worker"))
+        .args(["serve", "--model", "embedded", "--threads", "1"])
+        .args(["--kv-memory", "4194304", "--grace", "600", "--socket"])
+        .arg(&path)
+        .env_clear()
+        .stdin(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("starts");
+    let mut first = Gateway::attach(&path);
+    let info = first.ready();
+    first.open(0, sampling(1.0));
+    first.step(1, SAMPLE, 0, 0, &[5, 6, 7]);
+    assert_eq!(first.done().0, 1);
+    // One more is told that there is one; it would find its place by trying again.
+    let message = Gateway::attach(&path).failure();
+    assert!(
+        message.contains("attached to this worker already"),
+        "{message}"
+    );
+
+    // The first goes while a step of its own is on the way.
+    first.step(2, SAMPLE | INPUT_SAMPLED, 3, 1, &[-1]);
+    drop(first);
+    let mut second = Gateway::attach(&path);
+    assert_eq!(second.ready(), info);
+    // Slot 0 is not open for it. Its mistake costs it its connection, and nobody else anything.
+    second.step(1, SAMPLE, 0, 0, &[5, 6, 7]);
+    let message = second.failure();
+    assert!(message.contains("slot 0 was never opened"), "{message}");
+    drop(second);
+    let mut third = Gateway::attach(&path);
+    third.ready();
+    third.open(0, sampling(1.0));
+    third.step(1, SAMPLE, 0, 0, &[5, 6, 7]);
+    assert_eq!(third.done().0, 1);
+    child.kill().expect("runs");
+    child.wait().expect("ends");
 }
 
 #[test]

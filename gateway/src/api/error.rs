@@ -330,6 +330,13 @@ impl From<FailReason> for ApiError {
                     "The model's worker died twice while it worked on this request, which will not be retried".into(),
                 )
             },
+            FailReason::NotANumber => ApiError {
+                never_retry: true,
+                ..Self::server(
+                    Some("not_a_number"),
+                    "The model produced no number for this input: its weights are broken, or what it computes overflows the data type it runs in; another --dtype, such as bf16 or f32, may help".into(),
+                )
+            },
             FailReason::WorkerGone => ApiError {
                 retry_after: Some(RETRY_AFTER_LOSS),
                 ..Self::new(
@@ -381,10 +388,12 @@ mod tests {
     }
 
     #[test]
-    fn what_killed_a_worker_is_not_sent_again() {
-        let response = ApiError::from(FailReason::WorkerCrashed).into_response();
-        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
-        assert_eq!(response.headers()["x-should-retry"], "false");
+    fn what_would_fail_again_is_not_sent_again() {
+        for reason in [FailReason::WorkerCrashed, FailReason::NotANumber] {
+            let response = ApiError::from(reason).into_response();
+            assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+            assert_eq!(response.headers()["x-should-retry"], "false");
+        }
         let response = ApiError::from(FailReason::WorkerGone).into_response();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()["retry-after"], "30");

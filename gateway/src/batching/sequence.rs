@@ -50,6 +50,8 @@ pub enum FinishReason {
 pub enum FailReason {
     /// It was in flight in two worker deaths, alone in the second, and is taken for their cause.
     WorkerCrashed,
+    /// What the model made of it holds no number, so that there is no token to go on with.
+    NotANumber,
     /// It needs more KV blocks than the worker has in all.
     TooLong,
     /// The worker is gone and will not come back.

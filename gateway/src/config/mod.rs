@@ -11,7 +11,7 @@ use clap::Args;
 use serde::Deserialize;
 
 pub use values::{
-    AdminAddr, ByteSize, Dtype, EMBEDDED, EMBEDDED_NAME, LogFormat, ModelSource, ModelSpec,
+    AdminAddr, Attach, ByteSize, Dtype, EMBEDDED, EMBEDDED_NAME, LogFormat, ModelSource, ModelSpec,
 };
 
 /// Where to listen and how to log. Absent values fall through to the next source.
@@ -57,6 +57,15 @@ pub struct WorkerSettings {
         value_delimiter = ','
     )]
     pub model: Vec<ModelSpec>,
+    /// Attach to the worker that listens at SOCKET instead of spawning one for model NAME;
+    /// repeatable. It was started with `realm-worker serve --socket SOCKET`
+    #[arg(
+        long,
+        env = "REALM_ATTACH",
+        value_name = "NAME=SOCKET",
+        value_delimiter = ','
+    )]
+    pub attach: Vec<Attach>,
     /// Device of the workers [default: cpu]
     #[arg(long, env = "REALM_DEVICE")]
     pub device: Option<String>,
@@ -117,6 +126,12 @@ pub enum ConfigError {
     /// Two models under one name.
     #[error("two models are named `{0}`: give one another name with --model NAME=DIR")]
     DuplicateModel(String),
+    /// A worker for a model that is not served.
+    #[error("--attach names the model `{0}`, which is not served: give it with --model {0}=DIR")]
+    AttachUnknown(String),
+    /// Two workers for one model.
+    #[error("--attach gives two sockets for the model `{0}`: a model has one worker")]
+    AttachTwice(String),
     /// Everyone could reach the server, and nobody has to show a key.
     #[error(
         "{0} can be reached from other machines and no API keys are configured: listen on 127.0.0.1, \
@@ -239,6 +254,19 @@ impl WorkerSettings {
                 return Err(ConfigError::DuplicateModel(m.name.clone()));
             }
         }
+        let attach = if self.attach.is_empty() {
+            file.attach
+        } else {
+            self.attach
+        };
+        for Attach { model, socket } in attach {
+            let Some(spec) = models.iter_mut().find(|spec| spec.name == model) else {
+                return Err(ConfigError::AttachUnknown(model));
+            };
+            if spec.attach.replace(socket).is_some() {
+                return Err(ConfigError::AttachTwice(model));
+            }
+        }
         Ok(Workers {
             models,
             device: self.device.or(file.device).unwrap_or_else(|| "cpu".into()),
@@ -328,10 +356,39 @@ mod tests {
             named,
             ModelSpec {
                 name: "small".into(),
-                source: ModelSource::Embedded
+                source: ModelSource::Embedded,
+                attach: None
             }
         );
         assert!("=x".parse::<ModelSpec>().is_err());
         assert!("/no/such/place".parse::<ModelSpec>().is_err());
+    }
+
+    #[test]
+    fn a_worker_is_attached_to_a_model_that_is_served() {
+        let resolve = |attach: &[&str]| {
+            let attach = attach.iter().map(|a| a.parse().expect("valid")).collect();
+            let settings = WorkerSettings {
+                attach,
+                ..Default::default()
+            };
+            settings.resolve(Default::default())
+        };
+        let workers = resolve(&["realm-tiny=/run/a.sock"]).expect("valid");
+        assert_eq!(workers.models[0].attach, Some("/run/a.sock".into()));
+        assert!(matches!(
+            resolve(&["other=/run/a.sock"]),
+            Err(ConfigError::AttachUnknown(_))
+        ));
+        assert!(matches!(
+            resolve(&["realm-tiny=/run/a.sock", "realm-tiny=/run/b.sock"]),
+            Err(ConfigError::AttachTwice(_))
+        ));
+        for bad in ["/run/a.sock", "=/run/a.sock", "realm-tiny="] {
+            assert!(bad.parse::<Attach>().is_err(), "{bad}");
+        }
+        let f = file("[worker]\nattach = [\"realm-tiny=/run/a.sock\"]").expect("valid");
+        let workers = WorkerSettings::default().resolve(f.worker).expect("valid");
+        assert_eq!(workers.models[0].attach, Some("/run/a.sock".into()));
     }
 }

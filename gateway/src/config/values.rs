@@ -144,6 +144,9 @@ pub struct ModelSpec {
     pub name: String,
     /// Where its files are.
     pub source: ModelSource,
+    /// Socket at which a worker listens that somebody else started; without one, workers are
+    /// spawned.
+    pub attach: Option<PathBuf>,
 }
 
 impl ModelSpec {
@@ -152,6 +155,7 @@ impl ModelSpec {
         ModelSpec {
             name: EMBEDDED_NAME.into(),
             source: ModelSource::Embedded,
+            attach: None,
         }
     }
 
@@ -180,6 +184,7 @@ impl FromStr for ModelSpec {
             return Ok(ModelSpec {
                 name,
                 source: ModelSource::Embedded,
+                attach: None,
             });
         }
         let dir = PathBuf::from(place);
@@ -198,11 +203,45 @@ impl FromStr for ModelSpec {
         Ok(ModelSpec {
             name,
             source: ModelSource::Directory(dir),
+            attach: None,
         })
     }
 }
 
 impl<'de> Deserialize<'de> for ModelSpec {
+    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        String::deserialize(d)?
+            .parse()
+            .map_err(serde::de::Error::custom)
+    }
+}
+
+/// Where the worker of a model listens, written `NAME=SOCKET`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attach {
+    /// The model.
+    pub model: String,
+    /// The socket's path.
+    pub socket: PathBuf,
+}
+
+impl FromStr for Attach {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s.split_once('=') {
+            Some((model, socket)) if !model.is_empty() && !socket.is_empty() => Ok(Attach {
+                model: model.to_owned(),
+                socket: socket.into(),
+            }),
+            _ => Err(format!(
+                "`{s}` is not NAME=SOCKET, a model's name and the path at which its worker listens"
+            )),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Attach {
     fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
         String::deserialize(d)?
             .parse()

@@ -24,10 +24,17 @@ use crate::metrics::ModelMetrics;
 
 /// Shortest and longest pause before a worker that ended is replaced.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(30));
+/// Longest pause before a worker is looked for that somebody else starts: it costs next to
+/// nothing, and the worker should not wait for us.
+const LONGEST_ABSENCE: Duration = Duration::from_secs(1);
 /// Workers in a row that may end without having produced a token.
 const MAX_BARREN: u32 = 5;
 /// A worker that lived this long was of use even if nobody asked it for a token.
 const LONG_LIFE: Duration = Duration::from_secs(60);
+
+/// What is wrong with a model whose first token is no number.
+const NO_NUMBERS: &str =
+    "the model computes no numbers; its weights are broken, or it needs another --dtype";
 
 /// Places in the scheduler's queue beside those of requests.
 const PROBES: usize = 1;
@@ -48,6 +55,8 @@ pub(super) struct Driver {
     probe: Option<SequenceId>,
     /// The current worker has produced no token yet.
     unproven: bool,
+    /// The probe ended without a number: there is nothing to be had from this model.
+    computes_nothing: bool,
     metrics: ModelMetrics,
 }
 
@@ -86,6 +95,7 @@ impl Driver {
             next_id: 0,
             probe: None,
             unproven: true,
+            computes_nothing: false,
             metrics,
         }
     }
@@ -96,32 +106,47 @@ impl Driver {
         for epoch in 1.. {
             let started = Instant::now();
             self.unproven = true;
+            self.computes_nothing = false;
             let Some(error) = self.incarnation(epoch).await else {
                 return;
             };
             self.scheduler.worker_lost();
             self.deliver();
-            self.metrics.worker_ended();
+            // Of those that are attached, only the ones that served.
+            if self.spec.attach.is_none() || !self.unproven {
+                self.metrics.worker_ended();
+            }
             let was_of_use = started.elapsed() > LONG_LIFE || !self.unproven;
             barren = if was_of_use { 0 } else { barren + 1 };
             let reason = error.to_string();
             // What loaded once may load again: then it is the machine that changed.
             let never_loaded = self.shared.info().is_none();
-            if error.is_permanent() && never_loaded || barren >= MAX_BARREN {
+            let hopeless = error.is_permanent() && never_loaded || barren >= MAX_BARREN;
+            // Whoever starts the workers that we attach to may mend what is wrong with them.
+            if hopeless && self.spec.attach.is_none() {
                 tracing::error!(model = self.spec.name, reason, "the model cannot be served");
                 self.set_state(State::Failed { reason });
                 self.scheduler.worker_gone();
                 self.deliver();
                 return self.refuse_all().await;
             }
-            let pause = BACKOFF.0.saturating_mul(1 << barren.min(16)).min(BACKOFF.1);
-            tracing::warn!(
-                model = self.spec.name,
-                reason,
-                ?pause,
-                "the worker ended; starting another"
-            );
-            self.set_state(State::Restarting { reason });
+            let longest = match self.spec.attach {
+                None => BACKOFF.1,
+                Some(_) => LONGEST_ABSENCE,
+            };
+            let pause = BACKOFF.0.saturating_mul(1 << barren.min(16)).min(longest);
+            let state = State::Restarting { reason };
+            // One that is absent is looked for time and again, and reported once.
+            if self.spec.attach.is_none() || *self.shared.state.borrow() != state {
+                let reason = error.to_string();
+                tracing::warn!(
+                    model = self.spec.name,
+                    reason,
+                    ?pause,
+                    "the model has no worker; trying again"
+                );
+            }
+            self.set_state(state);
             if !self.pause(pause).await {
                 return;
             }
@@ -158,8 +183,9 @@ impl Driver {
             "the worker has loaded the model"
         );
         if let Err(error) = self.scheduler.worker_ready(Limits::from(&info)) {
-            process.kill().await;
-            return Some(WorkerError::Violation(error.to_string()));
+            let error = WorkerError::Violation(error.to_string());
+            process.end(Some(&error)).await;
+            return Some(error);
         }
         self.metrics.worker_ready(&info);
         self.shared.set_info(info);
@@ -170,7 +196,7 @@ impl Driver {
             Ok(wake) => self.serve(&mut process, &mut link, &wake).await,
             Err(error) => Some(error.into()),
         };
-        process.kill().await;
+        process.end(error.as_ref()).await;
         if !matches!(error, Some(WorkerError::Violation(_)))
             && let Err(error) = self.collect(&mut link)
         {
@@ -191,6 +217,9 @@ impl Driver {
                 return Some(error);
             }
             self.deliver();
+            if self.computes_nothing {
+                return Some(WorkerError::Failed(NO_NUMBERS.to_owned()));
+            }
             self.metrics.record(&self.scheduler.stats());
             match link.gate().arm() {
                 Ok(true) => {}
@@ -382,6 +411,9 @@ impl Driver {
                 self.set_state(State::Ready);
                 tracing::info!(model = self.spec.name, "ready");
             }
+            if self.probe == Some(id) && event == Event::Failed(FailReason::NotANumber) {
+                self.computes_nothing = true;
+            }
             let Some(live) = self.live.get_mut(&id) else {
                 continue;
             };
@@ -445,7 +477,7 @@ async fn start_worker(
     shared: Arc<Shared>,
     epoch: u32,
 ) -> Result<(WorkerProcess, GatewayEnd, ModelInfo), WorkerError> {
-    let (mut process, gate) = WorkerProcess::spawn(&spec, &settings, epoch).await?;
+    let (mut process, gate) = WorkerProcess::start(&spec, &settings, epoch).await?;
     let progress = |done: u64, total: u64| {
         shared.state.send_if_modified(|state| match state {
             State::Loading { fraction } => {
@@ -459,7 +491,7 @@ async fn start_worker(
     match process.wait_ready(progress).await {
         Ok(info) => Ok((process, gate, info)),
         Err(error) => {
-            process.kill().await;
+            process.end(Some(&error)).await;
             Err(error)
         }
     }

@@ -1,14 +1,20 @@
-//! One worker incarnation: spawned, greeted, loaded, and ended.
+//! One worker incarnation: spawned or attached, greeted, loaded, and ended.
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::sys::socket::sockopt::PeerCredentials;
+use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
+use nix::unistd::Pid;
 use realm_shared::control::{Control, MAX_CONTROL_BYTES, ModelInfo};
 use realm_shm::{GatewayEnd, Geometry, SlotClass};
 use tokio::io::unix::AsyncFd;
@@ -37,6 +43,16 @@ pub enum WorkerError {
     )]
     Spawn {
         /// The binary.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Nobody listens where a worker should be attached.
+    #[error(
+        "no worker listens at {path}: {source}; start one with `realm-worker serve --socket {path}`"
+    )]
+    Absent {
+        /// The socket.
         path: PathBuf,
         /// What the system said.
         source: std::io::Error,
@@ -82,93 +98,71 @@ impl WorkerError {
             _ => false,
         }
     }
+
+    /// Whether the process may still be there, and of no use to anyone.
+    fn is_its_fault(&self) -> bool {
+        matches!(
+            self,
+            WorkerError::Violation(_) | WorkerError::Hung(_) | WorkerError::Silent(_)
+        )
+    }
 }
 
 /// A worker that completed the handshake, beside its rings.
 #[derive(Debug)]
 pub(super) struct WorkerProcess {
-    child: Child,
+    process: Process,
     control: AsyncFd<OwnedFd>,
     /// For control messages, which are awaited anew at every turn of the driver.
     buffer: Box<[u8]>,
-    last_words: Arc<Mutex<VecDeque<String>>>,
+}
+
+/// Whose a worker is.
+#[derive(Debug)]
+enum Process {
+    /// Ours: it ends with us, and is reaped here.
+    Spawned {
+        child: Child,
+        last_words: Arc<Mutex<VecDeque<String>>>,
+    },
+    /// Somebody else's, who starts another when it ends. Its process is known if it is of this
+    /// user and in a namespace that can be seen from here.
+    Attached { pid: Option<Pid> },
 }
 
 impl WorkerProcess {
-    /// Starts the binary with the control socket as its standard input, and greets it.
-    pub(super) async fn spawn(
+    /// Spawns a worker or attaches to one, as the model says, and greets it.
+    pub(super) async fn start(
         model: &ModelSpec,
         settings: &Workers,
         epoch: u32,
     ) -> Result<(Self, GatewayEnd), WorkerError> {
-        let path = settings.binary.clone().unwrap_or_else(default_binary);
-        let (ours, theirs) = realm_shm::socket::pair()?;
-        let mut command = Command::new(&path);
-        command.arg("serve").args([
-            "--fd",
-            "0",
-            "--name",
-            &model.name,
-            "--device",
-            &settings.device,
-        ]);
-        command.arg("--model").arg(model.worker_path());
-        command.args(["--dtype", settings.dtype.as_str()]);
-        if let Some(threads) = settings.threads {
-            command.args(["--threads", &threads.to_string()]);
-        }
-        if let Some(bytes) = settings.kv_memory {
-            command.args(["--kv-memory", &bytes.0.to_string()]);
-        }
-        if let Some(tokens) = settings.max_context {
-            command.args(["--max-context", &tokens.to_string()]);
-        }
-        command
-            // Threads that wait for work must sleep: gateway and worker share the cores.
-            .env("OMP_WAIT_POLICY", "passive")
-            // A Ctrl-C on the terminal is for the gateway, which lets running requests finish.
-            .process_group(0)
-            .stdin(Stdio::from(theirs))
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        let mut child = command
-            .spawn()
-            .map_err(|source| WorkerError::Spawn { path, source })?;
-        // `command` still holds the worker's end of the socket; while it does, the worker's exit
-        // would not hang up ours.
-        drop(command);
-        let last_words = Arc::default();
-        if let Some(stderr) = child.stderr.take() {
-            tokio::spawn(forward_log(
-                stderr,
-                model.name.clone(),
-                Arc::clone(&last_words),
-            ));
-        }
-        let (gate, ours) = tokio::task::spawn_blocking(move || {
+        let (process, socket) = match &model.attach {
+            None => spawn(model, settings)?,
+            Some(path) => attach(path)?,
+        };
+        let (gate, socket) = tokio::task::spawn_blocking(move || {
             let gate = GatewayEnd::create(epoch, &geometry(), realm_shared::ABI_VERSION)?;
-            gate.offer(ours.as_fd(), HANDSHAKE_DEADLINE)?;
-            Ok::<_, WorkerError>((gate, ours))
+            gate.offer(socket.as_fd(), HANDSHAKE_DEADLINE)?;
+            Ok::<_, WorkerError>((gate, socket))
         })
         .await
         .map_err(|e| WorkerError::Violation(format!("handshake task: {e}")))??;
-        fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(std::io::Error::from)?;
-        let control = watch(ours)?;
-        Ok((
-            WorkerProcess {
-                child,
-                control,
-                buffer: vec![0; MAX_CONTROL_BYTES].into(),
-                last_words,
-            },
-            gate,
-        ))
+        fcntl(&socket, FcntlArg::F_SETFL(OFlag::O_NONBLOCK)).map_err(std::io::Error::from)?;
+        let worker = WorkerProcess {
+            process,
+            control: watch(socket)?,
+            buffer: vec![0; MAX_CONTROL_BYTES].into(),
+        };
+        Ok((worker, gate))
     }
 
     /// Process id, for logs.
     pub(super) fn pid(&self) -> Option<u32> {
-        self.child.id()
+        match &self.process {
+            Process::Spawned { child, .. } => child.id(),
+            Process::Attached { pid } => pid.and_then(|pid| u32::try_from(pid.as_raw()).ok()),
+        }
     }
 
     /// Waits until the model is loaded, reporting bytes read and to be read.
@@ -204,29 +198,37 @@ impl WorkerProcess {
         }
     }
 
-    /// Ends the process, if it still runs, and reaps it.
-    pub(super) async fn kill(mut self) {
-        if let Err(error) = self.child.start_kill() {
-            tracing::warn!(%error, "cannot kill a worker");
-        }
-        // One that the kernel holds, say in a read from a dead disk, must not hold up its
-        // successor; it is reaped whenever it ends.
-        if tokio::time::timeout(REAP, self.child.wait()).await.is_err() {
-            tracing::warn!(pid = self.pid(), "a killed worker has not ended yet");
-            tokio::spawn(async move { self.child.wait().await });
+    /// Lets go of the worker. One that was spawned is ended, if it still runs, and reaped. One
+    /// that was attached keeps its model for whoever comes next, unless the end was its fault:
+    /// then it is killed, if it can be, so that whoever started it starts another.
+    pub(super) async fn end(self, why: Option<&WorkerError>) {
+        match self.process {
+            Process::Spawned { child, .. } => reap(child).await,
+            Process::Attached { pid: Some(pid) } if why.is_some_and(WorkerError::is_its_fault) => {
+                // The process is the one that holds the other end, for as long as that is open.
+                if !hung_up(self.control.get_ref())
+                    && let Err(error) = nix::sys::signal::kill(pid, Signal::SIGKILL)
+                {
+                    tracing::warn!(%error, %pid, "cannot kill a worker");
+                }
+            }
+            Process::Attached { .. } => {}
         }
     }
 
     /// After a hang-up: how the process ended.
     async fn end_reason(&mut self) -> WorkerError {
+        let Process::Spawned { child, last_words } = &mut self.process else {
+            return WorkerError::Ended("it hung up; its log says why".to_owned());
+        };
         // The socket closes a moment before the process is gone.
-        let status = tokio::time::timeout(Duration::from_secs(2), self.child.wait()).await;
+        let status = tokio::time::timeout(Duration::from_secs(2), child.wait()).await;
         let how = match status {
             Ok(Ok(status)) => describe(status),
             Ok(Err(error)) => error.to_string(),
             Err(_) => "it closed its control socket".to_owned(),
         };
-        let words = self.last_words.lock().unwrap_or_else(|e| e.into_inner());
+        let words = last_words.lock().unwrap_or_else(|e| e.into_inner());
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         WorkerError::Ended(if words.is_empty() {
             how
@@ -234,6 +236,94 @@ impl WorkerProcess {
             format!("{how}; it last said: {}", words.join(" | "))
         })
     }
+}
+
+/// Starts the binary with the control socket as its standard input.
+fn spawn(model: &ModelSpec, settings: &Workers) -> Result<(Process, OwnedFd), WorkerError> {
+    let path = settings.binary.clone().unwrap_or_else(default_binary);
+    let (ours, theirs) = realm_shm::socket::pair()?;
+    let mut command = Command::new(&path);
+    command.arg("serve").args([
+        "--fd",
+        "0",
+        "--name",
+        &model.name,
+        "--device",
+        &settings.device,
+    ]);
+    command.arg("--model").arg(model.worker_path());
+    command.args(["--dtype", settings.dtype.as_str()]);
+    if let Some(threads) = settings.threads {
+        command.args(["--threads", &threads.to_string()]);
+    }
+    if let Some(bytes) = settings.kv_memory {
+        command.args(["--kv-memory", &bytes.0.to_string()]);
+    }
+    if let Some(tokens) = settings.max_context {
+        command.args(["--max-context", &tokens.to_string()]);
+    }
+    command
+        // Threads that wait for work must sleep: gateway and worker share the cores.
+        .env("OMP_WAIT_POLICY", "passive")
+        // A Ctrl-C on the terminal is for the gateway, which lets running requests finish.
+        .process_group(0)
+        .stdin(Stdio::from(theirs))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let mut child = command
+        .spawn()
+        .map_err(|source| WorkerError::Spawn { path, source })?;
+    // `command` still holds the worker's end of the socket; while it does, the worker's exit
+    // would not hang up ours.
+    drop(command);
+    let last_words = Arc::default();
+    if let Some(stderr) = child.stderr.take() {
+        tokio::spawn(forward_log(
+            stderr,
+            model.name.clone(),
+            Arc::clone(&last_words),
+        ));
+    }
+    Ok((Process::Spawned { child, last_words }, ours))
+}
+
+/// Connects to a worker that listens.
+fn attach(path: &Path) -> Result<(Process, OwnedFd), WorkerError> {
+    let absent = |errno: Errno| WorkerError::Absent {
+        path: path.to_owned(),
+        source: errno.into(),
+    };
+    // Not to block where a stopped worker lets callers queue.
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket::socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)
+        .map_err(std::io::Error::from)?;
+    let address = UnixAddr::new(path).map_err(absent)?;
+    socket::connect(socket.as_raw_fd(), &address).map_err(absent)?;
+    let peer = socket::getsockopt(&socket, PeerCredentials).map_err(std::io::Error::from)?;
+    let known = peer.pid() > 0 && peer.uid() == nix::unistd::getuid().as_raw();
+    let pid = known.then(|| Pid::from_raw(peer.pid()));
+    Ok((Process::Attached { pid }, socket))
+}
+
+/// Ends a process, if it still runs, and reaps it.
+async fn reap(mut child: Child) {
+    if let Err(error) = child.start_kill() {
+        tracing::warn!(%error, "cannot kill a worker");
+    }
+    // One that the kernel holds, say in a read from a dead disk, must not hold up its
+    // successor; it is reaped whenever it ends.
+    if tokio::time::timeout(REAP, child.wait()).await.is_err() {
+        tracing::warn!(pid = child.id(), "a killed worker has not ended yet");
+        tokio::spawn(async move { child.wait().await });
+    }
+}
+
+/// Whether the other side of a connection is gone.
+fn hung_up(socket: &OwnedFd) -> bool {
+    // A hang-up is reported whatever is asked for.
+    let mut fds = [PollFd::new(socket.as_fd(), PollFlags::empty())];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
 /// Slots for step tensors and results. A step of 256 sequences with 8,192 blocks each fits. Two
@@ -275,7 +365,7 @@ fn check(info: ModelInfo) -> Result<ModelInfo, WorkerError> {
 fn describe(status: ExitStatus) -> String {
     use std::os::unix::process::ExitStatusExt;
     match (status.signal(), status.code()) {
-        (Some(signal), _) => match nix::sys::signal::Signal::try_from(signal) {
+        (Some(signal), _) => match Signal::try_from(signal) {
             Ok(name) => format!("killed by {name}"),
             Err(_) => format!("killed by signal {signal}"),
         },

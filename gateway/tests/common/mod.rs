@@ -1,4 +1,5 @@
 //! A `realm serve` process of one's own, and a small HTTP client for it.
+#![allow(dead_code, reason = "each test uses a part of it")]
 
 use std::cell::RefCell;
 use std::io::{BufRead, BufReader};
@@ -57,6 +58,15 @@ fn command(args: &[&str]) -> Command {
 impl Server {
     /// Starts a server on free ports and waits until it is ready.
     pub(crate) fn start(args: &[&str]) -> Self {
+        let server = Server::launch(args);
+        wait_until("the server is ready", || {
+            server.admin("/ready").status == 200
+        });
+        server
+    }
+
+    /// Starts a server on free ports and waits until it listens.
+    pub(crate) fn launch(args: &[&str]) -> Self {
         let mut child = command(args).spawn().expect("realm starts");
         let stderr = child.stderr.take().expect("stderr is piped");
         let (sender, lines) = mpsc::channel();
@@ -83,17 +93,13 @@ impl Server {
             .timeout_global(Some(PATIENCE))
             .build()
             .new_agent();
-        let server = Server {
+        Server {
             pid: Pid::from_raw(child.id() as i32),
             child: child.into(),
             api: api.expect("set"),
             admin: admin.expect("set"),
             agent,
-        };
-        wait_until("the server is ready", || {
-            server.admin("/ready").status == 200
-        });
-        server
+        }
     }
 
     pub(crate) fn admin(&self, path: &str) -> Answer {
@@ -134,16 +140,9 @@ impl Server {
         body: &Value,
         each: impl Fn(usize),
     ) -> (String, String) {
-        let response = self
-            .agent
-            .post(format!("{}{path}", self.api))
-            .content_type("application/json")
-            .send(body.to_string())
-            .expect("the server answers");
-        assert_eq!(response.status(), 200);
         let (mut text, finish) = (String::new(), RefCell::new(String::new()));
         let (mut chunks, mut done) = (0, false);
-        for line in BufReader::new(response.into_body().into_reader()).lines() {
+        for line in self.lines(path, body) {
             let line = line.expect("the stream goes on");
             let Some(data) = line.strip_prefix("data: ") else {
                 continue;
@@ -169,29 +168,49 @@ impl Server {
         (text, finish.into_inner())
     }
 
+    /// The lines of a streamed answer as they come.
+    pub(crate) fn lines(
+        &self,
+        path: &str,
+        body: &Value,
+    ) -> impl Iterator<Item = std::io::Result<String>> + use<> {
+        let response = self
+            .agent
+            .post(format!("{}{path}", self.api))
+            .content_type("application/json")
+            .send(body.to_string())
+            .expect("the server answers");
+        assert_eq!(response.status(), 200);
+        BufReader::new(response.into_body().into_reader()).lines()
+    }
+
     pub(crate) fn signal(&self, signal: Signal) {
         kill(self.pid, signal).expect("signals realm");
     }
 
+    /// The child processes of the server.
+    pub(crate) fn children(&self) -> Vec<i32> {
+        // They are listed by the thread that spawned them.
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid)).expect("realm runs");
+        tasks
+            .flatten()
+            .filter_map(|t| std::fs::read_to_string(t.path().join("children")).ok())
+            .flat_map(|s| {
+                s.split_whitespace()
+                    .filter_map(|p| p.parse().ok())
+                    .collect::<Vec<i32>>()
+            })
+            .collect()
+    }
+
     /// The one child process of the server.
     pub(crate) fn worker_pid(&self) -> Pid {
-        let path = format!("/proc/{0}/task/{0}/children", self.pid);
         let mut pids = Vec::new();
         wait_until("there is a worker", || {
-            // Children are listed by the thread that spawned them.
-            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid)).expect("realm runs");
-            pids = tasks
-                .flatten()
-                .filter_map(|t| std::fs::read_to_string(t.path().join("children")).ok())
-                .flat_map(|s| {
-                    s.split_whitespace()
-                        .filter_map(|p| p.parse().ok())
-                        .collect::<Vec<i32>>()
-                })
-                .collect();
+            pids = self.children();
             !pids.is_empty()
         });
-        assert_eq!(pids.len(), 1, "{path}: {pids:?}");
+        assert_eq!(pids.len(), 1, "{pids:?}");
         Pid::from_raw(pids[0])
     }
 

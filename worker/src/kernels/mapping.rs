@@ -52,6 +52,15 @@ impl<T: Element> Zeroed<T> {
         })
     }
 
+    /// Makes them zeros again that take no memory.
+    ///
+    /// # Errors
+    /// If the system has no address space for others beside them.
+    pub fn clear(&mut self) -> io::Result<()> {
+        *self = Zeroed::new(self.len)?;
+        Ok(())
+    }
+
     /// All of them.
     pub fn as_slice(&self) -> &[T] {
         &bytemuck::cast_slice(&self.map[..self.len * size_of::<T>()])[..self.len]

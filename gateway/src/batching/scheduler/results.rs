@@ -2,10 +2,12 @@
 
 use std::time::Instant;
 
+use realm_shared::wire::result::NO_NUMBER;
+
 use super::Scheduler;
 use super::attached::{Row, Step};
 use crate::batching::plan::{Expected, ResultError, StepResult, check_len, check_token};
-use crate::batching::sequence::{Event, FinishReason};
+use crate::batching::sequence::{Event, FailReason, FinishReason};
 
 impl Scheduler {
     /// Takes the answer to the oldest step in flight.
@@ -38,6 +40,11 @@ impl Scheduler {
             return;
         };
         live.arrive(row.draws);
+        if row.has_no_number(index, result) {
+            self.remove(row.id);
+            self.end(row.id, Event::Failed(FailReason::NotANumber));
+            return;
+        }
         // The row that computes the last position is the last one.
         let full = row.end == live.extent(max_context).positions;
         let token = row.draws.then(|| result.tokens[index] as u32);
@@ -75,6 +82,12 @@ impl Row {
     fn target_indices(&self) -> std::ops::Range<usize> {
         self.first_target..self.first_target + self.scored.len()
     }
+
+    /// Whether the model gave no number where this row, the one at `index`, needed one.
+    fn has_no_number(&self, index: usize, result: &StepResult<'_>) -> bool {
+        let mut scores = self.target_indices().map(|at| result.prompt_logprobs[at]);
+        self.draws && result.tokens[index] == NO_NUMBER || scores.any(f32::is_nan)
+    }
 }
 
 impl Step {
@@ -99,9 +112,11 @@ impl Step {
 
         for (index, (row, &token)) in self.rows.iter().zip(result.tokens).enumerate() {
             if row.draws {
-                check_token(number, "TOKENS", index, token, vocab_size)?;
-                if let Some(top) = row.top_logprobs {
-                    drawn.check_entry(index, top, vocab_size)?;
+                if token != NO_NUMBER {
+                    check_token(number, "TOKENS", index, token, vocab_size)?;
+                    if let Some(top) = row.top_logprobs {
+                        drawn.check_entry(index, top, vocab_size)?;
+                    }
                 }
             } else if token != -1 {
                 return Err(ResultError::Token {
@@ -113,7 +128,9 @@ impl Step {
                 });
             }
             for at in row.target_indices() {
-                prompt.check_entry(at, row.top_logprobs.unwrap_or(0), vocab_size)?;
+                if !result.prompt_logprobs[at].is_nan() {
+                    prompt.check_entry(at, row.top_logprobs.unwrap_or(0), vocab_size)?;
+                }
             }
         }
         Ok(())

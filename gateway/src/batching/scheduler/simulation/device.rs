@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use realm_shared::wire::result::NO_NUMBER;
 use realm_shared::wire::{Sampling, step};
 
-use super::model::{best, cell, draw, mix, score};
+use super::model::{best, cell, draw, mix, overflows, score};
 use crate::batching::limits::Limits;
 use crate::batching::plan::{StepPlan, StepResult};
 use crate::batching::sequence::SequenceId;
@@ -162,15 +163,10 @@ impl Device {
             state = mix(state, self.cells[at(position)]);
             if let Some(&target) = plan.targets.get(t) {
                 let wanted = target >= 0;
-                let logprob = if wanted {
-                    score(state, target as u32)
-                } else {
-                    0.0
-                };
-                let best = if wanted {
-                    best(state, plan.top)
-                } else {
-                    Vec::new()
+                let (logprob, best) = match wanted {
+                    false => (0.0, Vec::new()),
+                    true if overflows(state) => (f32::NAN, Vec::new()),
+                    true => (score(state, target as u32), best(state, plan.top)),
                 };
                 out.prompt_logprobs.push(logprob);
                 let (ids, logprobs) = (&mut out.prompt_top_ids, &mut out.prompt_top_logprobs);
@@ -178,7 +174,10 @@ impl Device {
             }
         }
         let (mut token, mut logprob, mut tops) = (-1, 0.0, Vec::new());
-        if plan.flags[row] & step::SAMPLE != 0 {
+        if plan.flags[row] & step::SAMPLE != 0 && overflows(state) {
+            slot.drawn = Some(0);
+            token = NO_NUMBER;
+        } else if plan.flags[row] & step::SAMPLE != 0 {
             let index = plan.index[row] as u32;
             let drawn = draw(state, &slot.sampling, &slot.bias, &slot.history, index);
             slot.drawn = Some(drawn);

@@ -23,6 +23,11 @@ pub(super) fn score(state: u64, token: u32) -> f32 {
     -((mix(state, u64::from(token)) % 1000) as f32) / 100.0
 }
 
+/// Whether the model gives no number here, as one that overflows its type.
+pub(super) fn overflows(state: u64) -> bool {
+    mix(state, 0xbad).is_multiple_of(256)
+}
+
 /// The `count` best tokens, best first.
 pub(super) fn best(state: u64, count: usize) -> Vec<(u32, f32)> {
     let mut all: Vec<_> = (0..VOCAB)
@@ -67,6 +72,8 @@ pub(super) struct Reference {
     pub(super) prompt: Vec<TokenLogprobs>,
     pub(super) tokens: Vec<(u32, Option<TokenLogprobs>)>,
     pub(super) stops: bool,
+    /// It fails behind these scores and tokens, for want of a number.
+    pub(super) overflows: bool,
 }
 
 pub(super) fn reference(sequence: &Sequence) -> Reference {
@@ -82,15 +89,24 @@ pub(super) fn reference(sequence: &Sequence) -> Reference {
         prompt: Vec::new(),
         tokens: Vec::new(),
         stops: false,
+        overflows: false,
     };
     for (position, &token) in sequence.prompt.iter().enumerate() {
         if position > 0 && sequence.prompt_logprobs {
+            if overflows(state) {
+                result.overflows = true;
+                return result;
+            }
             result.prompt.push(logprobs(state, token));
         }
         state = mix(state, cell(state, token, position));
         history.push(token);
     }
     for index in 0..sequence.max_tokens {
+        if overflows(state) {
+            result.overflows = true;
+            break;
+        }
         let token = draw(state, &sampling, &sequence.bias, &history, index);
         let reported = (sampling.top_logprobs >= 0).then(|| logprobs(state, token));
         result.tokens.push((token, reported));

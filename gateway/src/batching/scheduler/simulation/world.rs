@@ -386,8 +386,14 @@ impl Track {
                 self.suspect_until = self.suspect_until.filter(|&until| self.known() < until);
             }
             Event::Finished(reason) => {
-                assert_eq!(self.scored, expected.prompt.len());
-                let full = self.tokens.len() == expected.tokens.len();
+                let all = self.sequence.prompt.len() - 1;
+                let scores = if self.sequence.prompt_logprobs {
+                    all
+                } else {
+                    0
+                };
+                assert_eq!(self.scored, scores);
+                let full = self.tokens.len() == expected.tokens.len() && !expected.overflows;
                 let held = self.sequence.prompt.len() + self.tokens.len();
                 match reason {
                     FinishReason::Stop => assert!(full && expected.stops),
@@ -403,6 +409,10 @@ impl Track {
                         self.condemned = false;
                     }
                     FailReason::WorkerGone => assert!(gone),
+                    FailReason::NotANumber => {
+                        assert!(expected.overflows);
+                        assert_eq!(self.tokens.len(), expected.tokens.len());
+                    }
                     FailReason::TooLong => {
                         assert!(!fits(&self.sequence, &limits.expect("of some worker")));
                     }

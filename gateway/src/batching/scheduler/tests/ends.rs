@@ -1,5 +1,7 @@
 //! How a sequence ends.
 
+use realm_shared::wire::result::NO_NUMBER;
+
 use super::*;
 
 #[test]
@@ -76,6 +78,38 @@ fn the_context_ends_a_sequence() {
         (short, finished),
     ];
     assert_eq!(rig.events(), expected);
+}
+
+#[test]
+fn a_sequence_without_a_number_fails_alone() {
+    let mut rig = Rig::new(LIMITS);
+    let (bad, good) = (rig.submit(5, 5), rig.submit(5, 5));
+    let first = rig.plan();
+    let second = rig.plan();
+    let mut answer = Answer::to(&first, 1);
+    answer.tokens[0] = NO_NUMBER;
+    let done = rig.scheduler.complete(rig.now, answer.view());
+    done.expect("a right answer");
+    let failed = Event::Failed(FailReason::NotANumber);
+    assert_eq!(rig.events(), [(bad, failed.clone()), (good, token(1))]);
+    assert_eq!(rig.scheduler.stats().blocks_used, 2, "its own are free");
+    // The step behind it was planned before; what it says of the sequence is nobody's.
+    rig.complete(&second, 2);
+    assert_eq!(rig.events(), [(good, token(2))]);
+    let stats = rig.scheduler.stats();
+    assert_eq!((stats.failed, stats.rows_wasted), (1, 1));
+
+    let mut scored = rig.sequence(3, 0);
+    let id = scored.id;
+    scored.prompt_logprobs = true;
+    rig.scheduler.submit(scored).expect("accepted");
+    let plan = rig.plan();
+    let mut answer = Answer::to(&plan, 3);
+    let at = plan.targets.iter().position(|&target| target >= 0);
+    answer.prompt_logprobs[at.expect("some")] = f32::NAN;
+    let done = rig.scheduler.complete(rig.now, answer.view());
+    done.expect("a right answer");
+    assert_eq!(rig.events(), [(good, token(3)), (id, failed)]);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What is not accepted, from clients and from workers.
 
+use realm_shared::wire::result::NO_NUMBER;
+
 use super::*;
 
 #[test]
@@ -45,7 +47,7 @@ fn asked() -> (Rig, StepPlan) {
 
 #[test]
 fn a_lie_is_not_believed_and_changes_nothing() {
-    let lies: [fn(&mut Answer); 17] = [
+    let lies: [fn(&mut Answer); 18] = [
         |a| a.number += 1,
         |a| a.tokens.clear(),
         |a| a.logprobs.push(0.0),
@@ -57,11 +59,12 @@ fn a_lie_is_not_believed_and_changes_nothing() {
         |a| a.tokens[0] = VOCAB as i32,
         |a| a.tokens[0] = -1,
         |a| a.tokens[1] = 0,
+        |a| a.tokens[1] = NO_NUMBER,
         |a| a.logprobs[0] = f32::NAN,
         |a| a.logprobs[0] = 0.5,
         |a| a.top_ids[1] = VOCAB as i32,
         |a| a.top_logprobs[0] = f32::INFINITY,
-        |a| a.prompt_logprobs[1] = f32::NAN,
+        |a| a.prompt_logprobs[1] = f32::INFINITY,
         |a| a.prompt_top_ids[0] = -2,
     ];
     for (index, lie) in lies.into_iter().enumerate() {

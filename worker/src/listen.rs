@@ -1,0 +1,281 @@
+//! A worker that somebody else started: it listens for gateways and outlives them.
+//!
+//! One gateway is served at a time. It comes in through a thread of its own, so that it is
+//! answered while the model is loading or the last step of its predecessor runs.
+
+use std::fmt::Display;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use nix::sys::signal::{SigSet, Signal, raise};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
+use realm_shared::control::Control;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with};
+
+use crate::engine::{Engine, ModelSource, Options};
+use crate::serve::{Session, Watch, load, tell};
+
+/// How long a step may run on after its gateway is gone: as long as gateways give one by default.
+/// A worker that takes longer hangs, and would keep the next gateway waiting for ever.
+const LAST_STEP: Duration = Duration::from_secs(60);
+/// Gateways that may knock at the same time.
+const BACKLOG: i32 = 16;
+/// Pause after the system refused a connection, for want of descriptors for example.
+const BREATH: Duration = Duration::from_millis(100);
+
+/// Serves a model to one gateway after the other. Ends when none came for `grace` after the last
+/// one went; waits for the first without limit.
+///
+/// # Errors
+/// If it cannot listen, or not load the model.
+pub(crate) fn serve(
+    path: &Path,
+    grace: Duration,
+    model: &ModelSource,
+    options: &Options,
+) -> anyhow::Result<()> {
+    let signals = block_signals()?;
+    let (listener, file) = bind(path)?;
+    end_by_signal(signals, file.clone())?;
+    let result = Door::open(listener).and_then(|door| serve_all(&door, grace, model, options));
+    file.remove();
+    result
+}
+
+fn serve_all(
+    door: &Door,
+    grace: Duration,
+    model: &ModelSource,
+    options: &Options,
+) -> anyhow::Result<()> {
+    let mut engine = load(model, options, &|control| door.tell(control)).inspect_err(|error| {
+        door.tell(&Control::Failed {
+            message: format!("{error:#}"),
+        });
+    })?;
+    say("the model is loaded");
+    let mut next = door.sessions.recv().ok();
+    while let Some(session) = next {
+        serve_one(session, &mut engine);
+        engine.reset()?;
+        next = door.sessions.recv_timeout(grace).ok();
+    }
+    say("no gateway came within the grace time");
+    Ok(())
+}
+
+/// Serves a gateway until it is gone, or until it asks for what cannot be: that is its fault, and
+/// costs its connection, not the weights.
+fn serve_one(mut session: Session, engine: &mut Engine) {
+    let who = caller(session.socket());
+    say(format_args!("{who} is attached"));
+    let served = Watch::start(session.socket(), LAST_STEP).and_then(|watch| {
+        let result = session.run(engine, &watch);
+        session.conclude(&watch, result)
+    });
+    match served {
+        Ok(()) => say(format_args!("{who} is gone")),
+        Err(error) => say(format_args!("{who} was sent away: {error:#}")),
+    }
+    session.hang_up();
+}
+
+/// Where gateways come in.
+struct Door {
+    /// Those that completed the handshake.
+    sessions: Receiver<Session>,
+    guest: Arc<Guest>,
+}
+
+/// The control socket of the gateway that came in last.
+#[derive(Default)]
+struct Guest(Mutex<Option<OwnedFd>>);
+
+impl Guest {
+    /// Takes the place of the last one, or says who has it.
+    fn replace(&self, socket: BorrowedFd<'_>) -> anyhow::Result<()> {
+        let mut guest = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(here) = guest.as_ref()
+            && !hung_up(here.as_fd())
+        {
+            bail!(
+                "{} is attached to this worker already",
+                caller(here.as_fd())
+            );
+        }
+        *guest = Some(socket.try_clone_to_owned()?);
+        Ok(())
+    }
+}
+
+impl Door {
+    /// Lets gateways in from now on, for as long as the process lives.
+    fn open(listener: OwnedFd) -> anyhow::Result<Door> {
+        let (sender, sessions) = mpsc::channel();
+        let guest = Arc::<Guest>::default();
+        let door = Door {
+            sessions,
+            guest: guest.clone(),
+        };
+        spawn("door", move || {
+            loop {
+                let Ok(socket) = accept_with(&listener, SocketFlags::CLOEXEC) else {
+                    std::thread::sleep(BREATH);
+                    continue;
+                };
+                let (guest, sender) = (guest.clone(), sender.clone());
+                // A caller without a thread is hung up on, and calls again.
+                let _ = spawn("visit", move || visit(socket, &guest, &sender));
+            }
+        })?;
+        Ok(door)
+    }
+
+    /// Tells the gateway that is attached, if one is. One that is gone will be noticed later.
+    fn tell(&self, control: &Control) {
+        let guest = self.guest.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(socket) = guest.as_ref() {
+            let _ = tell(socket.as_fd(), control);
+        }
+    }
+}
+
+/// Shakes hands with a caller; lets it in, or tells it why not.
+fn visit(socket: OwnedFd, guest: &Guest, sessions: &Sender<Session>) {
+    let who = caller(socket.as_fd());
+    let session = match Session::greet(socket) {
+        Ok(session) => session,
+        Err(error) => return say(format_args!("{who} called: {error:#}")),
+    };
+    match guest.replace(session.socket()) {
+        Ok(()) => drop(sessions.send(session)),
+        Err(taken) => {
+            say(format_args!("{who} called, but {taken}"));
+            let failed = Control::Failed {
+                message: taken.to_string(),
+            };
+            // It hears the same, with fewer words, when the socket is closed.
+            let _ = tell(session.socket(), &failed);
+        }
+    }
+}
+
+/// Whether the other side is gone, or this one has closed the connection.
+fn hung_up(socket: BorrowedFd<'_>) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(socket, PollFlags::RDHUP)];
+    let now = Timespec::default();
+    poll(&mut fds, Some(&now)).is_ok_and(|ready| ready > 0)
+}
+
+/// The process at the other end, in words.
+fn caller(socket: BorrowedFd<'_>) -> String {
+    match getsockopt(&socket, PeerCredentials) {
+        // The system gives 0 for a process in a namespace that cannot be seen from here.
+        Ok(peer) if peer.pid() > 0 => format!("gateway {}", peer.pid()),
+        _ => "a gateway".to_owned(),
+    }
+}
+
+/// The file of a listening socket.
+#[derive(Clone)]
+struct SocketFile {
+    path: PathBuf,
+    /// Device and inode: by the time it is removed, another worker may have put its own there.
+    identity: Option<(u64, u64)>,
+}
+
+impl SocketFile {
+    fn remove(&self) {
+        if identity(&self.path).ok() == self.identity {
+            // One that cannot be removed is taken for what it is by the next worker.
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Listens at `path`, open to this user alone. What a dead worker left there is replaced.
+fn bind(path: &Path) -> anyhow::Result<(OwnedFd, SocketFile)> {
+    let fail = || format!("cannot listen on {}", path.display());
+    let address = SocketAddrUnix::new(path).with_context(fail)?;
+    let listener = socket()?;
+    remove_stale(path, &address)?;
+    let mask = rustix::process::umask(Mode::RWXG | Mode::RWXO | Mode::XUSR);
+    let bound = rustix::net::bind(&listener, &address);
+    rustix::process::umask(mask);
+    bound.with_context(fail)?;
+    let file = SocketFile {
+        path: path.to_owned(),
+        identity: identity(path).ok(),
+    };
+    rustix::net::listen(&listener, BACKLOG).with_context(fail)?;
+    Ok((listener, file))
+}
+
+fn socket() -> io::Result<OwnedFd> {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
+    let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None);
+    Ok(socket?)
+}
+
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let file = fs::symlink_metadata(path)?;
+    Ok((file.dev(), file.ino()))
+}
+
+/// Removes the socket of a worker that is dead, and nothing else.
+fn remove_stale(path: &Path, address: &SocketAddrUnix) -> anyhow::Result<()> {
+    let Ok(file) = fs::symlink_metadata(path) else {
+        return Ok(());
+    };
+    let shown = path.display();
+    if !file.file_type().is_socket() {
+        bail!("{shown} is there and is no socket: choose another --socket");
+    }
+    match rustix::net::connect(socket()?, address) {
+        Err(Errno::CONNREFUSED) => {
+            fs::remove_file(path).with_context(|| format!("cannot replace {shown}"))
+        }
+        _ => bail!("a worker listens on {shown} already: stop it, or choose another --socket"),
+    }
+}
+
+/// Keeps the signals that ask for an end from this thread and those that it will start.
+fn block_signals() -> anyhow::Result<SigSet> {
+    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
+    signals.thread_block().context("cannot block signals")?;
+    Ok(signals)
+}
+
+/// Removes the socket's file when the process is asked to end, and lets it end as it would have:
+/// at once. Its gateway goes on with another worker, so there is nothing to finish.
+fn end_by_signal(signals: SigSet, file: SocketFile) -> anyhow::Result<()> {
+    spawn("signals", move || {
+        if let Ok(signal) = signals.wait() {
+            file.remove();
+            let _ = signals.thread_unblock();
+            let _ = raise(signal);
+        }
+    })
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+    let thread = std::thread::Builder::new().name(name.into());
+    thread.spawn(body).context("cannot start a thread")?;
+    Ok(())
+}
+
+/// For whoever reads the log of what they started.
+fn say(what: impl Display) {
+    eprintln!("realm-worker: {what}");
+}
