@@ -160,7 +160,6 @@ impl Driver {
             process.kill().await;
             return Some(WorkerError::Violation(error.to_string()));
         }
-        self.metrics.worker_ready(&info);
         self.shared.set_info(info);
         self.probe();
         let wake = gate.wake_fd().try_clone_to_owned();
@@ -184,7 +183,6 @@ impl Driver {
                 return Some(error);
             }
             self.deliver();
-            self.metrics.record(&self.scheduler.stats());
             match link.gate().arm() {
                 Ok(true) => {}
                 Ok(false) => {
@@ -376,6 +374,7 @@ impl Driver {
                 self.metrics.ended(&event, now - live.submitted);
             }
         }
+        self.metrics.record(&self.scheduler.stats());
     }
 
     /// Takes commands for a while without a worker. False: every handle is dropped.
