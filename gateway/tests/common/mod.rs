@@ -128,6 +128,20 @@ impl Server {
         read(self.agent.get(format!("{}{path}", self.admin)).call())
     }
 
+    pub(crate) fn admin_post(&self, path: &str, body: &Value) -> Answer {
+        read(
+            self.agent
+                .post(format!("{}{path}", self.admin))
+                .content_type("application/json")
+                .send(body.to_string()),
+        )
+    }
+
+    /// Where the admin listener is, as `IP:PORT`.
+    pub(crate) fn admin_address(&self) -> &str {
+        self.admin.trim_start_matches("http://")
+    }
+
     pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {
         self.post_text(path, &body.to_string())
     }
