@@ -1,11 +1,17 @@
 //! What the gateway counts. Engine metrics carry vLLM's names and its `model_name` label, so that
 //! dashboards and routers written for vLLM work; what is Realm's own is called `realm_*`.
 
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use metrics::{
     Counter, Gauge, Histogram, Unit, counter, describe_counter, describe_gauge, describe_histogram,
     gauge, histogram,
+};
+use metrics_exporter_prometheus::formatting::{
+    sanitize_label_value, write_help_line, write_type_line,
 };
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use realm_shared::control::ModelInfo;
@@ -55,10 +61,6 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
     describe_gauge!(
         "vllm:kv_cache_usage_perc",
         "Fraction of KV blocks in use, 0 to 1"
-    );
-    describe_gauge!(
-        "vllm:cache_config_info",
-        "Size of the KV arena, in the labels"
     );
     describe_counter!(
         "vllm:prompt_tokens_total",
@@ -131,10 +133,67 @@ pub async fn upkeep(handle: PrometheusHandle) {
     }
 }
 
-/// The metrics of one model. Handles are looked up once: recording is a few atomic adds.
+/// The KV arena of each served model, in the labels of a gauge. Written when asked for and not
+/// recorded, as the recorder never forgets a series: readers take the first of a model, which
+/// would be that of a worker long gone.
+pub(crate) fn cache_config<'a>(infos: impl Iterator<Item = (&'a str, ModelInfo)>) -> String {
+    const NAME: &str = "vllm:cache_config_info";
+    let mut text = String::new();
+    write_help_line(
+        &mut text,
+        NAME,
+        None,
+        None,
+        "Size of the KV arena, in the labels",
+    );
+    write_type_line(&mut text, NAME, None, None, "gauge");
+    for (model, info) in infos {
+        let model = sanitize_label_value(model);
+        let (size, count) = (info.block_size, info.block_count);
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            r#"{NAME}{{model_name="{model}",block_size="{size}",num_gpu_blocks="{count}"}} 1"#
+        );
+    }
+    text
+}
+
+/// How the sequences and blocks of a model stand.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Standing {
+    running: usize,
+    waiting: usize,
+    held: usize,
+    blocks_used: usize,
+    blocks_total: usize,
+}
+
+impl From<&Stats> for Standing {
+    fn from(stats: &Stats) -> Self {
+        Standing {
+            running: stats.running,
+            waiting: stats.waiting,
+            held: stats.held,
+            blocks_used: stats.blocks_used,
+            blocks_total: stats.blocks_total,
+        }
+    }
+}
+
+/// By model, the sum over all versions that run, of which there are several during a swap.
+static STANDINGS: Mutex<BTreeMap<String, Arc<Mutex<Standing>>>> = Mutex::new(BTreeMap::new());
+
+/// The metrics of one version of a model. Handles are looked up once: recording is a few atomic
+/// adds. What it added to the gauges is taken back when it is dropped.
 #[derive(Debug)]
 pub(crate) struct ModelMetrics {
-    name: String,
+    /// Of all versions together.
+    sum: Arc<Mutex<Standing>>,
+    /// This version's part in it.
+    share: Standing,
+    /// As they were last recorded.
+    preempted: u64,
     running: Gauge,
     waiting: Gauge,
     held: Gauge,
@@ -159,8 +218,11 @@ impl ModelMetrics {
     pub(crate) fn new(name: &str) -> Self {
         let label = || [("model_name", name.to_owned())];
         let finished = |reason: &'static str| counter!("vllm:request_success_total", "model_name" => name.to_owned(), "finished_reason" => reason);
-        ModelMetrics {
-            name: name.to_owned(),
+        let sum = lock(&STANDINGS).entry(name.to_owned()).or_default().clone();
+        let metrics = ModelMetrics {
+            sum,
+            share: Standing::default(),
+            preempted: 0,
             running: gauge!("vllm:num_requests_running", &label()),
             waiting: gauge!("vllm:num_requests_waiting", &label()),
             held: gauge!("realm_sequences_held", &label()),
@@ -179,17 +241,9 @@ impl ModelMetrics {
             e2e: histogram!(E2E, &label()),
             queue_time: histogram!(QUEUE_TIME, &label()),
             step_time: histogram!(STEP_TIME, &label()),
-        }
-    }
-
-    pub(crate) fn worker_ready(&self, info: &ModelInfo) {
-        gauge!(
-            "vllm:cache_config_info",
-            "model_name" => self.name.clone(),
-            "block_size" => info.block_size.to_string(),
-            "num_gpu_blocks" => info.block_count.to_string(),
-        )
-        .set(1.0);
+        };
+        metrics.show(&lock(&metrics.sum));
+        metrics
     }
 
     pub(crate) fn worker_ended(&self) {
@@ -197,13 +251,43 @@ impl ModelMetrics {
     }
 
     /// Takes over how things stand in the scheduler.
-    pub(crate) fn record(&self, stats: &Stats) {
-        self.running.set(stats.running as f64);
-        self.waiting.set(stats.waiting as f64);
-        self.held.set(stats.held as f64);
+    pub(crate) fn record(&mut self, stats: &Stats) {
+        self.stand(Standing::from(stats));
+        self.preemptions
+            .increment(stats.preemptions - self.preempted);
+        self.preempted = stats.preemptions;
+    }
+
+    fn stand(&mut self, now: Standing) {
+        if now == self.share {
+            return;
+        }
+        let mut sum = lock(&self.sum);
+        let change = |sum: &mut usize, now: usize, before: usize| *sum = *sum + now - before;
+        change(&mut sum.running, now.running, self.share.running);
+        change(&mut sum.waiting, now.waiting, self.share.waiting);
+        change(&mut sum.held, now.held, self.share.held);
+        change(
+            &mut sum.blocks_used,
+            now.blocks_used,
+            self.share.blocks_used,
+        );
+        change(
+            &mut sum.blocks_total,
+            now.blocks_total,
+            self.share.blocks_total,
+        );
+        self.share = now;
+        self.show(&sum);
+    }
+
+    /// Sets the gauges. The sum is locked meanwhile, so that no older one is shown after it.
+    fn show(&self, sum: &MutexGuard<'_, Standing>) {
+        self.running.set(sum.running as f64);
+        self.waiting.set(sum.waiting as f64);
+        self.held.set(sum.held as f64);
         self.kv_usage
-            .set(stats.blocks_used as f64 / stats.blocks_total.max(1) as f64);
-        self.preemptions.absolute(stats.preemptions);
+            .set(sum.blocks_used as f64 / sum.blocks_total.max(1) as f64);
     }
 
     /// A sequence of a request joined the queue. Each is ended or abandoned once.
@@ -246,8 +330,62 @@ impl ModelMetrics {
     }
 }
 
+impl Drop for ModelMetrics {
+    fn drop(&mut self) {
+        self.stand(Standing::default());
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}
+
 /// Counts one response of the API.
 pub(crate) fn http_response(route: &'static str, status: u16) {
     counter!("realm_http_requests_total", "route" => route, "status" => status.to_string())
         .increment(1);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_a_model_add_up_and_take_their_part_back() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        let shown = |name: &str| {
+            let text = handle.render();
+            let line = text
+                .lines()
+                .find(|line| line.starts_with(&format!("{name}{{")));
+            let value = line.and_then(|line| line.rsplit(' ').next());
+            value.expect(name).parse::<f64>().expect("a number")
+        };
+        let standing = |running, waiting, blocks_used, preemptions| Stats {
+            running,
+            waiting,
+            blocks_used,
+            blocks_total: 10,
+            preemptions,
+            ..Stats::default()
+        };
+        metrics::with_local_recorder(&recorder, || {
+            let mut old = ModelMetrics::new("versions add up");
+            assert_eq!(shown("vllm:num_requests_running"), 0.0);
+            old.record(&standing(3, 1, 5, 2));
+            let mut new = ModelMetrics::new("versions add up");
+            assert_eq!(shown("vllm:num_requests_running"), 3.0);
+            new.record(&standing(2, 0, 4, 1));
+            old.record(&standing(1, 0, 2, 2));
+            assert_eq!(shown("vllm:num_requests_running"), 3.0);
+            assert_eq!(shown("vllm:num_requests_waiting"), 0.0);
+            assert_eq!(shown("vllm:kv_cache_usage_perc"), 0.3);
+            assert_eq!(shown("vllm:num_preemptions_total"), 3.0);
+            drop(old);
+            assert_eq!(shown("vllm:num_requests_running"), 2.0);
+            assert_eq!(shown("vllm:kv_cache_usage_perc"), 0.4);
+            assert_eq!(shown("vllm:num_preemptions_total"), 3.0);
+        });
+    }
 }

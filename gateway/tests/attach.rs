@@ -176,7 +176,7 @@ fn a_worker_ends_when_no_gateway_comes_in_time() {
 fn streams_go_on_with_the_next_worker() {
     let (_folder, socket, attach) = place();
     // A gateway that is there first waits for its worker.
-    let server = Server::launch(&[&attach, "--step-timeout", "10"]);
+    let server = Server::launch(&[&attach, "--step-timeout", "10"], &[]);
     wait_for_reason(&server, "no worker listens at");
     let worker = RefCell::new(Worker::start(&socket, 600));
     wait_until("the server is ready", || state(&server).0 == "ready");
@@ -203,7 +203,7 @@ fn one_gateway_is_served_at_a_time() {
     let (_folder, socket, attach) = place();
     let worker = Worker::start(&socket, 600);
     let first = Server::start(&[&attach]);
-    let second = Server::launch(&[&attach]);
+    let second = Server::launch(&[&attach], &[]);
     wait_for_reason(&second, "is attached to this worker already");
     let answer = first.post("/v1/completions", &completion("Hi"));
     assert_eq!(answer.status, 200, "{}", answer.body);

@@ -2,6 +2,7 @@
 
 mod common;
 
+use common::census::is_running;
 use common::{Server, chat, completion};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
@@ -101,7 +102,7 @@ fn the_worker_does_not_outlive_its_gateway() {
     let worker = server.worker_pid();
     server.signal(Signal::SIGKILL);
     server.wait();
-    common::wait_until("the worker has ended", || !common::is_running(worker));
+    common::wait_until("the worker has ended", || !is_running(worker));
 }
 
 #[test]

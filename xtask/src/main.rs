@@ -1,6 +1,8 @@
-//! The commands of the README: `cargo xtask setup`, `build`, `serve` and `test`.
+//! The commands of the README: `cargo xtask setup`, `build`, `serve`, `test` and
+//! `faults`.
 
 mod clients;
+mod faults;
 mod libtorch;
 mod pip;
 mod server;
@@ -45,6 +47,8 @@ enum Xtask {
         #[arg(value_enum)]
         steps: Vec<test::Step>,
     },
+    /// Run the long forms of the tests that take workers and servers away
+    Faults(faults::Args),
 }
 
 fn main() -> ExitCode {
@@ -78,6 +82,7 @@ fn run(command: Xtask) -> anyhow::Result<ExitCode> {
             return Err(error).with_context(|| format!("cannot start {}", realm.display()));
         }
         Xtask::Test { steps } => return test::test(&steps),
+        Xtask::Faults(args) => faults::faults(&args)?,
     }
     Ok(ExitCode::SUCCESS)
 }

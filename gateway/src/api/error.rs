@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::body::{self, Body};
 use crate::batching::sequence::FailReason;
-use crate::workers::Refused;
+use crate::workers::{Refused, SwapError};
 
 /// Longest part of a client's own words that an error repeats, in characters.
 const MAX_ECHO: usize = 64;
@@ -152,6 +152,16 @@ impl ApiError {
             "This model's maximum context length is {max_context} tokens. However, you requested {requested} tokens ({prompt} in the {param}, {max_tokens} in the completion). Please reduce the length of the {param} or completion."
         );
         Self::request("context_length_exceeded", param, message)
+    }
+
+    /// 403: not from this caller.
+    pub fn forbidden(message: &str) -> Self {
+        Self::new(
+            StatusCode::FORBIDDEN,
+            "invalid_request_error",
+            Some("forbidden"),
+            message.into(),
+        )
     }
 
     /// 404: no model of that name is served.
@@ -317,6 +327,19 @@ impl From<Refused> for ApiError {
             ),
             Refused::QueueFull { retry_after } => Self::queue_full(retry_after),
         }
+    }
+}
+
+impl From<SwapError> for ApiError {
+    fn from(error: SwapError) -> Self {
+        let (status, code) = match &error {
+            SwapError::Unknown(model) => return Self::model_not_found(model),
+            SwapError::Busy(_) => (StatusCode::CONFLICT, "swap_under_way"),
+            SwapError::Loading(_) => (StatusCode::CONFLICT, "model_not_ready"),
+            SwapError::Load(_) => (StatusCode::UNPROCESSABLE_ENTITY, "model_not_loaded"),
+        };
+        let message = error.to_string();
+        Self::new(status, "invalid_request_error", Some(code), message)
     }
 }
 

@@ -27,7 +27,7 @@ fn object(model: &Model) -> ModelObject<'_> {
     ModelObject {
         id: &model.name,
         object: "model",
-        created: model.created,
+        created: model.created(),
         owned_by: "realm",
         max_model_len: model.limits().map(|limits| limits.max_context),
     }

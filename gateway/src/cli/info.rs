@@ -6,9 +6,8 @@ use std::sync::Arc;
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 
-use super::{start_model, wait_ready};
 use crate::config::WorkerSettings;
-use crate::workers::default_binary;
+use crate::workers::{Model, default_binary};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -44,8 +43,8 @@ pub(super) async fn info(args: Args, file: WorkerSettings) -> anyhow::Result<Exi
         serde_json::from_slice(&output.stdout).context("what the worker says of itself")?;
     let mut models = serde_json::Map::new();
     for spec in &workers.models {
-        let model = start_model(spec.clone(), &workers).await?;
-        wait_ready(&model).await?;
+        let model = Model::load(spec.clone(), workers.clone()).await?;
+        model.ready().await?;
         if let Some(info) = model.info() {
             models.insert(model.name.clone(), serde_json::to_value(info)?);
         }

@@ -1,20 +1,19 @@
 //! The command line.
 
+mod admin;
 mod info;
 mod log;
+mod models;
 mod run;
 mod serve;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 
-use crate::config::{File, LogSettings, ModelSource, ModelSpec, Workers};
-use crate::text::Text;
-use crate::workers::{Model, State};
+use crate::config::{File, LogSettings};
 
 /// An OpenAI-compatible server for language models, with tenants and workers that may die.
 #[derive(Debug, Parser)]
@@ -37,6 +36,9 @@ enum Command {
     Run(run::Args),
     /// Show devices, CPU features, libtorch and the limits of models
     Info(info::Args),
+    /// List and swap the models of a running server
+    #[command(subcommand)]
+    Models(models::Command),
 }
 
 /// Runs the command line of this process.
@@ -69,30 +71,7 @@ fn run_command(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Serve(args) => serve::serve(args, file.server, file.worker).await,
             Command::Run(args) => run::run(args, file.worker).await,
             Command::Info(args) => info::info(args, file.worker).await,
+            Command::Models(command) => models::models(command, file.server).await,
         }
     })
-}
-
-/// Reads a model's text files and starts its first worker.
-async fn start_model(spec: ModelSpec, settings: &Arc<Workers>) -> anyhow::Result<Arc<Model>> {
-    let source = spec.source.clone();
-    let text = tokio::task::spawn_blocking(move || match source {
-        ModelSource::Embedded => Text::from_parts(&crate::embedded::text_files()),
-        ModelSource::Directory(dir) => Text::from_dir(&dir),
-    })
-    .await?
-    .with_context(|| format!("model `{}`", spec.name))?;
-    Ok(Model::start(spec, Arc::new(text), settings.clone()))
-}
-
-/// Waits until the model's worker is ready, or will never be.
-async fn wait_ready(model: &Model) -> anyhow::Result<()> {
-    let mut state = model.state();
-    let state = state
-        .wait_for(|s| matches!(s, State::Ready | State::Failed { .. }))
-        .await?;
-    match &*state {
-        State::Failed { reason } => anyhow::bail!("model `{}`: {reason}", model.name),
-        _ => Ok(()),
-    }
 }

@@ -8,7 +8,6 @@ use anyhow::{Context, bail};
 use realm_shared::wire::Sampling;
 use serde::Serialize;
 
-use super::{start_model, wait_ready};
 use crate::api::random;
 use crate::batching::{Event, Sequence, SequenceId};
 use crate::config::WorkerSettings;
@@ -46,8 +45,8 @@ pub(super) async fn run(args: Args, file: WorkerSettings) -> anyhow::Result<Exit
     let [spec] = workers.models.as_slice() else {
         bail!("`realm run` talks to one model: give one --model");
     };
-    let model = start_model(spec.clone(), &workers).await?;
-    wait_ready(&model).await?;
+    let model = Model::load(spec.clone(), workers.clone()).await?;
+    model.ready().await?;
     let mut messages = Vec::new();
     if let Some(system) = &args.system {
         messages.push(Message {

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
 
-use super::{start_model, wait_ready};
 use crate::config::{ListenSettings, WorkerSettings};
 use crate::http::{self, Bound};
 use crate::metrics;
-use crate::workers::Models;
+use crate::workers::{Model, Models};
 
 /// Exit code of a process that a second signal ended, as shells report SIGINT.
 const INTERRUPTED: u8 = 130;
@@ -35,21 +35,19 @@ pub(super) async fn serve(
     let bound = Bound::new(listen).await?;
     let mut models = Vec::new();
     for spec in &workers.models {
-        models.push(start_model(spec.clone(), &workers).await?);
+        models.push(Model::load(spec.clone(), workers.clone()).await?);
     }
-    let models = Models::new(models);
+    let mut loading: JoinSet<_> = models.iter().map(|model| model.ready()).collect();
+    let models = Models::new(models, workers);
     tracing::info!("listening on http://{}", bound.api_addr()?);
     if let Some(addr) = bound.admin_addr() {
         tracing::info!("admin on http://{}", addr?);
     }
-    let all_ready = {
-        let models = models.clone();
-        async move {
-            for model in models.all() {
-                wait_ready(model).await?;
-            }
-            Ok(())
+    let all_ready = async {
+        while let Some(ready) = loading.join_next().await {
+            ready??;
         }
+        anyhow::Ok(())
     };
     let mut serving = std::pin::pin!(http::serve(bound, models, recorder, shutdown_signal()?));
     let drained = tokio::select! {

@@ -24,10 +24,10 @@ pub struct ListenSettings {
     /// Port to serve the API on; 0 picks a free one [default: 8080]
     #[arg(long, env = "REALM_PORT")]
     pub port: Option<u16>,
-    /// Address of /health, /ready and /metrics, or `off` [default: 127.0.0.1:9090]
+    /// Address of /health, /ready, /metrics and the admin API, or `off` [default: 127.0.0.1:9090]
     #[arg(long, env = "REALM_ADMIN_ADDR", value_name = "HOST:PORT")]
     pub admin_addr: Option<AdminAddr>,
-    /// Serve on an address other than loopback although nobody has to show a key
+    /// Serve on addresses other than loopback although nobody has to show a key
     #[arg(
         long,
         env = "REALM_ALLOW_UNAUTHENTICATED",
@@ -193,14 +193,17 @@ impl ListenSettings {
             .allow_unauthenticated
             .or(file.allow_unauthenticated)
             .unwrap_or(false);
-        if !host.is_loopback() && !unauthenticated {
-            return Err(ConfigError::Unauthenticated(host));
-        }
         let admin = match self.admin_addr.or(file.admin_addr) {
             None => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9090))),
             Some(AdminAddr::At(addr)) => Some(addr),
             Some(AdminAddr::Off) => None,
         };
+        let open = [Some(host), admin.map(|addr| addr.ip())];
+        if let Some(ip) = open.into_iter().flatten().find(|ip| !ip.is_loopback())
+            && !unauthenticated
+        {
+            return Err(ConfigError::Unauthenticated(ip));
+        }
         Ok(Listen {
             api: SocketAddr::new(host, self.port.or(file.port).unwrap_or(8080)),
             admin,
@@ -334,6 +337,11 @@ mod tests {
             ..Default::default()
         };
         assert!(open.clone().resolve(Default::default()).is_err());
+        let admin = ListenSettings {
+            admin_addr: Some("0.0.0.0:9090".parse().expect("valid")),
+            ..Default::default()
+        };
+        assert!(admin.resolve(Default::default()).is_err());
         let said = ListenSettings {
             allow_unauthenticated: Some(true),
             ..open

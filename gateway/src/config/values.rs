@@ -1,5 +1,6 @@
 //! The values that settings take, as they are written on the command line and in files.
 
+use std::fmt::{Display, Formatter};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -135,6 +136,24 @@ pub enum ModelSource {
     Embedded,
     /// A directory as the Hugging Face hub lays it out.
     Directory(PathBuf),
+}
+
+impl From<&str> for ModelSource {
+    fn from(place: &str) -> Self {
+        match place {
+            EMBEDDED => ModelSource::Embedded,
+            dir => ModelSource::Directory(dir.into()),
+        }
+    }
+}
+
+impl Display for ModelSource {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        match self {
+            ModelSource::Embedded => f.write_str(EMBEDDED),
+            ModelSource::Directory(dir) => dir.display().fmt(f),
+        }
+    }
 }
 
 /// A model to serve, written `DIR`, `NAME=DIR` or `embedded`.

@@ -1,60 +1,153 @@
-//! Health, readiness and metrics, on a listener of their own.
+//! Health, readiness, metrics and the admin API, on a listener of their own.
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 
-use http::header::{ALLOW, CONTENT_TYPE};
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
+use http::uri::Authority;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use metrics_exporter_prometheus::PrometheusHandle;
+use percent_encoding::percent_decode_str;
+use serde::Deserialize;
 use serde_json::json;
 use tower::service_fn;
 
 use super::accept::HttpService;
-use crate::api::Body;
+use super::api::read_json;
+use crate::api::{ApiError, Body};
+use crate::config::ModelSource;
+use crate::metrics::cache_config;
 use crate::workers::{Models, State};
 
 const JSON: &str = "application/json";
 const PROMETHEUS: &str = "text/plain; version=0.0.4; charset=utf-8";
+/// The methods that only read, as in the header `Allow`.
+const READ: &str = "GET, HEAD";
+/// Largest request body in bytes.
+const MAX_BODY: usize = 64 << 10;
 
 /// The admin endpoints as a service.
 pub(super) fn service(models: Models, metrics: PrometheusHandle) -> impl HttpService {
     service_fn(move |request: Request<Incoming>| {
-        let response = route(&models, &metrics, &request);
-        async move { Ok::<_, Infallible>(response) }
+        let (models, metrics) = (models.clone(), metrics.clone());
+        async move { Ok::<_, Infallible>(route(&models, &metrics, request).await) }
     })
 }
 
-fn route(
+async fn route(
     models: &Models,
     metrics: &PrometheusHandle,
-    request: &Request<Incoming>,
+    request: Request<Incoming>,
 ) -> Response<Body> {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut response = respond(
-            StatusCode::METHOD_NOT_ALLOWED,
-            "text/plain",
-            "only GET is served here\n".into(),
-        );
-        response
-            .headers_mut()
-            .insert(ALLOW, http::HeaderValue::from_static("GET, HEAD"));
-        return response;
+    let path = request.uri().path();
+    if path.starts_with("/admin/") {
+        let answer = control(models, request).await;
+        return answer.unwrap_or_else(ApiError::into_response);
     }
-    match request.uri().path() {
+    if !is_read(request.method()) {
+        return ApiError::method_not_allowed(request.method(), READ).into_response();
+    }
+    match path {
         // Alive: the process answers. Whether it can serve is what `/ready` says.
         "/health" => respond(StatusCode::OK, JSON, json!({"status": "ok"}).to_string()),
         "/ready" => readiness(models),
         "/metrics" => {
             metrics.run_upkeep();
-            respond(StatusCode::OK, PROMETHEUS, metrics.render())
+            let models = models.all();
+            let infos = models
+                .iter()
+                .filter_map(|m| Some((m.name.as_str(), m.info()?)));
+            let text = metrics.render() + &cache_config(infos);
+            respond(StatusCode::OK, PROMETHEUS, text)
         }
         _ => respond(
             StatusCode::NOT_FOUND,
             "text/plain",
-            "try /health, /ready or /metrics\n".into(),
+            "try /health, /ready, /metrics or /admin/models\n".into(),
         ),
     }
+}
+
+/// What `POST /admin/models/{name}/swap` takes.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Swap {
+    /// Absent: where the model came from last time.
+    source: Option<String>,
+}
+
+/// The endpoints that show and change what is served.
+async fn control(models: &Models, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
+    check_caller(&request)?;
+    let (method, path) = (request.method().clone(), request.uri().path().to_owned());
+    if path == "/admin/models" {
+        if !is_read(&method) {
+            return Err(ApiError::method_not_allowed(&method, READ));
+        }
+        let all = json!({"models": models.status()});
+        return Ok(respond(StatusCode::OK, JSON, all.to_string()));
+    }
+    // Names may hold slashes.
+    let name = path
+        .strip_prefix("/admin/models/")
+        .and_then(|rest| rest.strip_suffix("/swap"))
+        .ok_or_else(|| ApiError::unknown_url(&method, &path))?;
+    if method != Method::POST {
+        return Err(ApiError::method_not_allowed(&method, "POST"));
+    }
+    let name = percent_decode_str(name).decode_utf8_lossy();
+    let body = read_json(request, MAX_BODY).await?;
+    let source = swap_source(&body)?;
+    // A caller that hangs up drops this future, and with it the version that is being loaded.
+    let now = models.swap(&name, source).await?;
+    Ok(respond(StatusCode::OK, JSON, json!(now).to_string()))
+}
+
+fn swap_source(body: &Bytes) -> Result<Option<ModelSource>, ApiError> {
+    let swap: Swap = match body.is_empty() {
+        true => Swap::default(),
+        false => serde_json::from_slice(body).map_err(|e| ApiError::malformed(e.to_string()))?,
+    };
+    match swap.source.as_deref() {
+        None => Ok(None),
+        Some("") => Err(ApiError::malformed("'source' is empty: name a directory")),
+        Some(source) => Ok(Some(ModelSource::from(source))),
+    }
+}
+
+/// Refuses what a web page may have made a browser send. The admin API asks for no key: it trusts
+/// whoever can reach the listener, which on loopback are the programs of this machine. Browsers are
+/// among them, and act for pages from anywhere. Three things give a page away: on a POST to
+/// another origin its browser sets `Origin`; it cannot declare JSON (see [`read_json`]) without
+/// asking first, and nobody answers that; and if it had the name that it came from lead here (DNS
+/// rebinding), so that this is its own origin, then that name is in `Host`.
+fn check_caller<B>(request: &Request<B>) -> Result<(), ApiError> {
+    if request.headers().contains_key(ORIGIN) {
+        let message = "The admin API is not for web pages: requests with an 'Origin' are refused";
+        return Err(ApiError::forbidden(message));
+    }
+    // HTTP/2 has it in the URI.
+    let host = request.headers().get(HOST).map(HeaderValue::as_bytes);
+    let host = host.and_then(|host| Authority::try_from(host).ok());
+    match host.as_ref().or(request.uri().authority()) {
+        Some(authority) if is_local_name(authority.host()) => Ok(()),
+        _ => Err(ApiError::forbidden(
+            "Call the admin API by an IP address or as localhost: other names may lead here without \
+             its owner's will",
+        )),
+    }
+}
+
+fn is_local_name(host: &str) -> bool {
+    let ip = host.trim_start_matches('[').trim_end_matches(']');
+    host.eq_ignore_ascii_case("localhost") || ip.parse::<IpAddr>().is_ok()
+}
+
+fn is_read(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD)
 }
 
 /// Ready when each model has a worker that has produced a token.
@@ -66,13 +159,7 @@ fn readiness(models: &Models) -> Response<Body> {
         .map(|model| {
             let state = model.state().borrow().clone();
             all &= state == State::Ready;
-            let state = match state {
-                State::Ready => json!({"state": "ready"}),
-                State::Loading { fraction } => json!({"state": "loading", "fraction": fraction}),
-                State::Restarting { reason } => json!({"state": "restarting", "reason": reason}),
-                State::Failed { reason } => json!({"state": "failed", "reason": reason}),
-            };
-            (model.name.clone(), state)
+            (model.name.clone(), json!(state))
         })
         .collect();
     let status = if all {
@@ -95,6 +182,67 @@ fn respond(status: StatusCode, content_type: &'static str, body: String) -> Resp
     *response.status_mut() = status;
     response
         .headers_mut()
-        .insert(CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+        .insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_names_that_nobody_else_can_give_away_are_taken() {
+        let checked = |host: &str| {
+            let request = Request::builder().header(HOST, host).body(());
+            check_caller(&request.expect("a request")).is_ok()
+        };
+        for host in [
+            "127.0.0.1:9090",
+            "10.1.2.3",
+            "[::1]:9090",
+            "localhost:1",
+            "LOCALHOST",
+        ] {
+            assert!(checked(host), "{host}");
+        }
+        for host in [
+            "evil.example",
+            "evil.example:9090",
+            "127.0.0.1.evil.example",
+            "localhost.",
+            "",
+        ] {
+            assert!(!checked(host), "{host}");
+        }
+        let bare = Request::new(());
+        assert!(check_caller(&bare).is_err());
+        let over_http2 = Request::builder().uri("http://127.0.0.1:9090/admin/models");
+        assert!(check_caller(&over_http2.body(()).expect("a request")).is_ok());
+        let from_page = Request::builder()
+            .header(HOST, "127.0.0.1")
+            .header(ORIGIN, "null");
+        assert!(check_caller(&from_page.body(()).expect("a request")).is_err());
+    }
+
+    #[test]
+    fn a_swap_names_a_source_or_none() {
+        let source = |body: &'static str| swap_source(&Bytes::from_static(body.as_bytes()));
+        assert_eq!(source(""), Ok(None));
+        assert_eq!(source("{}"), Ok(None));
+        assert_eq!(
+            source(r#"{"source":"embedded"}"#),
+            Ok(Some(ModelSource::Embedded))
+        );
+        let dir = ModelSource::Directory("/m".into());
+        assert_eq!(source(r#"{"source":"/m"}"#), Ok(Some(dir)));
+        for bad in [
+            "[]",
+            "{",
+            r#"{"source":1}"#,
+            r#"{"source":""}"#,
+            r#"{"sauce":"/m"}"#,
+        ] {
+            assert!(source(bad).is_err(), "{bad}");
+        }
+    }
 }

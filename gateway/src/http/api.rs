@@ -96,7 +96,10 @@ fn not_allowed(method: &Method, allowed: &'static str) -> Response<Body> {
 
 /// Only bodies declared to be JSON are read: web pages of other origins cannot declare that
 /// without asking first, so they cannot use a server that listens on loopback without keys.
-async fn read_json(request: Request<Incoming>, max_body: usize) -> Result<Bytes, ApiError> {
+pub(super) async fn read_json(
+    request: Request<Incoming>,
+    max_body: usize,
+) -> Result<Bytes, ApiError> {
     if !is_json(request.headers()) {
         linger(request.into_body());
         return Err(ApiError::unsupported_media_type());

@@ -3,11 +3,10 @@
 use std::future::Future;
 use std::net::SocketAddr;
 
-use hyper_util::server::graceful::GracefulShutdown;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 
-use super::accept::accept;
+use super::accept::Acceptor;
 use super::{admin, api};
 use crate::config::Listen;
 use crate::workers::Models;
@@ -70,19 +69,19 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> bool {
     let drain_timeout = bound.settings.drain_timeout;
-    let graceful = GracefulShutdown::new();
     let admin = bound.admin.map(|listener| {
         let service = admin::service(models.clone(), metrics);
         // Health and metrics answer until the very end, so they are not part of the drain.
-        tokio::spawn(async move { accept(listener, service, &GracefulShutdown::new()).await })
+        tokio::spawn(async move { Acceptor::new(listener, service).accept().await })
     });
     let service = api::service(models, bound.settings.max_body_bytes);
+    let api = Acceptor::new(bound.api, service);
     tokio::select! {
-        () = accept(bound.api, service, &graceful) => {}
+        () = api.accept() => {}
         () = shutdown => {}
     }
     tracing::info!(timeout = ?drain_timeout, "draining: no new connections; running requests may finish");
-    let drained = tokio::time::timeout(drain_timeout, graceful.shutdown())
+    let drained = tokio::time::timeout(drain_timeout, api.drain())
         .await
         .is_ok();
     if let Some(admin) = admin {

@@ -187,7 +187,6 @@ impl Driver {
             process.end(Some(&error)).await;
             return Some(error);
         }
-        self.metrics.worker_ready(&info);
         self.shared.set_info(info);
         self.probe();
         let wake = gate.wake_fd().try_clone_to_owned();
@@ -220,7 +219,6 @@ impl Driver {
             if self.computes_nothing {
                 return Some(WorkerError::Failed(NO_NUMBERS.to_owned()));
             }
-            self.metrics.record(&self.scheduler.stats());
             match link.gate().arm() {
                 Ok(true) => {}
                 Ok(false) => {
@@ -438,6 +436,7 @@ impl Driver {
                 self.metrics.ended(&event, now - live.submitted);
             }
         }
+        self.metrics.record(&self.scheduler.stats());
     }
 
     /// Takes commands for a while without a worker. False: every handle is dropped.

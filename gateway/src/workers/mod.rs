@@ -5,24 +5,33 @@
 //! driver turns plans of the scheduler into tensors in shared memory ([`link`]), and results into
 //! events. A worker that ends is replaced by a new [incarnation](process), and the scheduler goes
 //! on with the tokens it has.
+//!
+//! Each version of a model has a driver of its own, which lives as long as somebody holds a handle
+//! to it: [`Models`] holds one to the version that is served, every request one to the version that
+//! it began with. So a [swap](Models::swap) is one pointer that changes, and the version before
+//! unloads by itself after its last request.
 
 mod driver;
 mod generation;
 mod link;
+mod models;
 mod process;
 
+use std::future::Future;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use realm_shared::control::ModelInfo;
+use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 pub use generation::{Generation, Refused};
+pub use models::{ModelStatus, Models, SwapError, Version};
 pub use process::{WorkerError, default_binary};
 
 use crate::batching::Sequence;
-use crate::config::{ModelSpec, Workers};
+use crate::config::{ModelSource, ModelSpec, Workers};
 use crate::text::Text;
 use generation::{Command, Places, Start};
 
@@ -30,7 +39,8 @@ use generation::{Command, Places, Start};
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// How a model's worker is.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
 pub enum State {
     /// A worker is starting; `fraction` of its weights are read.
     Loading {
@@ -60,15 +70,22 @@ pub struct ModelLimits {
     pub max_context: u32,
 }
 
-/// A served model.
+/// A model cannot be served.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("model `{model}`: {reason}")]
+pub struct LoadError {
+    model: String,
+    reason: String,
+}
+
+/// A version of a model: its text side, and the driver of its workers. The driver ends, and its
+/// worker with it, when this and every [`Generation`] are dropped.
 #[derive(Debug)]
 pub struct Model {
     /// The name that requests ask for.
     pub name: String,
     /// Its tokenizer, template and defaults.
     pub text: Arc<Text>,
-    /// When it was added, in seconds since 1970.
-    pub created: u64,
     shared: Arc<Shared>,
     commands: mpsc::UnboundedSender<Command>,
     next_request: AtomicU64,
@@ -78,6 +95,9 @@ pub struct Model {
 /// What a model's driver and its requests share.
 #[derive(Debug)]
 struct Shared {
+    source: ModelSource,
+    /// In seconds since 1970.
+    created: u64,
     state: watch::Sender<State>,
     /// Of the worker that was ready last.
     info: Mutex<Option<ModelInfo>>,
@@ -96,29 +116,59 @@ impl Shared {
 }
 
 impl Model {
-    /// Starts the driver of a model, and through it the first worker.
-    pub fn start(spec: ModelSpec, text: Arc<Text>, settings: Arc<Workers>) -> Arc<Self> {
+    /// Reads the text files of a model and starts its driver, and through it the first worker.
+    pub async fn load(spec: ModelSpec, settings: Arc<Workers>) -> Result<Arc<Self>, LoadError> {
+        let source = spec.source.clone();
+        let read = tokio::task::spawn_blocking(move || match source {
+            ModelSource::Embedded => Text::from_parts(&crate::embedded::text_files()),
+            ModelSource::Directory(dir) => Text::from_dir(&dir),
+        });
+        let error = |reason| LoadError {
+            model: spec.name.clone(),
+            reason,
+        };
+        let text = read.await.map_err(|e| error(e.to_string()))?;
+        let text = text.map_err(|e| error(e.to_string()))?;
+        Ok(Self::start(spec, Arc::new(text), settings))
+    }
+
+    fn start(spec: ModelSpec, text: Arc<Text>, settings: Arc<Workers>) -> Arc<Self> {
         let (commands, inbox) = mpsc::unbounded_channel();
+        let created = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| d.as_secs());
         let shared = Arc::new(Shared {
+            source: spec.source.clone(),
+            created,
             state: watch::Sender::new(State::Loading { fraction: 0.0 }),
             info: Mutex::new(None),
             live: Arc::default(),
         });
         let max_queue = settings.max_queue;
         let name = spec.name.clone();
-        tokio::spawn(driver::Driver::new(spec, settings, shared.clone(), inbox).run());
-        let created = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| d.as_secs());
+        let driver = driver::Driver::new(spec.clone(), settings, shared.clone(), inbox);
+        tokio::spawn(async move {
+            driver.run().await;
+            tracing::info!(model = spec.name, source = %spec.source, "unloaded");
+        });
         Arc::new(Model {
             name,
             text,
-            created,
             shared,
             commands,
             next_request: AtomicU64::new(0),
             max_queue,
         })
+    }
+
+    /// Where it was loaded from.
+    pub fn source(&self) -> &ModelSource {
+        &self.shared.source
+    }
+
+    /// When it was added, in seconds since 1970.
+    pub fn created(&self) -> u64 {
+        self.shared.created
     }
 
     /// Limits of the worker that was ready last; `None` before the first.
@@ -138,6 +188,22 @@ impl Model {
     /// How its worker is now, and every change from here on.
     pub fn state(&self) -> watch::Receiver<State> {
         self.shared.state.subscribe()
+    }
+
+    /// Resolves once a worker is ready, or there will be none. Waiting does not keep the model
+    /// loaded.
+    pub fn ready(&self) -> impl Future<Output = Result<(), LoadError>> + Send + use<> {
+        let mut state = self.state();
+        let model = self.name.clone();
+        async move {
+            let known = |s: &State| matches!(s, State::Ready | State::Failed { .. });
+            let reason = match state.wait_for(known).await.as_deref() {
+                Ok(State::Failed { reason }) => reason.clone(),
+                Ok(_) => return Ok(()),
+                Err(_) => "it was unloaded".to_owned(),
+            };
+            Err(LoadError { model, reason })
+        }
     }
 
     /// Admits all sequences of a request, or none. Their ids are assigned here.
@@ -186,26 +252,5 @@ impl Model {
             events,
             self.commands.clone(),
         ))
-    }
-}
-
-/// All served models, the default one first.
-#[derive(Debug, Clone)]
-pub struct Models(Arc<[Arc<Model>]>);
-
-impl Models {
-    /// In the order given; names must differ.
-    pub fn new(models: Vec<Arc<Model>>) -> Self {
-        Models(models.into())
-    }
-
-    /// The model of that name.
-    pub fn get(&self, name: &str) -> Option<Arc<Model>> {
-        self.0.iter().find(|m| m.name == name).cloned()
-    }
-
-    /// All of them.
-    pub fn all(&self) -> &[Arc<Model>] {
-        &self.0
     }
 }

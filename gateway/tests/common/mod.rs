@@ -1,23 +1,35 @@
 //! A `realm serve` process of one's own, and a small HTTP client for it.
-#![allow(dead_code, reason = "each test uses a part of it")]
+#![allow(dead_code, reason = "each suite uses a part")]
 
-use std::cell::RefCell;
+pub(crate) mod census;
+pub(crate) mod client;
+pub(crate) mod random;
+pub(crate) mod requests;
+
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
 
+use census::children;
+use requests::Request;
+
 /// Far more than anything here takes on a busy machine; reached only by a fault.
 const PATIENCE: Duration = Duration::from_secs(120);
 
+/// Lines of a server's log that are shown when its test fails.
+const LOG_LINES: usize = 300;
+
 /// A running server. Ends with the value.
 pub(crate) struct Server {
-    child: std::sync::Mutex<Child>,
+    child: Mutex<Child>,
+    log: Arc<Mutex<VecDeque<String>>>,
     pid: Pid,
     api: String,
     admin: String,
@@ -58,7 +70,12 @@ fn command(args: &[&str]) -> Command {
 impl Server {
     /// Starts a server on free ports and waits until it is ready.
     pub(crate) fn start(args: &[&str]) -> Self {
-        let server = Server::launch(args);
+        Self::start_with(args, &[])
+    }
+
+    /// The same with variables in its environment.
+    pub(crate) fn start_with(args: &[&str], env: &[(&str, &str)]) -> Self {
+        let server = Self::launch(args, env);
         wait_until("the server is ready", || {
             server.admin("/ready").status == 200
         });
@@ -66,14 +83,21 @@ impl Server {
     }
 
     /// Starts a server on free ports and waits until it listens.
-    pub(crate) fn launch(args: &[&str]) -> Self {
-        let mut child = command(args).spawn().expect("realm starts");
+    pub(crate) fn launch(args: &[&str], env: &[(&str, &str)]) -> Self {
+        let mut command = command(args);
+        command.envs(env.iter().copied());
+        let mut child = command.spawn().expect("realm starts");
         let stderr = child.stderr.take().expect("stderr is piped");
         let (sender, lines) = mpsc::channel();
+        let log = Arc::<Mutex<VecDeque<_>>>::default();
+        let kept = log.clone();
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                // Shown by the test runner when a test fails.
-                println!("realm: {line}");
+                let mut kept = kept.lock().expect("not poisoned");
+                kept.push_back(line.clone());
+                if kept.len() > LOG_LINES {
+                    kept.pop_front();
+                }
                 let _ = sender.send(line);
             }
         });
@@ -81,7 +105,7 @@ impl Server {
         while api.is_none() || admin.is_none() {
             let line = lines
                 .recv_timeout(PATIENCE)
-                .expect("realm says where it listens");
+                .unwrap_or_else(|_| panic!("realm does not say where it listens: {log:#?}"));
             if let Some((_, addr)) = line.split_once("listening on ") {
                 api = Some(addr.trim().to_owned());
             } else if let Some((_, addr)) = line.split_once("admin on ") {
@@ -91,11 +115,14 @@ impl Server {
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
             .timeout_global(Some(PATIENCE))
+            // A connection for each request, so that none is held when nothing runs.
+            .max_idle_connections(0)
             .build()
             .new_agent();
         Server {
             pid: Pid::from_raw(child.id() as i32),
             child: child.into(),
+            log,
             api: api.expect("set"),
             admin: admin.expect("set"),
             agent,
@@ -106,17 +133,23 @@ impl Server {
         read(self.agent.get(format!("{}{path}", self.admin)).call())
     }
 
-    /// The value of a metric of the embedded model; 0 if it was never set.
-    pub(crate) fn metric(&self, name: &str) -> f64 {
-        let metrics = self.admin("/metrics").body;
-        let prefix = format!("{name}{{model_name=\"realm-tiny\"}} ");
-        let value = metrics.lines().find_map(|line| line.strip_prefix(&prefix));
-        value.map_or(0.0, |value| value.parse().expect("a number"))
-    }
-
     /// Where the API listens, as `IP:PORT`.
     pub(crate) fn api_address(&self) -> &str {
         self.api.trim_start_matches("http://")
+    }
+
+    pub(crate) fn admin_post(&self, path: &str, body: &Value) -> Answer {
+        read(
+            self.agent
+                .post(format!("{}{path}", self.admin))
+                .content_type("application/json")
+                .send(body.to_string()),
+        )
+    }
+
+    /// Where the admin listener is, as `IP:PORT`.
+    pub(crate) fn admin_address(&self) -> &str {
+        self.admin.trim_start_matches("http://")
     }
 
     pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {
@@ -136,36 +169,33 @@ impl Server {
     /// log-probabilities if asked for, and the finish reason.
     pub(crate) fn stream(
         &self,
-        path: &str,
+        path: &'static str,
         body: &Value,
         each: impl Fn(usize),
     ) -> (String, String) {
-        let (mut text, finish) = (String::new(), RefCell::new(String::new()));
-        let (mut chunks, mut done) = (0, false);
-        for line in self.lines(path, body) {
-            let line = line.expect("the stream goes on");
-            let Some(data) = line.strip_prefix("data: ") else {
-                continue;
-            };
-            if data == "[DONE]" {
-                done = true;
-                continue;
-            }
-            let chunk: Value = serde_json::from_str(data).expect("a chunk is JSON");
-            assert!(chunk.get("error").is_none(), "{chunk}");
-            let choice = &chunk["choices"][0];
-            text += choice["text"].as_str().unwrap_or("");
-            if let Some(tokens) = choice["logprobs"]["tokens"].as_array() {
-                text += &format!("{tokens:?}{}", choice["logprobs"]["token_logprobs"]);
-            }
-            if let Some(reason) = choice["finish_reason"].as_str() {
-                reason.clone_into(&mut finish.borrow_mut());
-            }
-            chunks += 1;
-            each(chunks);
-        }
-        assert!(done, "the stream ended without [DONE]");
-        (text, finish.into_inner())
+        let (name, body) = ("a stream".to_owned(), body.clone());
+        let mut answer = self
+            .ask_with(&Request { name, path, body }, each)
+            .finished();
+        let choice = answer.choices.remove(&0).expect("a choice");
+        let scores: String = choice.scores.iter().map(Value::to_string).collect();
+        (choice.text + &scores, choice.finish)
+    }
+
+    pub(crate) fn pid(&self) -> Pid {
+        self.pid
+    }
+
+    /// The sum of a metric over all its labels; 0 if it was never set.
+    pub(crate) fn metric(&self, name: &str) -> f64 {
+        let metrics = self.admin("/metrics").body;
+        let values = metrics.lines().filter_map(|line| {
+            let rest = line.strip_prefix(name)?;
+            let labelled = rest.starts_with(['{', ' ']);
+            let value = rest.rsplit_once(' ').filter(|_| labelled)?.1;
+            Some(value.parse::<f64>().expect("a number"))
+        });
+        values.sum()
     }
 
     /// The lines of a streamed answer as they come.
@@ -188,30 +218,15 @@ impl Server {
         kill(self.pid, signal).expect("signals realm");
     }
 
-    /// The child processes of the server.
-    pub(crate) fn children(&self) -> Vec<i32> {
-        // They are listed by the thread that spawned them.
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.pid)).expect("realm runs");
-        tasks
-            .flatten()
-            .filter_map(|t| std::fs::read_to_string(t.path().join("children")).ok())
-            .flat_map(|s| {
-                s.split_whitespace()
-                    .filter_map(|p| p.parse().ok())
-                    .collect::<Vec<i32>>()
-            })
-            .collect()
-    }
-
     /// The one child process of the server.
     pub(crate) fn worker_pid(&self) -> Pid {
         let mut pids = Vec::new();
         wait_until("there is a worker", || {
-            pids = self.children();
+            pids = children(self.pid);
             !pids.is_empty()
         });
         assert_eq!(pids.len(), 1, "{pids:?}");
-        Pid::from_raw(pids[0])
+        pids[0]
     }
 
     pub(crate) fn kill_worker(&self, signal: Signal) {
@@ -239,6 +254,11 @@ impl Drop for Server {
         let mut child = self.child.lock().unwrap_or_else(|e| e.into_inner());
         let _ = child.kill();
         let _ = child.wait();
+        if std::thread::panicking() {
+            for line in &*self.log.lock().unwrap_or_else(|e| e.into_inner()) {
+                println!("realm: {line}");
+            }
+        }
     }
 }
 
@@ -259,16 +279,21 @@ pub(crate) fn fail_to_start(args: &[&str]) -> (ExitStatus, String) {
     )
 }
 
-pub(crate) fn is_running(pid: Pid) -> bool {
-    // A zombie of a dead parent is reaped by init; until then it has no command line.
-    std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|c| !c.is_empty())
-}
-
 pub(crate) fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < PATIENCE, "gave up waiting until {what}");
         std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A number that a longer run sets in the environment.
+pub(crate) fn setting(name: &str, default: u64) -> u64 {
+    match std::env::var(name) {
+        Ok(value) => value
+            .parse()
+            .unwrap_or_else(|_| panic!("{name}={value} is not a number")),
+        Err(_) => default,
     }
 }
 

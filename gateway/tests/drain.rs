@@ -1,0 +1,56 @@
+//! SIGTERM at a random time under load: what was begun is finished, and the process ends well.
+
+mod common;
+
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use common::client::End;
+use common::random::Random;
+use common::requests::kinds;
+use common::{Server, setting};
+use nix::sys::signal::Signal;
+
+/// Servers that an ordinary run starts.
+const ROUNDS: u64 = 3;
+/// Clients of each.
+const CLIENTS: usize = 16;
+/// Latest times in milliseconds after which a client calls, and after which the server is told to end.
+const LATEST: (u64, u64) = (100, 300);
+
+#[test]
+fn sigterm_fails_no_request() {
+    let rounds = setting("REALM_TEST_ROUNDS", ROUNDS);
+    let mut random = Random::new(setting("REALM_TEST_SEED", 1));
+    let (finished, refused) = (AtomicU64::new(0), AtomicU64::new(0));
+    for _ in 0..rounds {
+        let server = Server::start(&[]);
+        std::thread::scope(|scope| {
+            for number in 0..CLIENTS {
+                let mut random = Random::new(random.next());
+                let (server, finished, refused) = (&server, &finished, &refused);
+                scope.spawn(move || {
+                    // Each calls until nobody listens any more.
+                    let kinds = kinds(number as u64, 16);
+                    loop {
+                        std::thread::sleep(Duration::from_millis(random.below(LATEST.0)));
+                        let request = random.pick(&kinds);
+                        match server.try_ask(request, |_| ControlFlow::Continue(())) {
+                            Some(End::Finished(_)) => finished.fetch_add(1, Ordering::Relaxed),
+                            None => break refused.fetch_add(1, Ordering::Relaxed),
+                            Some(other) => panic!("{}: {other:?}", request.name),
+                        };
+                    }
+                });
+            }
+            std::thread::sleep(Duration::from_millis(random.below(LATEST.1)));
+            server.signal(Signal::SIGTERM);
+        });
+        assert_eq!(server.wait().code(), Some(0));
+    }
+    let (finished, refused) = (finished.into_inner(), refused.into_inner());
+    println!("drain: {rounds} rounds: {finished} requests finished, 0 failed, {refused} refused");
+    assert_eq!(refused, rounds * CLIENTS as u64);
+    assert!(finished > 0);
+}

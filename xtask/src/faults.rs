@@ -1,0 +1,54 @@
+//! `cargo xtask faults`: tests of the gateway that `cargo test` runs in a short form, in full.
+
+use clap::ValueEnum;
+
+use crate::workspace::{Profile, Workspace, run};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Suites to run, in this order [default: all]
+    #[arg(value_enum)]
+    suites: Vec<Suite>,
+    /// Random faults under 32 streams
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    count: u64,
+    /// Servers that are told to end under load
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    rounds: u64,
+    /// Seed of everything that is random
+    #[arg(long, default_value_t = 1, value_name = "S")]
+    seed: u64,
+}
+
+/// A test file of the gateway.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Suite {
+    /// Kill the worker at every token of requests of every kind
+    Resume,
+    /// Kill, stop, slow and corrupt workers under 32 streams
+    Faults,
+    /// End servers under load by SIGTERM
+    Drain,
+}
+
+pub(crate) fn faults(args: &Args) -> anyhow::Result<()> {
+    let suites = match &*args.suites {
+        [] => Suite::value_variants(),
+        chosen => chosen,
+    };
+    let workspace = Workspace::set_up()?;
+    workspace.build(Profile::Dev)?;
+    for suite in suites {
+        let name = suite.to_possible_value();
+        let name = name.as_ref().map_or("", |value| value.get_name());
+        let test = ["test", "--package", "realm-gateway", "--test", name];
+        let mut command = workspace.cargo(test.into_iter().chain(["--", "--nocapture"]));
+        command
+            .env("REALM_TEST_STRIDE", "1")
+            .env("REALM_TEST_FAULTS", args.count.to_string())
+            .env("REALM_TEST_ROUNDS", args.rounds.to_string())
+            .env("REALM_TEST_SEED", args.seed.to_string());
+        run(&mut command)?;
+    }
+    Ok(())
+}
