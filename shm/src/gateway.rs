@@ -8,13 +8,19 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use crate::buffer::AlignedBuf;
 use crate::hello::{self, Deadline, HandshakeError, Hello, Peer};
-use crate::layout::{self, CLASSES, COUNTER, MAX_CLASSES, RING_ENTRIES};
+use crate::layout::{CLASSES, COUNTER, RING_ENTRIES};
 use crate::message::{Message, SlotRef};
 use crate::ring::{Consumer, Full, Producer, Violation};
 use crate::segment::{self, OwnMemory, PeerMemory, ShmError};
-use crate::slab::{Geometry, Slab, SlabError, Slots};
+use crate::slab::{Geometry, Slab, SlabError, Slots, class_words};
 use crate::wake;
 use crate::words::{OwnWords, Words};
+
+/// Wake-ups in a row that may bring no message. A correct worker cannot cause more than three: it
+/// wakes the gateway at most once per message, from one thread, before it publishes the next. So
+/// once the gateway has taken every message, only the wake-up for the last of them may still be on
+/// its way, beside one that the system has queued and one that the task has been told of.
+const EMPTY_WAKES: u32 = 64;
 
 /// The gateway's end of the connection to one incarnation of a worker.
 ///
@@ -24,7 +30,10 @@ use crate::words::{OwnWords, Words};
 /// ```text
 /// loop {
 ///     while let Some(message) = end.poll()? { … }
-///     if end.arm()? { wait for wake, clear its readiness, never read from it }
+///     if end.arm()? {
+///         wait for wake, clear its readiness, never read from it
+///         if it was wake that ended the wait { end.woken()? }
+///     }
 /// }
 /// ```
 pub struct GatewayEnd {
@@ -42,6 +51,8 @@ pub struct GatewayEnd {
     bell: u32,
     /// Whether G says that the gateway sleeps.
     armed: bool,
+    /// Wake-ups since the last message.
+    empty_wakes: u32,
     /// The first violation found. What the worker writes is not looked at any more after it.
     violation: Option<Violation>,
 }
@@ -89,13 +100,14 @@ impl GatewayEnd {
             own_fd,
             peer_fd,
             wake,
-            hello: Hello::offer(epoch, abi, bytes, layout::fnv(&classes)),
+            hello: Hello::offer(epoch, abi, bytes, hello::fnv(&classes)),
             input: Slab::new(input),
             output: Slab::new(output),
             submits: Producer::new("submit", RING_ENTRIES, epoch),
             completions: Consumer::new("completion", RING_ENTRIES, epoch),
             bell: 0,
             armed: false,
+            empty_wakes: 0,
             violation: None,
         })
     }
@@ -166,7 +178,8 @@ impl GatewayEnd {
         Ok(())
     }
 
-    /// Publishes a message, and wakes the worker if it sleeps.
+    /// Publishes a message, and wakes the worker if it sleeps. A worker that always says that it
+    /// sleeps costs one system call per message, and no more.
     ///
     /// A worker that falsified the ring's index is reported by the next [`poll`](Self::poll); until
     /// then the ring counts as full.
@@ -213,6 +226,7 @@ impl GatewayEnd {
                         })?;
                     }
                 }
+                end.empty_wakes = 0;
             }
             Ok(message)
         })
@@ -232,6 +246,18 @@ impl GatewayEnd {
     /// never read from it: the worker holds the same open file and could make a read block.
     pub fn wake_fd(&self) -> BorrowedFd<'_> {
         self.wake.as_fd()
+    }
+
+    /// To be called each time [`wake_fd`](Self::wake_fd) has fired. A worker that keeps waking the
+    /// gateway for nothing, which costs it a turn of its task each time, is a violation.
+    pub fn woken(&mut self) -> Result<(), Violation> {
+        self.guarded(|end| {
+            end.empty_wakes += 1;
+            match end.empty_wakes > EMPTY_WAKES {
+                true => Err(Violation::Wakes(end.empty_wakes)),
+                false => Ok(()),
+            }
+        })
     }
 
     /// The worker's heartbeat: a worker that lives keeps changing it. Any value may be found here.
@@ -257,15 +283,10 @@ impl GatewayEnd {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(all(any(test, fuzzing), not(loom)))]
 impl GatewayEnd {
-    /// Starts over after a violation, from where the worker's ring is now.
-    pub(crate) fn forgive(&mut self) {
-        self.violation = None;
-        self.submits = Producer::new("submit", RING_ENTRIES, self.hello.epoch);
-        self.completions.skip_to_head(&self.peer);
-    }
-
+    /// G, as this side writes it.
+    #[cfg(test)]
     pub(crate) fn own(&self) -> &OwnMemory {
         &self.own
     }
@@ -274,18 +295,6 @@ impl GatewayEnd {
     pub(crate) fn descriptors(&self) -> (BorrowedFd<'_>, BorrowedFd<'_>) {
         (self.own_fd.as_fd(), self.peer_fd.as_fd())
     }
-}
-
-/// The slot classes as they stand in G.
-pub(crate) fn class_words(input: &Slots, output: &Slots) -> [u64; 2 * MAX_CLASSES] {
-    let mut words = [0; 2 * MAX_CLASSES];
-    let (inputs, outputs) = words.split_at_mut(MAX_CLASSES);
-    for (words, slots) in [(inputs, input), (outputs, output)] {
-        for (word, class) in words.iter_mut().zip(slots.classes()) {
-            *word = crate::message::pack(class.bytes, class.count);
-        }
-    }
-    words
 }
 
 impl std::fmt::Debug for GatewayEnd {

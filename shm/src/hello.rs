@@ -23,6 +23,41 @@ use crate::layout;
 const MAGIC: u64 = u64::from_le_bytes(*b"realmshm");
 /// Version of this crate's protocol.
 const VERSION: u32 = 1;
+/// A number that differs between two builds whose segments are laid out differently.
+const LAYOUT: u64 = fnv(&[
+    layout::RING_ENTRIES,
+    layout::LINE_WORDS as u64,
+    layout::ENTRY_WORDS as u64,
+    layout::HEAD as u64,
+    layout::TAIL as u64,
+    layout::ASLEEP as u64,
+    layout::COUNTER as u64,
+    layout::CLASSES as u64,
+    layout::MAX_CLASSES as u64,
+    layout::ENTRIES as u64,
+    layout::ALIGNMENT as u64,
+    layout::PAGE as u64,
+    layout::SLAB as u64,
+    crate::message::FORMAT,
+    crate::tensor::FORMAT,
+]);
+
+/// FNV-1a over the bytes of `words`.
+pub(crate) const fn fnv(words: &[u64]) -> u64 {
+    let mut hash = 0xcbf2_9ce4_8422_2325u64;
+    let mut i = 0;
+    while i < words.len() {
+        let bytes = words[i].to_le_bytes();
+        let mut j = 0;
+        while j < bytes.len() {
+            hash = (hash ^ bytes[j] as u64).wrapping_mul(0x0000_0100_0000_01b3);
+            j += 1;
+        }
+        i += 1;
+    }
+    hash
+}
+
 /// Role of the side that made the segments.
 const OFFERS: u32 = 1;
 /// Role of the side that accepts them.
@@ -117,7 +152,7 @@ impl Hello {
             magic: MAGIC,
             version: VERSION,
             abi,
-            layout: layout::HASH,
+            layout: LAYOUT,
             epoch,
             role: OFFERS,
             gateway_bytes: bytes[0] as u64,
@@ -151,7 +186,7 @@ impl Hello {
         };
         same("protocol version", VERSION.into(), self.version.into())?;
         same("message version", abi.into(), self.abi.into())?;
-        same("memory layout", layout::HASH, self.layout)
+        same("memory layout", LAYOUT, self.layout)
     }
 
     /// Whether this is an offer.

@@ -1,4 +1,5 @@
-//! Where everything lies in a segment. G and W have the same layout.
+//! Where everything lies in a segment. G and W have the same layout. Everything else in the crate
+//! builds on these constants; this module knows nothing of it.
 
 /// Entries of a ring.
 pub const RING_ENTRIES: u64 = 1024;
@@ -35,41 +36,6 @@ pub(crate) const SLAB: usize = (ENTRIES * 8 + RING_ENTRIES as usize * 64).next_m
 /// First word of the entry with index `index`. `capacity` is a power of two.
 pub(crate) fn entry(index: u64, capacity: u64) -> usize {
     ENTRIES + (index & (capacity - 1)) as usize * ENTRY_WORDS
-}
-
-/// A number that differs between two builds whose segments are laid out differently.
-pub(crate) const HASH: u64 = fnv(&[
-    RING_ENTRIES,
-    LINE_WORDS as u64,
-    ENTRY_WORDS as u64,
-    HEAD as u64,
-    TAIL as u64,
-    ASLEEP as u64,
-    COUNTER as u64,
-    CLASSES as u64,
-    MAX_CLASSES as u64,
-    ENTRIES as u64,
-    ALIGNMENT as u64,
-    PAGE as u64,
-    SLAB as u64,
-    crate::message::FORMAT,
-    crate::tensor::FORMAT,
-]);
-
-/// FNV-1a over the bytes of `words`.
-pub(crate) const fn fnv(words: &[u64]) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325u64;
-    let mut i = 0;
-    while i < words.len() {
-        let bytes = words[i].to_le_bytes();
-        let mut j = 0;
-        while j < bytes.len() {
-            hash = (hash ^ bytes[j] as u64).wrapping_mul(0x0000_0100_0000_01b3);
-            j += 1;
-        }
-        i += 1;
-    }
-    hash
 }
 
 const _: () = {

@@ -40,8 +40,29 @@
 //!   free_input, free_output
 //! ```
 //!
-//! The gateway assigns both where a payload is and where its result goes, so all bookkeeping of
-//! slots is in its private memory and a dead worker leaves nothing to collect.
+//! # The life of a slot
+//!
+//! Which slots are in use, in which generation, and how long, is written down in the gateway's
+//! private memory alone. The gateway assigns both where a payload is and where its result goes, so
+//! a worker can neither forge nor lose a slot, and a dead one leaves nothing to collect: its slots
+//! go with its segments when the [`GatewayEnd`] is dropped.
+//!
+//! ```text
+//!              alloc: generation += 1
+//!    ┌──────┐ ─────────────────────────► ┌─────────────┐
+//!    │ free │                            │ the         │ input:  written in place, once
+//!    │      │ ◄───────────────────────── │ gateway's   │ output: copied once, then checked
+//!    └──────┘            free            └─────────────┘
+//!                                          │         ▲
+//!                            submit names  │         │  the answer names it: slot, generation
+//!                                   it     ▼         │  and length must be those handed out
+//!                                        ┌─────────────┐
+//!                                        │ the         │ input:  read in place
+//!                                        │ worker's    │ output: written in place
+//!                                        └─────────────┘
+//! ```
+//!
+//! A reference to an earlier life of the slot has another generation, and is refused.
 //!
 //! # Waking
 //!
@@ -59,12 +80,23 @@
 //!
 //! At least one of the two sees the other, so no wake-up is lost.
 //!
+//! Nor does a worker gain from waking without need. It can wake the gateway for nothing only a few
+//! times before that is a violation too ([`GatewayEnd::woken`]); and if it always says that it
+//! sleeps, each message costs the gateway one system call more.
+//!
 //! # Reading what a hostile peer writes
 //!
 //! The gateway loads W only by atomic words, copies each entry once, and checks the copy: indices
 //! within the ring and monotonic, sequence number, epoch, slots that it allocated with that
 //! generation and length. It never forms a `&[u8]` over W. Whatever does not fit is a
 //! [`Violation`] with a readable reason; the owner then kills and replaces the worker.
+//!
+//! # How that is shown
+//!
+//! Models under every schedule (`models`, with mutants that must fail), queues and slabs against a
+//! reference, hostile workers and scribblers over real segments (`tests`), fuzz targets (`fuzz`
+//! beside this crate's sources; the same bodies run in the tests), and Miri over whatever needs no
+//! system. `cargo bench -p realm-shm` measures.
 //!
 //! # Why not shared_memory, ipc-channel or iceoryx2
 //!
@@ -79,6 +111,8 @@
 compile_error!("realm-shm needs a 64-bit little-endian Linux");
 
 mod buffer;
+#[cfg(all(any(test, fuzzing), not(loom)))]
+pub mod fuzz;
 mod gateway;
 mod hello;
 mod layout;

@@ -239,3 +239,85 @@ impl Words for PeerMemory {
         self.0.word(word).load(order)
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::message::Message;
+    use crate::ring::{Consumer, Producer};
+    use std::mem::ManuallyDrop;
+
+    /// One piece of private memory, mapped as the segments are, in the hands of both sides: Miri
+    /// has no memfds, but it can watch what is done to memory like this.
+    fn segment(bytes: usize) -> (OwnMemory, ManuallyDrop<PeerMemory>) {
+        // SAFETY: no address is given, so no mapping can be replaced.
+        let base = unsafe {
+            mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                bytes,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::PRIVATE,
+            )
+        };
+        let base = NonNull::new(base.unwrap().cast()).unwrap();
+        // Only the first of the two unmaps it.
+        let peer = ManuallyDrop::new(PeerMemory(Map { base, bytes }));
+        (OwnMemory(Map { base, bytes }), peer)
+    }
+
+    #[test]
+    fn what_one_side_writes_the_other_reads() {
+        let bytes = SLAB + 4096;
+        let (mut g, g_seen) = segment(bytes);
+        let (w, w_seen) = segment(bytes);
+        let mut producer = Producer::new("test", 2, 1);
+        let mut consumer = Consumer::new("test", 2, 1);
+        for n in 0..5u8 {
+            let range = SLAB + 64..SLAB + 64 + 21;
+            g.bytes_mut(range.clone()).unwrap().fill(n);
+            let message = Message {
+                args: [n.into(), 0],
+                ..Message::default()
+            };
+            assert_eq!(producer.push(&g, &*w_seen, &message), Ok(true));
+            assert_eq!(consumer.pop(&w, &*g_seen), Ok(Some(message)));
+            // SAFETY: nobody writes to it while it is looked at.
+            assert_eq!(unsafe { g_seen.bytes(range) }.unwrap(), [n; 21]);
+            let mut copy = [0; 3];
+            g_seen.copy(SLAB + 64, &mut copy);
+            assert_eq!(copy[0], u64::from_ne_bytes([n; 8]));
+            g.store(COUNTER, n.into(), Ordering::Relaxed);
+            assert_eq!(g_seen.0.futex().load(Ordering::Relaxed), n.into());
+        }
+    }
+
+    #[test]
+    fn only_ranges_of_the_slab_are_handed_out() {
+        let bytes = SLAB + 4096;
+        let (mut own, peer) = segment(bytes);
+        for (range, inside) in [
+            (SLAB..SLAB, true),
+            (SLAB..bytes, true),
+            (bytes..bytes, true),
+            (SLAB - 1..bytes, false),
+            (0..8, false),
+            (SLAB..bytes + 1, false),
+            (bytes + 1..bytes + 1, false),
+            #[expect(clippy::reversed_empty_ranges, reason = "this is what is refused")]
+            (SLAB + 8..SLAB, false),
+            (usize::MAX..usize::MAX, false),
+        ] {
+            assert_eq!(own.bytes_mut(range.clone()).is_some(), inside, "{range:?}");
+            // SAFETY: nobody writes to it while it is looked at.
+            let bytes = unsafe { peer.bytes(range.clone()) };
+            assert_eq!(bytes.is_some(), inside, "{range:?}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "words 9216+1 of a segment of 9216")]
+    fn words_outside_a_segment_are_not_reached() {
+        let (own, _peer) = segment(SLAB + 4096);
+        own.load((SLAB + 4096) / 8, Ordering::Relaxed);
+    }
+}

@@ -6,7 +6,7 @@
 use std::ops::Range;
 
 use crate::layout::{ALIGNMENT, MAX_CLASSES, PAGE, SLAB};
-use crate::message::SlotRef;
+use crate::message::{SlotRef, pack};
 
 /// Most bytes of a segment. All of it is allocated at once, from memory that the machine's
 /// ordinary limits on files do not cover, so that a slip in a geometry would take the machine down.
@@ -199,6 +199,18 @@ impl Slots {
         let (offset, bytes) = self.locate(slot.index)?;
         (slot.len <= bytes).then(|| offset..offset + slot.len as usize)
     }
+}
+
+/// The slot classes as they stand in G.
+pub(crate) fn class_words(input: &Slots, output: &Slots) -> [u64; 2 * MAX_CLASSES] {
+    let mut words = [0; 2 * MAX_CLASSES];
+    let (inputs, outputs) = words.split_at_mut(MAX_CLASSES);
+    for (words, slots) in [(inputs, input), (outputs, output)] {
+        for (word, class) in words.iter_mut().zip(slots.classes()) {
+            *word = pack(class.bytes, class.count);
+        }
+    }
+    words
 }
 
 #[derive(Debug, Clone, Copy)]

@@ -90,6 +90,7 @@ impl Sleep {
             }
             if gateway.arm().unwrap() {
                 self.wait();
+                gateway.woken().unwrap();
             }
         }
     }

@@ -2,11 +2,11 @@
 //!
 //! The order on each side is the whole point; see the diagram in the crate's documentation.
 
-use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::atomic::Ordering::Relaxed;
 
 use crate::layout::{ASLEEP, COUNTER};
 use crate::ring::{Consumer, Violation};
-use crate::words::{OwnWords, Words, fence};
+use crate::words::{OwnWords, Words};
 
 /// Announces sleep, then looks once more. True: the announcement stands and the caller may sleep
 /// until it is woken. False: something arrived; the announcement is withdrawn.
@@ -18,7 +18,7 @@ pub(crate) fn announce(
     own.store(ASLEEP, 1, Relaxed);
     // Either the producer's fence comes before this one and its head is seen below, or it comes
     // after and the producer sees the flag.
-    fence(SeqCst);
+    own.fence();
     let ready = consumer.ready(peer);
     if !matches!(ready, Ok(false)) {
         withdraw(own);
@@ -32,8 +32,8 @@ pub(crate) fn withdraw(own: &impl OwnWords) {
 }
 
 /// Called after publishing: whether the peer sleeps and must be woken.
-pub(crate) fn peer_sleeps(peer: &impl Words) -> bool {
-    fence(SeqCst);
+pub(crate) fn peer_sleeps(own: &impl OwnWords, peer: &impl Words) -> bool {
+    own.fence();
     peer.load(ASLEEP, Relaxed) != 0
 }
 
@@ -57,7 +57,7 @@ pub(crate) fn sleep(
 /// Rings the bell of a peer that sleeps in [`sleep`]. `bell` is the value in `own`, of which this
 /// side is the only writer; `wake` wakes who waits on it.
 pub(crate) fn rouse(own: &impl OwnWords, peer: &impl Words, bell: &mut u32, wake: impl FnOnce()) {
-    if peer_sleeps(peer) {
+    if peer_sleeps(own, peer) {
         *bell = bell.wrapping_add(1);
         own.store(COUNTER, u64::from(*bell), Relaxed);
         wake();

@@ -5,11 +5,6 @@
 
 use std::sync::atomic::Ordering;
 
-#[cfg(all(test, loom))]
-pub(crate) use loom::sync::atomic::fence;
-#[cfg(not(all(test, loom)))]
-pub(crate) use std::sync::atomic::fence;
-
 /// Memory that this side may read.
 pub(crate) trait Words {
     /// Loads one word. `word` comes from this crate's layout, never from the peer.
@@ -20,6 +15,11 @@ pub(crate) trait Words {
 pub(crate) trait OwnWords: Words {
     /// Stores one word.
     fn store(&self, word: usize, value: u64, order: Ordering);
+
+    /// Puts what this side stored before what it loads next, in the one order that both sides see.
+    fn fence(&self) {
+        std::sync::atomic::fence(Ordering::SeqCst);
+    }
 }
 
 /// A segment on the heap. The control lines are atomics; the ring's entries are plain cells, so
@@ -60,6 +60,22 @@ pub(crate) mod heap {
     pub(crate) struct Heap {
         control: [AtomicU64; 4],
         entries: Vec<Cell>,
+        #[cfg(loom)]
+        fault: Option<Fault>,
+    }
+
+    /// A way in which a segment does less than the code over it asks for. The models must notice.
+    #[cfg(loom)]
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    pub(crate) enum Fault {
+        /// Loads of this control word order nothing.
+        Load(usize),
+        /// Stores to this control word order nothing.
+        Store(usize),
+        /// Stores to this control word are lost.
+        Lost(usize),
+        /// The fence of the side that owns the segment is left out.
+        Fence,
     }
 
     // SAFETY: entries are reached only through the ring, which orders the writer of an entry
@@ -76,7 +92,22 @@ pub(crate) mod heap {
                 entries: (0..capacity as usize * layout::ENTRY_WORDS)
                     .map(|_| Cell::new(0))
                     .collect(),
+                #[cfg(loom)]
+                fault: None,
             }
+        }
+
+        #[cfg(loom)]
+        pub(crate) fn with_fault(capacity: u64, fault: Option<Fault>) -> Self {
+            Self {
+                fault,
+                ..Self::new(capacity)
+            }
+        }
+
+        #[cfg(loom)]
+        fn is(&self, fault: Fault) -> bool {
+            self.fault == Some(fault)
         }
     }
 
@@ -85,6 +116,10 @@ pub(crate) mod heap {
             match word.checked_sub(layout::ENTRIES) {
                 // SAFETY: the pointer is to a live cell; see `Sync` for the absence of races.
                 Some(entry) => self.entries[entry].with(|value| unsafe { *value }),
+                #[cfg(loom)]
+                None if self.is(Fault::Load(word)) => {
+                    self.control[word / layout::LINE_WORDS].load(Ordering::Relaxed)
+                }
                 None => self.control[word / layout::LINE_WORDS].load(order),
             }
         }
@@ -95,7 +130,20 @@ pub(crate) mod heap {
             match word.checked_sub(layout::ENTRIES) {
                 // SAFETY: the pointer is to a live cell; see `Sync` for the absence of races.
                 Some(entry) => self.entries[entry].with_mut(|old| unsafe { *old = value }),
+                #[cfg(loom)]
+                None if self.is(Fault::Lost(word)) => {}
+                #[cfg(loom)]
+                None if self.is(Fault::Store(word)) => {
+                    self.control[word / layout::LINE_WORDS].store(value, Ordering::Relaxed);
+                }
                 None => self.control[word / layout::LINE_WORDS].store(value, order),
+            }
+        }
+
+        #[cfg(loom)]
+        fn fence(&self) {
+            if !self.is(Fault::Fence) {
+                loom::sync::atomic::fence(Ordering::SeqCst);
             }
         }
     }

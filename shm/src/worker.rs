@@ -5,13 +5,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use crate::gateway::class_words;
 use crate::hello::{self, Deadline, HandshakeError};
 use crate::layout::{self, CLASSES, COUNTER, MAX_CLASSES, RING_ENTRIES};
 use crate::message::{Message, SlotRef, high, low};
 use crate::ring::{Consumer, Full, Producer, Violation};
 use crate::segment::{self, OwnMemory, PeerMemory};
-use crate::slab::{SlotClass, Slots};
+use crate::slab::{SlotClass, Slots, class_words};
 use crate::wake;
 use crate::words::{OwnWords, Words};
 
@@ -23,10 +22,10 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(100);
 pub struct WorkerEnd {
     own: OwnMemory,
     peer: PeerMemory,
-    wake: OwnedFd,
+    pub(crate) wake: OwnedFd,
     epoch: u32,
     input: Slots,
-    output: Slots,
+    pub(crate) output: Slots,
     submits: Consumer,
     completions: Producer,
 }
@@ -68,7 +67,7 @@ impl WorkerEnd {
 
         let input = read_slots(&peer, CLASSES, "G", peer_bytes)?;
         let output = read_slots(&peer, CLASSES + MAX_CLASSES, "W", own_bytes)?;
-        let (ours, theirs) = (layout::fnv(&class_words(&input, &output)), offer.geometry);
+        let (ours, theirs) = (hello::fnv(&class_words(&input, &output)), offer.geometry);
         if ours != theirs {
             return Err(HandshakeError::Mismatch {
                 what: "geometry",
@@ -165,7 +164,7 @@ impl WorkerEnd {
             Ok(true) => {}
             Ok(false) | Err(_) => return Err(Full),
         }
-        if wake::peer_sleeps(&self.peer) {
+        if wake::peer_sleeps(&self.own, &self.peer) {
             // It can fail only when the counter is full, which takes 2^64 wake-ups.
             let _ =
                 rustix::io::retry_on_intr(|| rustix::io::write(&self.wake, &1u64.to_ne_bytes()));

@@ -22,6 +22,8 @@ pub(crate) enum Step {
     Build,
     /// The tests in Rust
     Rust,
+    /// Models of the rings in shared memory under every schedule, by loom
+    Loom,
     /// The OpenAI SDK for Python, curl, and the admin listener, against a running server
     Python,
     /// The OpenAI SDK for Node.js against a running server
@@ -105,7 +107,15 @@ impl Run {
         }
         let workspace = &self.workspace;
         match step {
-            Step::Fmt => run(&mut workspace.cargo(["fmt", "--all", "--check"])).into(),
+            Step::Fmt => {
+                // The last two are workspaces of their own.
+                let manifests = ["Cargo.toml", "shm/bench/Cargo.toml", "shm/fuzz/Cargo.toml"];
+                let check = |manifest| {
+                    let args = ["fmt", "--all", "--check", "--manifest-path", manifest];
+                    run(&mut workspace.cargo(args))
+                };
+                manifests.into_iter().try_for_each(check).into()
+            }
             Step::Clippy => {
                 let args = [
                     "clippy",
@@ -146,6 +156,15 @@ impl Run {
             }
             Step::Rust => {
                 run(&mut workspace.cargo(["test", "--workspace", "--no-fail-fast"])).into()
+            }
+            Step::Loom => {
+                // In a folder of its own: the flag is part of what every crate is built with.
+                let mut cargo = workspace.cargo(["test", "--package", "realm-shm", "--lib"]);
+                cargo
+                    .args(["--release", "--target-dir"])
+                    .arg(workspace.target.join("loom"))
+                    .env("RUSTFLAGS", "--cfg loom");
+                run(&mut cargo).into()
             }
             Step::Python => self.call(Clients::python).into(),
             Step::Node => self.call(Clients::node).into(),

@@ -236,7 +236,12 @@ impl Driver {
             let overdue = tokio::time::sleep_until(deadline.unwrap_or_else(far_away).into());
             tokio::select! {
                 ready = wake.readable() => match ready {
-                    Ok(mut guard) => guard.clear_ready(),
+                    Ok(mut guard) => {
+                        guard.clear_ready();
+                        if let Err(violation) = link.gate().woken() {
+                            return Some(WorkerError::Violation(violation.to_string()));
+                        }
+                    }
                     Err(error) => return Some(error.into()),
                 },
                 command = self.inbox.recv() => {

@@ -145,6 +145,8 @@ impl Models {
         let spec = ModelSpec {
             name: name.to_owned(),
             source,
+            // Whoever started a worker to attach has not started another one: this one is ours.
+            attach: None,
         };
         let new = Model::load(spec, self.settings.clone()).await?;
         entry.write().incoming = Arc::downgrade(&new.shared);

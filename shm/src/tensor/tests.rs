@@ -101,23 +101,6 @@ fn written(samples: &[Sample]) -> AlignedBuf {
     buffer
 }
 
-/// Reads everything that can be read, and checks that it is within `bytes`.
-fn read_all(bytes: &[u8]) {
-    let Ok(reader) = TensorReader::new(bytes) else {
-        return;
-    };
-    for index in 0..reader.count() + 1 {
-        for dtype in DType::ALL {
-            with_type!(dtype, T => if let Ok((elements, dims)) = reader.tensor::<T>(index) {
-                let shape: usize = dims.iter().map(|dim| *dim as usize).product();
-                assert_eq!(shape, elements.len());
-                let (all, part) = (bytes.as_ptr_range(), elements.as_ptr_range());
-                assert!(all.start <= part.start.cast() && part.end.cast() <= all.end);
-            });
-        }
-    }
-}
-
 proptest! {
     #[test]
     #[cfg_attr(miri, ignore = "hundreds of cases are too slow there")]
@@ -147,10 +130,7 @@ proptest! {
     #[test]
     #[cfg_attr(miri, ignore = "hundreds of cases are too slow there")]
     fn arbitrary_bytes_never_panic_nor_lead_outside(bytes in prop::collection::vec(any::<u8>(), 0..400)) {
-        let mut buffer = AlignedBuf::new();
-        buffer.resize(bytes.len());
-        buffer.copy_from_slice(&bytes);
-        read_all(&buffer);
+        crate::fuzz::tensors(&bytes);
     }
 
     /// Arbitrary bytes hardly ever get past the first check; these mostly do.
@@ -167,7 +147,7 @@ proptest! {
             let at = 4 * word.index(header);
             buffer[at..at + 4].copy_from_slice(&value.to_le_bytes());
         }
-        read_all(&buffer);
+        crate::fuzz::tensors(&buffer);
     }
 }
 
