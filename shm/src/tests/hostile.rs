@@ -105,6 +105,7 @@ fn poll_scribblers(polls: u64) {
             });
             let _stop = Stop(stop);
             let mut copy = AlignedBuf::new();
+            let mut idle = 0u32;
             // Not all with one worker, which may wait for its processor the longest time.
             for n in 0..polls.min(20_000) {
                 polled += 1;
@@ -125,7 +126,13 @@ fn poll_scribblers(polls: u64) {
                             tensors += u64::from(TensorReader::new(&copy).is_ok());
                         }
                     }
-                    Ok(None) => {}
+                    Ok(None) => {
+                        idle += 1;
+                        // On one processor the scribbler would otherwise hardly ever run.
+                        if idle.is_multiple_of(64) {
+                            thread::yield_now();
+                        }
+                    }
                     Err(violation) => {
                         violations += 1;
                         assert!(!violation.to_string().is_empty());
@@ -137,10 +144,6 @@ fn poll_scribblers(polls: u64) {
                     let _ = gateway.submit(&numbered(n));
                     let _ = gateway.arm();
                     gateway.heartbeat();
-                }
-                if n % 64 == 0 {
-                    // On one processor the scribbler would otherwise hardly ever run.
-                    thread::yield_now();
                 }
             }
         });
