@@ -137,7 +137,12 @@ impl Work {
 
     /// Messages that may be under way.
     fn window(self) -> usize {
-        if self.bytes == SMALL { 1024 } else { 8 }
+        match (self.pattern, self.bytes) {
+            // The same for both sizes, since one is divided by the other.
+            (Pattern::InPlace, _) => 64,
+            (_, SMALL) => 1024,
+            _ => 8,
+        }
     }
 
     fn socket(self) -> std::io::Result<(OwnedFd, OwnedFd)> {

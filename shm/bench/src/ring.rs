@@ -41,13 +41,15 @@ impl Gateway {
         spin: Spin,
         sleeps: bool,
     ) -> anyhow::Result<Self> {
-        let classes = vec![SlotClass {
-            bytes: payload.bytes() as u32,
-            count: window as u32,
-        }];
+        let slots = |count: usize| {
+            vec![SlotClass {
+                bytes: payload.bytes() as u32,
+                count: count as u32,
+            }]
+        };
         let geometry = Geometry {
-            input_slots: classes.clone(),
-            output_slots: classes,
+            input_slots: slots(window),
+            output_slots: slots(if answers { 1 } else { window }),
         };
         let end = GatewayEnd::create(1, &geometry, ABI)?;
         let sleep = if sleeps {
