@@ -123,7 +123,10 @@ fn the_next_gateway_goes_on_with_the_same_worker() {
     let (_folder, socket, attach) = place();
     let worker = Worker::start(&socket, 600);
     let first = Server::start(&[&attach]);
-    assert!(common::census::children(first.pid()).is_empty(), "it has spawned a worker");
+    assert!(
+        common::census::children(first.pid()).is_empty(),
+        "it has spawned a worker"
+    );
     let mode = std::fs::metadata(&socket)
         .expect("there")
         .permissions()

@@ -5,7 +5,7 @@
 
 use std::fmt::Display;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -275,7 +275,7 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()>
     Ok(())
 }
 
-/// For whoever reads the log of what they started.
+/// For whoever reads the log of what they started. Nobody may: the terminal may be gone.
 fn say(what: impl Display) {
-    eprintln!("realm-worker: {what}");
+    let _ = writeln!(io::stderr(), "realm-worker: {what}");
 }

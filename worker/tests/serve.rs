@@ -13,6 +13,7 @@ use realm_shared::wire::step::{INPUT_SAMPLED, SAMPLE};
 use realm_shared::wire::{OPEN, STEP, STEP_DONE, Sampling, result};
 use realm_shm::tensor::{DType, TensorReader, TensorWriter, required};
 use realm_shm::{AlignedBuf, GatewayEnd, Geometry, Message, SlotRef, socket};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
 /// Far longer than anything here takes, even on a busy machine.
@@ -68,16 +69,36 @@ impl Worker {
 
     /// Waits for the process to end; its exit code and what it wrote to its log.
     fn end(mut self) -> (Option<i32>, String) {
-        end(&mut self.child)
+        let status = self.child.wait().expect("ends");
+        let mut log = String::new();
+        let mut stderr = self.child.stderr.take().expect("piped");
+        stderr.read_to_string(&mut log).expect("text");
+        (status.code(), log)
     }
 }
 
-fn end(child: &mut Child) -> (Option<i32>, String) {
-    let status = child.wait().expect("ends");
-    let mut log = String::new();
-    let mut stderr = child.stderr.take().expect("piped");
-    stderr.read_to_string(&mut log).expect("text");
-    (status.code(), log)
+/// A worker that was started by nobody in particular. Ends with the value.
+struct Listening(Child);
+
+impl Listening {
+    fn start(path: &Path) -> Listening {
+        let child = Command::new(env!("CARGO_BIN_EXE_realm-worker"))
+            .args(["serve", "--model", "embedded", "--threads", "1"])
+            .args(["--kv-memory", "4194304", "--grace", "600", "--socket"])
+            .arg(path)
+            .env_clear()
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("starts");
+        Listening(child)
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 impl Gateway {
@@ -85,6 +106,7 @@ impl Gateway {
         let ring = GatewayEnd::create(7, &Geometry::default(), ABI_VERSION).expect("memory");
         ring.offer(socket.as_fd(), PATIENCE)
             .expect("the worker answers");
+        set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE)).expect("a socket");
         Gateway {
             socket: Some(socket),
             ring,
@@ -290,6 +312,7 @@ fn an_impossible_step_ends_the_worker_in_words() {
     assert!(log.contains(&message), "{log}");
 }
 
+#[cfg(debug_assertions)]
 #[test]
 fn a_debug_build_crashes_on_the_token_it_is_told() {
     let kv = ["--kv-memory", "4194304"];
@@ -307,15 +330,7 @@ fn a_debug_build_crashes_on_the_token_it_is_told() {
 fn gateways_that_attach_one_after_the_other_find_nothing_of_each_other() {
     let folder = tempfile::tempdir().expect("a directory");
     let path = folder.path().join("worker.sock");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_realm-worker"))
-        .args(["serve", "--model", "embedded", "--threads", "1"])
-        .args(["--kv-memory", "4194304", "--grace", "600", "--socket"])
-        .arg(&path)
-        .env_clear()
-        .stdin(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("starts");
+    let _worker = Listening::start(&path);
     let mut first = Gateway::attach(&path);
     let info = first.ready();
     first.open(0, sampling(1.0));
@@ -343,8 +358,6 @@ fn gateways_that_attach_one_after_the_other_find_nothing_of_each_other() {
     third.open(0, sampling(1.0));
     third.step(1, SAMPLE, 0, 0, &[5, 6, 7]);
     assert_eq!(third.done().0, 1);
-    child.kill().expect("runs");
-    child.wait().expect("ends");
 }
 
 #[test]
