@@ -371,6 +371,9 @@ fn disturb(server: &Server, mut random: Random, count: u64, over: &AtomicBool) -
         *times += 1;
         *deaths += ends() - before;
         faults.slowest = faults.slowest.max(struck.elapsed());
+        if faults.total().is_multiple_of(100) {
+            println!("so far: {faults}");
+        }
     }
     faults
 }

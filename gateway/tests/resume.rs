@@ -32,6 +32,7 @@ fn a_worker_may_die_at_any_token() {
             kills += 1;
             late += usize::from(!in_time);
         }
+        println!("resume: {}: {kills} kills so far", request.name);
     }
     println!("resume: {kills} kills, {late} of them after the last token; all answers as without");
     assert!(late * 4 < kills, "{late} of {kills} kills came too late");

@@ -128,7 +128,7 @@ fn said(output: Output) -> (Option<i32>, String, String) {
 
 #[test]
 fn swaps_under_load_fail_no_request() {
-    let rounds = setting("REALM_SWAPS", ROUNDS);
+    let rounds = setting("REALM_TEST_ROUNDS", ROUNDS);
     let server = Server::start(&SMALL);
     let requests: Vec<Request> = kinds(3, 60)
         .into_iter()

@@ -12,7 +12,7 @@ pub(crate) struct Args {
     /// Random faults under 32 streams
     #[arg(long, default_value_t = 1000, value_name = "N")]
     count: u64,
-    /// Servers that are told to end under load
+    /// Servers that are told to end, and models that are swapped, under load
     #[arg(long, default_value_t = 100, value_name = "N")]
     rounds: u64,
     /// Seed of everything that is random
@@ -20,15 +20,29 @@ pub(crate) struct Args {
     seed: u64,
 }
 
-/// A test file of the gateway.
+/// Tests that belong together.
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Suite {
     /// Kill the worker at every token of requests of every kind
     Resume,
-    /// Kill, stop, slow and corrupt workers under 32 streams
-    Faults,
+    /// Kill, stop, slow and corrupt workers at random under 32 streams
+    Random,
     /// End servers under load by SIGTERM
     Drain,
+    /// Swap a model under load for another version of it
+    Swap,
+}
+
+impl Suite {
+    /// Its file in the gateway's tests.
+    fn file(self) -> &'static str {
+        match self {
+            Suite::Resume => "resume",
+            Suite::Random => "faults",
+            Suite::Drain => "drain",
+            Suite::Swap => "swap",
+        }
+    }
 }
 
 pub(crate) fn faults(args: &Args) -> anyhow::Result<()> {
@@ -39,9 +53,7 @@ pub(crate) fn faults(args: &Args) -> anyhow::Result<()> {
     let workspace = Workspace::set_up()?;
     workspace.build(Profile::Dev)?;
     for suite in suites {
-        let name = suite.to_possible_value();
-        let name = name.as_ref().map_or("", |value| value.get_name());
-        let test = ["test", "--package", "realm-gateway", "--test", name];
+        let test = ["test", "--package", "realm-gateway", "--test", suite.file()];
         let mut command = workspace.cargo(test.into_iter().chain(["--", "--nocapture"]));
         command
             .env("REALM_TEST_STRIDE", "1")
