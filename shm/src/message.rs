@@ -140,6 +140,7 @@ mod tests {
 
     proptest! {
         #[test]
+        #[cfg_attr(miri, ignore = "hundreds of cases are too slow there")]
         fn every_message_survives_the_ring_format(
             sequence: u64, epoch: u32, kind: u16, input in slot(), output in slot(), args: [u64; 2],
         ) {

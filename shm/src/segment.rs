@@ -315,6 +315,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "printing a panic takes minutes there")]
     #[should_panic(expected = "words 9216+1 of a segment of 9216")]
     fn words_outside_a_segment_are_not_reached() {
         let (own, _peer) = segment(SLAB + 4096);
