@@ -29,25 +29,44 @@ fn narrow(address: &str) -> TcpStream {
     fd.into()
 }
 
-/// The text of each choice of a stream.
-fn texts(stream: &str) -> BTreeMap<u64, String> {
-    assert!(
-        stream.ends_with("data: [DONE]\n\n"),
-        "ends in {:?}",
-        &stream[stream.len() - 200..]
-    );
+/// More than every buffer between the two holds: the kernel alone takes some MiB for its side.
+fn long_request() -> String {
+    json!({
+        "model": "realm-tiny", "messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 1500,
+        "ignore_eos": true, "n": 4, "seed": 3, "logprobs": true, "top_logprobs": 20, "stream": true
+    })
+    .to_string()
+}
+
+/// Asks through a narrow connection. HTTP/1.0 has no chunks: the body is all there is until the
+/// end.
+fn ask(server: &Server) -> TcpStream {
+    let mut stream = narrow(server.api_address());
+    let body = long_request();
+    write!(
+        stream,
+        "POST /v1/chat/completions HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .expect("writes");
+    stream
+}
+
+/// What each choice of a stream says.
+fn read(mut stream: TcpStream) -> BTreeMap<u64, String> {
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("reads");
+    assert!(answer.ends_with("data: [DONE]\n\n"));
     let mut texts = BTreeMap::new();
-    for data in stream
+    for data in answer
         .lines()
-        .filter_map(|line| line.strip_prefix("data: "))
+        .filter_map(|line| line.strip_prefix("data: {"))
     {
-        let Ok(chunk) = serde_json::from_str::<Value>(data) else {
-            continue;
-        };
+        let chunk: Value = serde_json::from_str(&format!("{{{data}")).expect("JSON");
         for choice in chunk["choices"].as_array().expect("choices") {
             let index = choice["index"].as_u64().expect("an index");
-            *texts.entry(index).or_insert_with(String::new) +=
-                choice["text"].as_str().unwrap_or("");
+            let text = choice["delta"]["content"].as_str().unwrap_or("");
+            *texts.entry(index).or_insert_with(String::new) += text;
         }
     }
     texts
@@ -56,40 +75,17 @@ fn texts(stream: &str) -> BTreeMap<u64, String> {
 #[test]
 fn a_slow_reader_leaves_the_batch_and_misses_nothing() {
     let server = Server::start(&[]);
-    let request = json!({
-        "model": "realm-tiny", "prompt": "Once upon a time", "max_tokens": 1500, "ignore_eos": true,
-        "n": 4, "seed": 3, "logprobs": 5, "stream": true
-    });
-    let body = request.to_string();
-    // HTTP/1.0 has no chunks: the body is all there is until the end.
-    let head = format!(
-        "POST /v1/completions HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
-    let ask = || {
-        let mut stream = narrow(server.api_address());
-        stream.write_all(head.as_bytes()).expect("writes");
-        stream.write_all(body.as_bytes()).expect("writes");
-        stream
-    };
-    let read = |mut stream: TcpStream| {
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).expect("reads");
-        texts(&answer)
-    };
-    let undisturbed = read(ask());
+    let undisturbed = read(ask(&server));
     assert_eq!(undisturbed.len(), 4);
 
-    let slow = ask();
+    let slow = ask(&server);
     wait_until("all choices are held", || {
         server.metric("realm_sequences_held") == 4.0
     });
     assert_eq!(server.metric("vllm:num_requests_running"), 0.0);
     assert_eq!(server.metric("vllm:kv_cache_usage_perc"), 0.0);
-    assert_eq!(
-        server.post("/v1/completions", &completion("Hi")).status,
-        200
-    );
+    let other = server.post("/v1/completions", &completion("Hi"));
+    assert_eq!(other.status, 200);
     assert_eq!(server.metric("realm_sequences_held"), 4.0);
     assert_eq!(read(slow), undisturbed);
     assert_eq!(server.metric("realm_sequences_held"), 0.0);
@@ -98,22 +94,11 @@ fn a_slow_reader_leaves_the_batch_and_misses_nothing() {
 #[test]
 fn a_slow_reader_that_goes_away_leaves_nothing() {
     let server = Server::start(&[]);
-    let body = json!({
-        "model": "realm-tiny", "prompt": "x", "max_tokens": 1500, "ignore_eos": true, "n": 4, "logprobs": 5,
-        "stream": true
-    })
-    .to_string();
-    let mut stream = narrow(server.api_address());
-    write!(
-        stream,
-        "POST /v1/completions HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
-        body.len()
-    )
-    .expect("writes");
+    let slow = ask(&server);
     wait_until("all choices are held", || {
         server.metric("realm_sequences_held") == 4.0
     });
-    drop(stream);
+    drop(slow);
     wait_until("they are cancelled", || {
         server.metric("realm_sequences_cancelled_total") == 4.0
     });

@@ -99,7 +99,9 @@ impl Trial {
             std::thread::scope(|scope| {
                 let killer = scope.spawn(|| {
                     let generated = || self.server.metric("vllm:generation_tokens_total") - before;
-                    while generated() < point as f64 && !over.load(Ordering::Acquire) {}
+                    while generated() < point as f64 && !over.load(Ordering::Acquire) {
+                        std::thread::yield_now();
+                    }
                     strike();
                     !over.load(Ordering::Acquire)
                 });
