@@ -113,10 +113,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         "realm_sequences_admitted_total",
         "Sequences of requests that joined the queue"
     );
-    describe_counter!(
-        "realm_worker_ends_total",
-        "Workers that ended, whatever the cause"
-    );
+    describe_counter!("realm_worker_ends_total", "Workers that ended, by reason");
     describe_counter!(
         "realm_http_requests_total",
         "Responses by route and status code"
@@ -206,7 +203,7 @@ pub(crate) struct ModelMetrics {
     finished_length: Counter,
     failed: Counter,
     cancelled: Counter,
-    worker_ends: Counter,
+    name: String,
     ttft: Histogram,
     inter_token: Histogram,
     e2e: Histogram,
@@ -235,7 +232,7 @@ impl ModelMetrics {
             finished_length: finished("length"),
             failed: counter!("realm_sequences_failed_total", &label()),
             cancelled: counter!("realm_sequences_cancelled_total", &label()),
-            worker_ends: counter!("realm_worker_ends_total", &label()),
+            name: name.to_owned(),
             ttft: histogram!(TTFT, &label()),
             inter_token: histogram!(INTER_TOKEN, &label()),
             e2e: histogram!(E2E, &label()),
@@ -246,8 +243,9 @@ impl ModelMetrics {
         metrics
     }
 
-    pub(crate) fn worker_ended(&self) {
-        self.worker_ends.increment(1);
+    pub(crate) fn worker_ended(&self, reason: &'static str) {
+        let name = self.name.clone();
+        counter!("realm_worker_ends_total", "model_name" => name, "reason" => reason).increment(1);
     }
 
     /// Takes over how things stand in the scheduler.

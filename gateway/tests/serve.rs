@@ -54,6 +54,19 @@ fn a_stream_survives_the_death_of_its_worker() {
 }
 
 #[test]
+fn a_worker_that_stands_still_is_replaced_though_nobody_asks_it_for_anything() {
+    let server = Server::start(&[]);
+    let stopped = server.worker_pid();
+    server.kill_worker(Signal::SIGSTOP);
+    common::wait_until("another worker is there", || {
+        let workers = common::census::children(server.pid());
+        !workers.is_empty() && !workers.contains(&stopped)
+    });
+    let answer = server.post("/v1/completions", &completion("Hi"));
+    assert_eq!(answer.status, 200, "{}", answer.body);
+}
+
+#[test]
 fn sixty_four_streams_are_each_what_they_are_alone() {
     let server = Server::start(&[]);
     let request = |i: usize| {

@@ -260,7 +260,8 @@ impl GatewayEnd {
         })
     }
 
-    /// The worker's heartbeat: a worker that lives keeps changing it. Any value may be found here.
+    /// The worker's heartbeat: a worker whose process runs keeps
+    /// changing it. Any value may be found here.
     pub fn heartbeat(&self) -> u64 {
         self.peer.load(COUNTER, Relaxed)
     }

@@ -137,6 +137,6 @@ pub use hello::{HandshakeError, Peer};
 pub use layout::RING_ENTRIES;
 pub use message::{Message, SlotRef};
 pub use ring::{Full, Violation};
-pub use segment::ShmError;
+pub use segment::{Pulse, ShmError};
 pub use slab::{Geometry, GeometryError, SlabError, SlotClass};
 pub use worker::WorkerEnd;

@@ -5,6 +5,7 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -160,11 +161,12 @@ impl Drop for Map {
 }
 
 /// The segment that this side writes.
-pub(crate) struct OwnMemory(Map);
+pub(crate) struct OwnMemory(Arc<Map>);
 
 impl OwnMemory {
     pub(crate) fn map(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<Self> {
-        Map::new(fd, bytes, ProtFlags::READ | ProtFlags::WRITE).map(Self)
+        let map = Map::new(fd, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
+        Ok(Self(Arc::new(map)))
     }
 
     /// Bytes of the slab; `None` if the range is outside it.
@@ -172,15 +174,32 @@ impl OwnMemory {
         let start = self.0.slab(&range)?;
         // SAFETY: within the mapping. This process is the only writer of the segment (G is sealed
         // against others; of W the worker is the writer and the gateway has no writable mapping),
-        // has no other mapping of it, and `self` is borrowed exclusively. That the peer may read
-        // at the same time can only harm the peer. Control words are outside the slab.
+        // has no other mapping of it, and `self` is borrowed exclusively; a `Pulse`, which shares
+        // the mapping, reaches one control word, and those are outside the slab. That the peer may
+        // read at the same time can only harm the peer.
         Some(unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), range.len()) })
+    }
+
+    /// What beats this segment's counter.
+    pub(crate) fn pulse(&self) -> Pulse {
+        Pulse(self.0.clone())
     }
 
     /// Wakes the peer if it waits on this segment's counter.
     pub(crate) fn wake(&self) {
         // It can fail only for a bad address, which a mapped word is not.
         let _ = futex::wake(self.0.futex(), futex::Flags::empty(), 1);
+    }
+}
+
+/// Shows the gateway that the worker's process runs: from a thread of its own, so that it beats
+/// while a step is computed or a model is loaded, and stops when the process is stopped.
+pub struct Pulse(Arc<Map>);
+
+impl Pulse {
+    /// Beats once. To be called several times a second.
+    pub fn beat(&self) {
+        self.0.word(COUNTER).fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -262,7 +281,7 @@ mod tests {
         let base = NonNull::new(base.unwrap().cast()).unwrap();
         // Only the first of the two unmaps it.
         let peer = ManuallyDrop::new(PeerMemory(Map { base, bytes }));
-        (OwnMemory(Map { base, bytes }), peer)
+        (OwnMemory(Arc::new(Map { base, bytes })), peer)
     }
 
     #[test]

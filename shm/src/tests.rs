@@ -322,8 +322,10 @@ fn waiting_ends_without_a_message() {
 fn heartbeats_are_counted() {
     let (gateway, worker) = connected();
     let before = gateway.heartbeat();
-    worker.beat();
-    worker.beat();
+    let pulse = worker.pulse();
+    pulse.beat();
+    drop(worker);
+    pulse.beat();
     assert_eq!(gateway.heartbeat(), before + 2);
 }
 

@@ -6,13 +6,13 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use crate::hello::{self, Deadline, HandshakeError};
-use crate::layout::{self, CLASSES, COUNTER, MAX_CLASSES, RING_ENTRIES};
+use crate::layout::{self, CLASSES, MAX_CLASSES, RING_ENTRIES};
 use crate::message::{Message, SlotRef, high, low};
 use crate::ring::{Consumer, Full, Producer, Violation};
-use crate::segment::{self, OwnMemory, PeerMemory};
+use crate::segment::{self, OwnMemory, PeerMemory, Pulse};
 use crate::slab::{SlotClass, Slots, class_words};
 use crate::wake;
-use crate::words::{OwnWords, Words};
+use crate::words::Words;
 
 /// Longest sleep without looking at the ring. No wake-up is ever lost, so this bounds only what a
 /// fault in the machine below could cost.
@@ -172,13 +172,9 @@ impl WorkerEnd {
         Ok(())
     }
 
-    /// Shows the gateway that the worker lives. To be called from one thread.
-    pub fn beat(&self) {
-        self.own.store(
-            COUNTER,
-            self.own.load(COUNTER, Relaxed).wrapping_add(1),
-            Relaxed,
-        );
+    /// What shows the gateway that this process runs; it outlives this end.
+    pub fn pulse(&self) -> Pulse {
+        self.own.pulse()
     }
 
     #[cfg(all(test, not(loom)))]

@@ -25,8 +25,10 @@ use crate::listen;
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// How long the ring is watched before the thread sleeps.
 const SPIN: Duration = Duration::from_micros(50);
-/// How long it sleeps at most, so that it beats and notices that its gateway is gone.
+/// How long it sleeps at most, so that it notices that its gateway is gone.
 const NAP: Duration = Duration::from_millis(100);
+/// How often the gateway is shown that this process runs.
+const BEAT: Duration = Duration::from_millis(100);
 /// How long a worker that was spawned may go on after its gateway is gone.
 const GRACE: Duration = Duration::from_secs(2);
 /// How often progress is reported.
@@ -70,6 +72,8 @@ pub fn serve(gateway: &Gateway, model: &ModelSource, options: &Options) -> anyho
 pub(crate) struct Session {
     socket: OwnedFd,
     ring: WorkerEnd,
+    /// Dropped with the session, which is how the thread of its pulse learns of that.
+    _alive: mpsc::Sender<()>,
 }
 
 impl Session {
@@ -77,7 +81,21 @@ impl Session {
     pub(crate) fn greet(socket: OwnedFd) -> anyhow::Result<Session> {
         let ring = WorkerEnd::accept(socket.as_fd(), ABI_VERSION, HANDSHAKE)
             .context("the gateway and this worker did not agree")?;
-        Ok(Session { socket, ring })
+        let (_alive, over) = mpsc::channel();
+        let pulse = ring.pulse();
+        pulse.beat();
+        let body = move || {
+            while over.recv_timeout(BEAT) == Err(RecvTimeoutError::Timeout) {
+                pulse.beat();
+            }
+        };
+        let thread = std::thread::Builder::new().name("pulse".into());
+        thread.spawn(body).context("cannot start a thread")?;
+        Ok(Session {
+            socket,
+            ring,
+            _alive,
+        })
     }
 
     /// For control messages.
@@ -91,7 +109,6 @@ impl Session {
         tell(self.socket(), &Control::Ready(engine.info().clone()))?;
         let ring = &mut self.ring;
         while !watch.gone() {
-            ring.beat();
             let Some(message) = ring.recv_timeout(SPIN, NAP)? else {
                 continue;
             };

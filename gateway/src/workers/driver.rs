@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 
 use super::generation::{Backlog, Cancel, Command, Places};
+use super::heartbeat::Heartbeat;
 use super::link::{Link, LinkError};
 use super::process::{WorkerError, WorkerProcess, watch};
 use super::{Shared, State};
@@ -114,7 +115,7 @@ impl Driver {
             self.deliver();
             // Of those that are attached, only the ones that served.
             if self.spec.attach.is_none() || !self.unproven {
-                self.metrics.worker_ended();
+                self.metrics.worker_ended(error.kind());
             }
             let was_of_use = started.elapsed() > LONG_LIFE || !self.unproven;
             barren = if was_of_use { 0 } else { barren + 1 };
@@ -211,6 +212,7 @@ impl Driver {
         link: &mut Link,
         wake: &AsyncFd<OwnedFd>,
     ) -> Option<WorkerError> {
+        let mut heartbeat = Heartbeat::new();
         loop {
             if let Err(error) = self.turn(link) {
                 return Some(error);
@@ -258,6 +260,11 @@ impl Driver {
                     }
                     Err(error) => return Some(error),
                 },
+                () = heartbeat.due() => {
+                    if let Err(error) = heartbeat.look(link.gate().heartbeat()) {
+                        return Some(error);
+                    }
+                }
                 () = overdue, if deadline.is_some() => {
                     return Some(WorkerError::Hung(self.settings.step_timeout));
                 }
@@ -492,7 +499,19 @@ async fn start_worker(
             _ => false,
         });
     };
-    match process.wait_ready(progress).await {
+    let mut heartbeat = Heartbeat::new();
+    let ready = {
+        let mut ready = std::pin::pin!(process.wait_ready(progress));
+        loop {
+            tokio::select! {
+                ready = &mut ready => break ready,
+                () = heartbeat.due() => if let Err(error) = heartbeat.look(gate.heartbeat()) {
+                    break Err(error);
+                }
+            }
+        }
+    };
+    match ready {
         Ok(info) => Ok((process, gate, info)),
         Err(error) => {
             process.end(Some(&error)).await;

@@ -13,6 +13,7 @@
 
 mod driver;
 mod generation;
+mod heartbeat;
 mod link;
 mod models;
 mod process;

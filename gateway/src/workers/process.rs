@@ -81,6 +81,9 @@ pub enum WorkerError {
     /// It does not say how far it is with loading.
     #[error("the worker said nothing for {} s while it loaded the model", .0.as_secs())]
     Silent(Duration),
+    /// Its process does not run.
+    #[error("the worker's process has stood still for {} s", .0.as_secs())]
+    Still(Duration),
 }
 
 impl WorkerError {
@@ -99,11 +102,27 @@ impl WorkerError {
         }
     }
 
+    /// In a word, for metrics.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            WorkerError::Spawn { .. } | WorkerError::Setup(_) | WorkerError::Memory(_) => "setup",
+            WorkerError::Handshake(_) => "handshake",
+            WorkerError::Failed(_) => "failed",
+            WorkerError::Violation(_) => "violation",
+            WorkerError::Hung(_) | WorkerError::Silent(_) | WorkerError::Still(_) => "hung",
+            WorkerError::Absent { .. } => "absent",
+            WorkerError::Ended(_) => "died",
+        }
+    }
+
     /// Whether the process may still be there, and of no use to anyone.
     fn is_its_fault(&self) -> bool {
         matches!(
             self,
-            WorkerError::Violation(_) | WorkerError::Hung(_) | WorkerError::Silent(_)
+            WorkerError::Violation(_)
+                | WorkerError::Hung(_)
+                | WorkerError::Silent(_)
+                | WorkerError::Still(_)
         )
     }
 }
