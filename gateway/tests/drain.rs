@@ -23,13 +23,13 @@ const LATEST: (u64, u64) = (100, 300);
 fn sigterm_fails_no_request() {
     let rounds = setting("REALM_TEST_ROUNDS", ROUNDS);
     let mut random = Random::new(setting("REALM_TEST_SEED", 1));
-    let (finished, refused) = (AtomicU64::new(0), AtomicU64::new(0));
+    let [finished, refused, cut] = [const { AtomicU64::new(0) }; 3];
     for _ in 0..rounds {
         let server = Server::start(&[]);
         std::thread::scope(|scope| {
             for number in 0..CLIENTS {
                 let mut random = Random::new(random.next());
-                let (server, finished, refused) = (&server, &finished, &refused);
+                let (server, finished, refused, cut) = (&server, &finished, &refused, &cut);
                 scope.spawn(move || {
                     // Each calls until nobody listens any more.
                     let kinds = kinds(number as u64, 16);
@@ -38,6 +38,7 @@ fn sigterm_fails_no_request() {
                         let request = random.pick(&kinds);
                         match server.try_ask(request, |_| ControlFlow::Continue(())) {
                             Some(End::Finished(_)) => finished.fetch_add(1, Ordering::Relaxed),
+                            Some(End::Cut) => break cut.fetch_add(1, Ordering::Relaxed),
                             None => break refused.fetch_add(1, Ordering::Relaxed),
                             Some(other) => panic!("{}: {other:?}", request.name),
                         };
@@ -50,7 +51,16 @@ fn sigterm_fails_no_request() {
         assert_eq!(server.wait().code(), Some(0));
     }
     let (finished, refused) = (finished.into_inner(), refused.into_inner());
-    println!("drain: {rounds} rounds: {finished} requests finished, 0 failed, {refused} refused");
-    assert_eq!(refused, rounds * CLIENTS as u64);
+    let cut = cut.into_inner();
+    println!(
+        "drain: {rounds} rounds: {finished} requests finished, 0 failed, {refused} refused, {cut} cut"
+    );
+    assert_eq!(refused + cut, rounds * CLIENTS as u64);
+    // The kernel may complete a handshake between the last accept and the close of the listener.
+    // That takes microseconds, so it is rare; clients see it as they see a refusal.
+    assert!(
+        cut <= rounds,
+        "{cut} connections were cut in {rounds} rounds"
+    );
     assert!(finished > 0);
 }

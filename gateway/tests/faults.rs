@@ -145,6 +145,7 @@ fn client(
                 tally.left += 1;
                 tally.unfinished_choices += request.choices() as u64;
             }
+            End::Cut => panic!("{}: the server ended", request.name),
         }
     }
 }

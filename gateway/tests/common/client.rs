@@ -2,7 +2,8 @@
 //! that says so, or the test fails.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind};
+use std::net::TcpStream;
 use std::ops::ControlFlow;
 
 use serde_json::Value;
@@ -36,6 +37,8 @@ pub(crate) enum End {
     Failed(Failure),
     /// The caller broke off.
     Left,
+    /// Before any of an answer, by a server that has ceased to listen.
+    Cut,
 }
 
 /// An error that the server told of.
@@ -74,8 +77,13 @@ impl Server {
             .send(request.body.to_string());
         let mut response = match response {
             Ok(response) => response,
-            Err(ureq::Error::Io(e)) if e.kind() == std::io::ErrorKind::ConnectionRefused => {
+            Err(ureq::Error::Io(e)) if e.kind() == ErrorKind::ConnectionRefused => {
                 return None;
+            }
+            Err(ureq::Error::Io(e)) if e.kind() == ErrorKind::ConnectionReset => {
+                let again = TcpStream::connect(self.api_address()).map_err(|e| e.kind());
+                assert_eq!(again.err(), Some(ErrorKind::ConnectionRefused), "{e}");
+                return Some(End::Cut);
             }
             Err(error) => panic!("{}: no answer: {error}", request.name),
         };
