@@ -2,16 +2,18 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddrV4, TcpStream};
+use std::ops::ControlFlow;
 use std::os::fd::AsRawFd;
 
+use common::client::{Transcript, read_stream};
+use common::requests::Request;
 use common::{Server, completion, wait_until};
 use nix::sys::socket::{
     AddressFamily, SockFlag, SockType, SockaddrIn, connect, setsockopt, socket, sockopt::RcvBuf,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 /// A connection whose kernel buffer holds next to nothing. It must be made small before it
 /// connects, or the peer has been promised more.
@@ -30,53 +32,48 @@ fn narrow(address: &str) -> TcpStream {
 }
 
 /// More than every buffer between the two holds: the kernel alone takes some MiB for its side.
-fn long_request() -> String {
-    json!({
-        "model": "realm-tiny", "messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 1500,
-        "ignore_eos": true, "n": 4, "seed": 3, "logprobs": true, "top_logprobs": 20, "stream": true
-    })
-    .to_string()
+fn long_request() -> Request {
+    Request {
+        name: "a long answer".into(),
+        path: "/v1/chat/completions",
+        body: json!({
+            "model": "realm-tiny", "messages": [{"role": "user", "content": "Tell me a story."}], "max_tokens": 1500,
+            "ignore_eos": true, "n": 4, "seed": 3, "logprobs": true, "top_logprobs": 20, "stream": true
+        }),
+    }
 }
 
 /// Asks through a narrow connection. HTTP/1.0 has no chunks: the body is all there is until the
 /// end.
 fn ask(server: &Server) -> TcpStream {
     let mut stream = narrow(server.api_address());
-    let body = long_request();
+    let request = long_request();
+    let (path, body) = (request.path, request.body.to_string());
     write!(
         stream,
-        "POST /v1/chat/completions HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        "POST {path} HTTP/1.0\r\ncontent-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     )
     .expect("writes");
     stream
 }
 
-/// What each choice of a stream says.
-fn read(mut stream: TcpStream) -> BTreeMap<u64, String> {
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).expect("reads");
-    assert!(answer.ends_with("data: [DONE]\n\n"));
-    let mut texts = BTreeMap::new();
-    for data in answer
-        .lines()
-        .filter_map(|line| line.strip_prefix("data: {"))
-    {
-        let chunk: Value = serde_json::from_str(&format!("{{{data}")).expect("JSON");
-        for choice in chunk["choices"].as_array().expect("choices") {
-            let index = choice["index"].as_u64().expect("an index");
-            let text = choice["delta"]["content"].as_str().unwrap_or("");
-            *texts.entry(index).or_insert_with(String::new) += text;
-        }
+/// The whole answer.
+fn read(stream: TcpStream) -> Transcript {
+    let mut stream = BufReader::new(stream);
+    let mut line = String::new();
+    while line != "\r\n" {
+        line.clear();
+        stream.read_line(&mut line).expect("a head");
     }
-    texts
+    read_stream(stream, &long_request(), |_| ControlFlow::Continue(())).finished()
 }
 
 #[test]
 fn a_slow_reader_leaves_the_batch_and_misses_nothing() {
     let server = Server::start(&[]);
     let undisturbed = read(ask(&server));
-    assert_eq!(undisturbed.len(), 4);
+    assert_eq!(undisturbed.choices.len(), 4);
 
     let slow = ask(&server);
     wait_until("all choices are held", || {

@@ -1,6 +1,5 @@
 //! `realm models`
 
-use std::net::{Ipv4Addr, SocketAddr};
 use std::path::absolute;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -66,12 +65,10 @@ pub(super) async fn models(command: Command, file: ListenSettings) -> anyhow::Re
 
 impl Server {
     fn find(self, file: ListenSettings) -> anyhow::Result<Admin> {
-        match self.admin_addr.or(file.admin_addr) {
-            None => Ok(Admin(SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)))),
-            Some(AdminAddr::At(addr)) => Ok(Admin(addr)),
-            Some(AdminAddr::Off) => {
-                bail!("the admin listener is `off`: a server without one cannot be asked")
-            }
+        let admin = self.admin_addr.or(file.admin_addr).unwrap_or_default();
+        match admin.addr() {
+            Some(addr) => Ok(Admin(addr)),
+            None => bail!("the admin listener is `off`: a server without one cannot be asked"),
         }
     }
 }

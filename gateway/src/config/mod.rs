@@ -193,11 +193,8 @@ impl ListenSettings {
             .allow_unauthenticated
             .or(file.allow_unauthenticated)
             .unwrap_or(false);
-        let admin = match self.admin_addr.or(file.admin_addr) {
-            None => Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 9090))),
-            Some(AdminAddr::At(addr)) => Some(addr),
-            Some(AdminAddr::Off) => None,
-        };
+        let admin = self.admin_addr.or(file.admin_addr);
+        let admin = admin.unwrap_or_default().addr();
         let open = [Some(host), admin.map(|addr| addr.ip())];
         if let Some(ip) = open.into_iter().flatten().find(|ip| !ip.is_loopback())
             && !unauthenticated

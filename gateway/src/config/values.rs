@@ -1,7 +1,7 @@
 //! The values that settings take, as they are written on the command line and in files.
 
 use std::fmt::{Display, Formatter};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -103,6 +103,22 @@ pub enum AdminAddr {
     At(SocketAddr),
 }
 
+impl Default for AdminAddr {
+    fn default() -> Self {
+        AdminAddr::At(SocketAddr::from((Ipv4Addr::LOCALHOST, 9090)))
+    }
+}
+
+impl AdminAddr {
+    /// The address, unless there is no listener.
+    pub fn addr(self) -> Option<SocketAddr> {
+        match self {
+            AdminAddr::At(addr) => Some(addr),
+            AdminAddr::Off => None,
+        }
+    }
+}
+
 impl FromStr for AdminAddr {
     type Err = String;
 
@@ -147,12 +163,19 @@ impl From<&str> for ModelSource {
     }
 }
 
+impl ModelSource {
+    /// What to give to a worker as `--model`.
+    pub fn path(&self) -> &Path {
+        match self {
+            ModelSource::Embedded => Path::new(EMBEDDED),
+            ModelSource::Directory(dir) => dir,
+        }
+    }
+}
+
 impl Display for ModelSource {
     fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
-        match self {
-            ModelSource::Embedded => f.write_str(EMBEDDED),
-            ModelSource::Directory(dir) => dir.display().fmt(f),
-        }
+        self.path().display().fmt(f)
     }
 }
 
@@ -177,14 +200,6 @@ impl ModelSpec {
             attach: None,
         }
     }
-
-    /// The path to give to a worker.
-    pub fn worker_path(&self) -> &Path {
-        match &self.source {
-            ModelSource::Embedded => Path::new(EMBEDDED),
-            ModelSource::Directory(dir) => dir,
-        }
-    }
 }
 
 impl FromStr for ModelSpec {
@@ -198,19 +213,12 @@ impl FromStr for ModelSpec {
         if place.is_empty() || name == Some("") {
             return Err(format!("`{s}` is not DIR, NAME=DIR or `{EMBEDDED}`"));
         }
-        if place == EMBEDDED {
-            let name = name.unwrap_or(EMBEDDED_NAME).to_owned();
-            return Ok(ModelSpec {
-                name,
-                source: ModelSource::Embedded,
-                attach: None,
-            });
-        }
-        let dir = PathBuf::from(place);
-        let name = match name {
-            Some(name) => name.to_owned(),
+        let source = ModelSource::from(place);
+        let name = match (name, &source) {
+            (Some(name), _) => name.to_owned(),
+            (None, ModelSource::Embedded) => EMBEDDED_NAME.to_owned(),
             // `.` and `models/..` have no name of their own until resolved.
-            None => dir
+            (None, ModelSource::Directory(dir)) => dir
                 .canonicalize()
                 .map_err(|e| format!("model directory `{place}`: {e}"))?
                 .file_name()
@@ -221,7 +229,7 @@ impl FromStr for ModelSpec {
         };
         Ok(ModelSpec {
             name,
-            source: ModelSource::Directory(dir),
+            source,
             attach: None,
         })
     }

@@ -270,7 +270,7 @@ fn spawn(model: &ModelSpec, settings: &Workers) -> Result<(Process, OwnedFd), Wo
         "--device",
         &settings.device,
     ]);
-    command.arg("--model").arg(model.worker_path());
+    command.arg("--model").arg(model.source.path());
     command.args(["--dtype", settings.dtype.as_str()]);
     if let Some(threads) = settings.threads {
         command.args(["--threads", &threads.to_string()]);

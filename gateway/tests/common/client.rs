@@ -68,7 +68,7 @@ impl Server {
     pub(crate) fn try_ask(
         &self,
         request: &Request,
-        mut each: impl FnMut(usize) -> ControlFlow<()>,
+        each: impl FnMut(usize) -> ControlFlow<()>,
     ) -> Option<End> {
         let response = self
             .agent
@@ -105,40 +105,11 @@ impl Server {
                 })
             });
         }
-        let mut chunks = 0;
-        if each(chunks).is_break() {
-            return Some(End::Left);
-        }
-        let mut answer = Transcript::default();
-        let mut end = None;
-        for line in BufReader::new(response.into_body().into_reader()).lines() {
-            let line = line.unwrap_or_else(|e| panic!("{}: the stream broke: {e}", request.name));
-            let Some(data) = line.strip_prefix("data: ") else {
-                assert!(line.is_empty() || line.starts_with(':'), "{line}");
-                continue;
-            };
-            assert_eq!(end, None, "something follows the end: {data}");
-            if data == "[DONE]" {
-                end = Some(End::Finished(std::mem::take(&mut answer).checked(request)));
-                continue;
-            }
-            let chunk: Value = serde_json::from_str(data).unwrap_or_else(|e| panic!("{e}: {data}"));
-            if chunk.get("error").is_some() {
-                end = Some(End::Failed(Failure {
-                    status,
-                    code: code(&chunk),
-                    should_retry: None,
-                }));
-                continue;
-            }
-            answer.take(&chunk);
-            chunks += 1;
-            if each(chunks).is_break() {
-                return Some(End::Left);
-            }
-        }
-        let silent = || panic!("{}: the stream ended without a word", request.name);
-        Some(end.unwrap_or_else(silent))
+        Some(read_stream(
+            BufReader::new(response.into_body().into_reader()),
+            request,
+            each,
+        ))
     }
 
     /// Like [`try_ask`](Self::try_ask), of a server that listens and a caller that stays.
@@ -154,6 +125,47 @@ impl Server {
     pub(crate) fn ask(&self, request: &Request) -> Transcript {
         self.ask_with(request, |_| {}).finished()
     }
+}
+
+/// Reads the body of a streamed response to its end. `each` is as of [`Server::try_ask`].
+pub(crate) fn read_stream(
+    body: impl BufRead,
+    request: &Request,
+    mut each: impl FnMut(usize) -> ControlFlow<()>,
+) -> End {
+    let mut chunks = 0;
+    if each(chunks).is_break() {
+        return End::Left;
+    }
+    let mut answer = Transcript::default();
+    let mut end = None;
+    for line in body.lines() {
+        let line = line.unwrap_or_else(|e| panic!("{}: the stream broke: {e}", request.name));
+        let Some(data) = line.strip_prefix("data: ") else {
+            assert!(line.is_empty() || line.starts_with(':'), "{line}");
+            continue;
+        };
+        assert_eq!(end, None, "something follows the end: {data}");
+        if data == "[DONE]" {
+            end = Some(End::Finished(std::mem::take(&mut answer).checked(request)));
+            continue;
+        }
+        let chunk: Value = serde_json::from_str(data).unwrap_or_else(|e| panic!("{e}: {data}"));
+        if chunk.get("error").is_some() {
+            end = Some(End::Failed(Failure {
+                status: 200,
+                code: code(&chunk),
+                should_retry: None,
+            }));
+            continue;
+        }
+        answer.take(&chunk);
+        chunks += 1;
+        if each(chunks).is_break() {
+            return End::Left;
+        }
+    }
+    end.unwrap_or_else(|| panic!("{}: the stream ended without a word", request.name))
 }
 
 fn code(body: &Value) -> String {

@@ -64,8 +64,6 @@ pub struct Stats {
     pub cancelled: u64,
     /// Times a sequence lost its blocks to an older one.
     pub preemptions: u64,
-    /// Times a sequence was held.
-    pub holds: u64,
     /// Workers lost.
     pub workers_lost: u64,
     /// Steps planned.
@@ -217,7 +215,6 @@ impl Scheduler {
     pub fn hold(&mut self, id: SequenceId) {
         let running = self.worker.as_mut().and_then(|worker| worker.evict(id));
         if let Some(live) = running.or_else(|| self.waiting.remove(&id)) {
-            self.stats.holds += 1;
             self.held.insert(id, live);
         }
     }
