@@ -37,6 +37,8 @@ fn settled(server: &Server) -> Pid {
         let status = status(server);
         status["incoming"].is_null() && status["draining"] == json!([])
     });
+    // The worker of a version that was given up is killed at once, and reaped a moment later.
+    wait_until("one worker is left", || children(server.pid()).len() == 1);
     server.worker_pid()
 }
 
