@@ -14,7 +14,9 @@ use crate::message::{self, SlotRef};
 use crate::segment::OwnMemory;
 use crate::tensor::{Scalar, TensorReader};
 use crate::words::{OwnWords, Words};
-use crate::{AlignedBuf, GatewayEnd, Geometry, Message, RING_ENTRIES, SlotClass, socket};
+use crate::{
+    AlignedBuf, GatewayEnd, Geometry, Message, Owner, Quota, RING_ENTRIES, SlotClass, socket,
+};
 
 const ABI: u32 = 0x11;
 const EPOCH: u32 = 5;
@@ -49,6 +51,7 @@ pub fn descriptors(data: &[u8]) {
     let geometry = Geometry {
         input_slots: classes.clone(),
         output_slots: classes,
+        quota: Quota::default(),
     };
     let mut gateway = GatewayEnd::create(EPOCH, &geometry, ABI).expect("two small segments");
     let (_, fd) = gateway.descriptors();
@@ -86,12 +89,12 @@ pub fn descriptors(data: &[u8]) {
                 publish(&worker, message::encode(head, EPOCH, &message));
             }
             3 => {
-                if let Ok(slot) = gateway.alloc_input(input.byte().into()) {
+                if let Ok(slot) = gateway.alloc_input(input.byte().into(), Owner::GATEWAY) {
                     inputs.push(slot);
                 }
             }
             4 => {
-                if let Ok(slot) = gateway.alloc_output(input.byte().into()) {
+                if let Ok(slot) = gateway.alloc_output(input.byte().into(), Owner::GATEWAY) {
                     outputs.push(slot);
                 }
             }

@@ -12,7 +12,7 @@ use crate::layout::{CLASSES, COUNTER, RING_ENTRIES};
 use crate::message::{Message, SlotRef};
 use crate::ring::{Consumer, Full, Producer, Violation};
 use crate::segment::{self, OwnMemory, PeerMemory, ShmError};
-use crate::slab::{Geometry, Slab, SlabError, Slots, class_words};
+use crate::slab::{Geometry, Owner, Slab, SlabError, Slots, class_words};
 use crate::wake;
 use crate::words::{OwnWords, Words};
 
@@ -101,8 +101,8 @@ impl GatewayEnd {
             peer_fd,
             wake,
             hello: Hello::offer(epoch, abi, bytes, hello::fnv(&classes)),
-            input: Slab::new(input),
-            output: Slab::new(output),
+            input: Slab::new(input, geometry.quota),
+            output: Slab::new(output, geometry.quota),
             submits: Producer::new("submit", RING_ENTRIES, epoch),
             completions: Consumer::new("completion", RING_ENTRIES, epoch),
             bell: 0,
@@ -126,9 +126,10 @@ impl GatewayEnd {
         hello::peer(socket)
     }
 
-    /// Takes a slot of at least `bytes` bytes to write input for the worker in.
-    pub fn alloc_input(&mut self, bytes: usize) -> Result<SlotRef, SlabError> {
-        self.input.alloc(bytes)
+    /// Takes a slot of at least `bytes` bytes to write input for the worker in, on the account of
+    /// `owner` until it is given back.
+    pub fn alloc_input(&mut self, bytes: usize, owner: Owner) -> Result<SlotRef, SlabError> {
+        self.input.alloc(bytes, owner)
     }
 
     /// The `slot.len` bytes of an input slot, aligned to 64 bytes. They hold whatever was there
@@ -145,9 +146,10 @@ impl GatewayEnd {
         self.input.free(slot)
     }
 
-    /// Takes a slot of at least `bytes` bytes for the worker to write its result in.
-    pub fn alloc_output(&mut self, bytes: usize) -> Result<SlotRef, SlabError> {
-        self.output.alloc(bytes)
+    /// Takes a slot of at least `bytes` bytes for the worker to write its result in, on the
+    /// account of `owner` until it is given back.
+    pub fn alloc_output(&mut self, bytes: usize, owner: Owner) -> Result<SlotRef, SlabError> {
+        self.output.alloc(bytes, owner)
     }
 
     /// Gives an output slot back. The worker must have answered, or it may still write to it.

@@ -64,6 +64,10 @@
 //!
 //! A reference to an earlier life of the slot has another generation, and is refused.
 //!
+//! Every slot is on the account of its [`Owner`], within that owner's [`Quota`]; the last
+//! [`RESERVED`] slots of each size go to the gateway alone. So the messages of one tenant can hold
+//! up neither those of another nor the gateway's steps.
+//!
 //! # Waking
 //!
 //! Publish, full fence, look at the peer's sleep flag, and wake it only if it sleeps; the sleeper
@@ -138,5 +142,5 @@ pub use layout::RING_ENTRIES;
 pub use message::{Message, SlotRef};
 pub use ring::{Full, Violation};
 pub use segment::{Pulse, ShmError};
-pub use slab::{Geometry, GeometryError, SlabError, SlotClass};
+pub use slab::{Geometry, GeometryError, Owner, Quota, RESERVED, SlabError, SlotClass};
 pub use worker::WorkerEnd;

@@ -1,8 +1,10 @@
 //! Slots of fixed sizes: where they lie, and which of them are in use.
 //!
-//! Both sides know where slots lie ([`Slots`]). Which are in use is known to the gateway alone
-//! ([`Slab`]), in private memory, so the peer can neither forge nor lose a slot.
+//! Both sides know where slots lie ([`Slots`]). Which are in use, and on whose account, is known
+//! to the gateway alone ([`Slab`]), in private memory, so the peer can neither forge nor lose a
+//! slot.
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use crate::layout::{ALIGNMENT, MAX_CLASSES, PAGE, SLAB};
@@ -21,6 +23,41 @@ pub struct SlotClass {
     pub count: u32,
 }
 
+/// On whose account a slot is taken. What a number above 0 means is the caller's affair; a tenant
+/// of the gateway, for instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Owner(pub u32);
+
+impl Owner {
+    /// The gateway itself: without a quota, and the only one to get the last [`RESERVED`] slots
+    /// of a size.
+    pub const GATEWAY: Self = Self(0);
+}
+
+/// Slots of each size that only the gateway gets, so that its own messages always find room: it
+/// has two steps in flight, with one slot each.
+pub const RESERVED: usize = 2;
+
+/// What each owner other than the gateway may have in use at once, in each slab. An owner that
+/// has nothing in use may take one slot of any size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quota {
+    /// Number of slots.
+    pub slots: u32,
+    /// Bytes of those slots, whole slots counted.
+    pub bytes: u64,
+}
+
+impl Default for Quota {
+    /// 128 slots and 2 MiB: half of the small ones of the default geometry and of the medium ones.
+    fn default() -> Self {
+        Self {
+            slots: 128,
+            bytes: 2 << 20,
+        }
+    }
+}
+
 /// The slots of both slabs. All of their memory is allocated when the segments are created.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Geometry {
@@ -28,10 +65,12 @@ pub struct Geometry {
     pub input_slots: Vec<SlotClass>,
     /// Slots that the worker writes, by ascending size.
     pub output_slots: Vec<SlotClass>,
+    /// What each owner may have of them.
+    pub quota: Quota,
 }
 
 impl Default for Geometry {
-    /// 33 MiB for input and 29 MiB for output.
+    /// 41 MiB for input and 29 MiB for output.
     fn default() -> Self {
         let classes = |small, medium, large, huge| {
             [
@@ -44,8 +83,10 @@ impl Default for Geometry {
             .to_vec()
         };
         Self {
-            input_slots: classes(256, 64, 12, 2),
-            output_slots: classes(256, 64, 8, 2),
+            // One more of the huge ones than is reserved: whatever an owner has to say fits.
+            input_slots: classes(256, 64, 12, RESERVED as u32 + 1),
+            output_slots: classes(256, 64, 8, RESERVED as u32),
+            quota: Quota::default(),
         }
     }
 }
@@ -85,9 +126,25 @@ pub enum SlabError {
         /// Bytes of the largest slot.
         largest: u32,
     },
-    /// Every slot of sufficient size is in use. Try again when some have been freed.
+    /// Every slot of sufficient size is in use or reserved for the gateway. Try again when some
+    /// have been freed.
     #[error("all slots that hold {bytes} bytes are in use")]
     Exhausted {
+        /// Bytes asked for.
+        bytes: usize,
+    },
+    /// The owner has as much in use as it may. Try again when it has freed some.
+    #[error(
+        "owner {} has {slots} slots of {in_use} bytes in use; {bytes} bytes more are above its quota",
+        owner.0
+    )]
+    Quota {
+        /// Who asked.
+        owner: Owner,
+        /// Slots it has in use.
+        slots: u32,
+        /// Bytes of these slots.
+        in_use: u64,
         /// Bytes asked for.
         bytes: usize,
     },
@@ -216,8 +273,15 @@ pub(crate) fn class_words(input: &Slots, output: &Slots) -> [u64; 2 * MAX_CLASSE
 #[derive(Debug, Clone, Copy)]
 struct State {
     generation: u32,
-    /// Bytes asked for; `None` while the slot is free.
-    len: Option<u32>,
+    /// Who has it, and the bytes asked for; `None` while the slot is free.
+    taken: Option<(Owner, u32)>,
+}
+
+/// What an owner has in use.
+#[derive(Debug, Clone, Copy, Default)]
+struct Account {
+    slots: u32,
+    bytes: u64,
 }
 
 /// Which slots are in use.
@@ -227,10 +291,13 @@ pub(crate) struct Slab {
     states: Vec<State>,
     /// Free slots of each class. The one freed last goes out first: it is the likeliest in cache.
     free: Vec<Vec<u32>>,
+    quota: Quota,
+    /// Of every owner that has slots in use, but the gateway.
+    accounts: HashMap<Owner, Account>,
 }
 
 impl Slab {
-    pub(crate) fn new(slots: Slots) -> Self {
+    pub(crate) fn new(slots: Slots, quota: Quota) -> Self {
         let mut first = 0;
         let free: Vec<Vec<u32>> = slots
             .classes
@@ -244,7 +311,7 @@ impl Slab {
         let states = vec![
             State {
                 generation: 0,
-                len: None
+                taken: None
             };
             first as usize
         ];
@@ -252,34 +319,52 @@ impl Slab {
             slots,
             states,
             free,
+            quota,
+            accounts: HashMap::new(),
         }
     }
 
-    /// Hands out a slot of the smallest class that fits and has one left.
-    pub(crate) fn alloc(&mut self, bytes: usize) -> Result<SlotRef, SlabError> {
+    /// Hands out a slot of the smallest class that fits and has one left for this owner.
+    pub(crate) fn alloc(&mut self, bytes: usize, owner: Owner) -> Result<SlotRef, SlabError> {
         let largest = self.slots.classes.last().map_or(0, |class| class.bytes);
         let len = u32::try_from(bytes)
             .ok()
             .filter(|len| *len <= largest)
             .ok_or(SlabError::TooLarge { bytes, largest })?;
+        let reserved = match owner {
+            Owner::GATEWAY => 0,
+            _ => RESERVED,
+        };
         let fitting = self
             .slots
             .classes
             .iter()
             .zip(&mut self.free)
-            .filter(|(c, _)| c.bytes >= len);
-        for (_, free) in fitting {
-            if let Some(index) = free.pop()
-                && let Some(state) = self.states.get_mut(index as usize)
-            {
-                state.generation = state.generation.wrapping_add(1);
-                state.len = Some(len);
-                return Ok(SlotRef {
-                    index,
-                    generation: state.generation,
-                    len,
-                });
-            }
+            .find(|(class, free)| class.bytes >= len && free.len() > reserved);
+        let Some((class, free)) = fitting else {
+            return Err(SlabError::Exhausted { bytes });
+        };
+        if owner != Owner::GATEWAY {
+            let size = class.bytes.into();
+            charge(&mut self.accounts, self.quota, owner, size).map_err(|account| {
+                SlabError::Quota {
+                    owner,
+                    slots: account.slots,
+                    in_use: account.bytes,
+                    bytes,
+                }
+            })?;
+        }
+        if let Some(index) = free.pop()
+            && let Some(state) = self.states.get_mut(index as usize)
+        {
+            state.generation = state.generation.wrapping_add(1);
+            state.taken = Some((owner, len));
+            return Ok(SlotRef {
+                index,
+                generation: state.generation,
+                len,
+            });
         }
         Err(SlabError::Exhausted { bytes })
     }
@@ -296,7 +381,7 @@ impl Slab {
             .states
             .get(index as usize)
             .ok_or(SlabError::Unknown { index })?;
-        let allocated = state.len.ok_or(SlabError::Free { index, generation })?;
+        let (_, allocated) = state.taken.ok_or(SlabError::Free { index, generation })?;
         if state.generation != generation {
             return Err(SlabError::Stale {
                 index,
@@ -317,18 +402,52 @@ impl Slab {
     /// Takes a slot back. Only its index and generation matter.
     pub(crate) fn free(&mut self, slot: SlotRef) -> Result<(), SlabError> {
         self.check(SlotRef { len: 0, ..slot })?;
-        let mut within = slot.index;
+        let (mut within, mut size) = (slot.index, 0);
         for (class, free) in self.slots.classes.iter().zip(&mut self.free) {
             if within < class.count {
                 free.push(slot.index);
+                size = class.bytes.into();
                 break;
             }
             within -= class.count;
         }
-        if let Some(state) = self.states.get_mut(slot.index as usize) {
-            state.len = None;
+        if let Some(state) = self.states.get_mut(slot.index as usize)
+            && let Some((owner, _)) = state.taken.take()
+        {
+            credit(&mut self.accounts, owner, size);
         }
         Ok(())
+    }
+}
+
+/// Puts a slot on an owner's account, unless that is above its quota; then says what is on it.
+fn charge(
+    accounts: &mut HashMap<Owner, Account>,
+    quota: Quota,
+    owner: Owner,
+    size: u64,
+) -> Result<(), Account> {
+    let account = accounts.get(&owner).copied().unwrap_or_default();
+    let more = Account {
+        slots: account.slots + 1,
+        bytes: account.bytes + size,
+    };
+    let first = account.slots == 0;
+    if !first && (more.slots > quota.slots || more.bytes > quota.bytes) {
+        return Err(account);
+    }
+    accounts.insert(owner, more);
+    Ok(())
+}
+
+/// Takes a slot off an owner's account. The gateway has none, and one that is empty is dropped.
+fn credit(accounts: &mut HashMap<Owner, Account>, owner: Owner, size: u64) {
+    if let Some(account) = accounts.get_mut(&owner) {
+        account.slots -= 1;
+        account.bytes -= size;
+        if account.slots == 0 {
+            accounts.remove(&owner);
+        }
     }
 }
 

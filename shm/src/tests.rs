@@ -34,6 +34,7 @@ pub(crate) fn geometry() -> Geometry {
     Geometry {
         input_slots: classes.clone(),
         output_slots: classes,
+        quota: Quota::default(),
     }
 }
 
@@ -107,8 +108,8 @@ fn ends_may_move_to_and_be_looked_at_from_other_threads() {
 fn tensors_go_there_and_back() {
     let (mut gateway, mut worker) = connected();
     let bytes = required(&[(DType::I32, 6), (DType::F32, 3)]);
-    let input = gateway.alloc_input(bytes).unwrap();
-    let output = gateway.alloc_output(4000).unwrap();
+    let input = gateway.alloc_input(bytes, Owner::GATEWAY).unwrap();
+    let output = gateway.alloc_output(4000, Owner::GATEWAY).unwrap();
     let mut writer = TensorWriter::new(gateway.input_mut(input).unwrap(), 2).unwrap();
     writer
         .tensor::<i32>(&[2, 3])
@@ -177,7 +178,7 @@ fn tensors_go_there_and_back() {
 #[test]
 fn slots_are_checked_on_every_use() {
     let (mut gateway, mut worker) = connected();
-    let slot = gateway.alloc_output(100).unwrap();
+    let slot = gateway.alloc_output(100, Owner::GATEWAY).unwrap();
     let mut copy = AlignedBuf::new();
     let long = gateway.copy_output(slot, 101, &mut copy);
     assert_eq!(
@@ -249,7 +250,7 @@ fn a_message_with_a_slot_that_was_not_handed_out_is_a_violation_for_good() {
     ];
     for lie in lies {
         let (mut gateway, mut worker) = connected();
-        let output = gateway.alloc_output(100).unwrap();
+        let output = gateway.alloc_output(100, Owner::GATEWAY).unwrap();
         let mut message = Message {
             kind: 9,
             output,

@@ -12,7 +12,7 @@ use realm_shared::control::{Control, MAX_CONTROL_BYTES, ModelInfo};
 use realm_shared::wire::step::{INPUT_SAMPLED, SAMPLE};
 use realm_shared::wire::{OPEN, STEP, STEP_DONE, Sampling, result};
 use realm_shm::tensor::{DType, TensorReader, TensorWriter, required};
-use realm_shm::{AlignedBuf, GatewayEnd, Geometry, Message, SlotRef, socket};
+use realm_shm::{AlignedBuf, GatewayEnd, Geometry, Message, Owner, SlotRef, socket};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
@@ -166,7 +166,7 @@ impl Gateway {
             (DType::F32, 0),
             (DType::I32, 0),
         ]);
-        let input = self.ring.alloc_input(bytes).expect("room");
+        let input = self.ring.alloc_input(bytes, Owner::GATEWAY).expect("room");
         let slab = self.ring.input_mut(input).expect("ours");
         let mut tensors = TensorWriter::new(slab, 4).expect("room");
         let into = tensors
@@ -203,8 +203,11 @@ impl Gateway {
             &[],
         ];
         let sizes: Vec<_> = parts.iter().map(|p| (DType::I32, p.len())).collect();
-        let input = self.ring.alloc_input(required(&sizes)).expect("room");
-        let output = self.ring.alloc_output(4096).expect("room");
+        let input = self
+            .ring
+            .alloc_input(required(&sizes), Owner::GATEWAY)
+            .expect("room");
+        let output = self.ring.alloc_output(4096, Owner::GATEWAY).expect("room");
         let slab = self.ring.input_mut(input).expect("ours");
         let mut tensors = TensorWriter::new(slab, parts.len()).expect("room");
         for part in parts {

@@ -10,7 +10,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::random;
 use super::unsupported::{STREAM_OPTIONS, refuse};
-use crate::batching::sequence::{Sequence, SequenceId};
+use crate::batching::sequence::{Sequence, SequenceId, TenantId};
 use crate::text::Text;
 
 /// Most choices that one request may ask for, over all its prompts.
@@ -161,6 +161,7 @@ impl Params {
     ) -> Sequence {
         Sequence {
             id: SequenceId(0), // assigned on submission
+            tenant: TenantId::ANYONE,
             prompt,
             max_tokens,
             sampling: Sampling {

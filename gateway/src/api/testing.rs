@@ -4,7 +4,7 @@ use bytes::Bytes;
 use realm_shared::wire::{MAX_STOP_IDS, Sampling};
 use serde_json::Value;
 
-use crate::batching::sequence::{Event, Sequence, SequenceId, TokenLogprobs};
+use crate::batching::sequence::{Event, Sequence, SequenceId, TenantId, TokenLogprobs};
 
 /// Sampling that ends at token 264, with or without log-probabilities.
 pub(crate) fn sampling(top_logprobs: i32, min_tokens: u32) -> Sampling {
@@ -22,6 +22,7 @@ pub(crate) fn sampling(top_logprobs: i32, min_tokens: u32) -> Sampling {
 pub(crate) fn sequence(prompt: &[u32], sampling: Sampling) -> Sequence {
     Sequence {
         id: SequenceId(0),
+        tenant: TenantId::ANYONE,
         prompt: prompt.into(),
         max_tokens: 16,
         sampling,

@@ -54,6 +54,10 @@ impl Pool {
 pub(super) struct BlockTable(Vec<u32>);
 
 impl BlockTable {
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub(super) fn as_slice(&self) -> &[u32] {
         &self.0
     }

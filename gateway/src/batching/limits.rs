@@ -12,6 +12,9 @@ pub struct Config {
     pub max_waiting: usize,
     /// How long the oldest step in flight may take before the worker counts as hung.
     pub step_timeout: Duration,
+    /// Most entries of a step's block table, all rows padded to the widest. A step has at least
+    /// two rows all the same, as it has two tokens.
+    pub max_table: usize,
 }
 
 /// The size of a worker, as it told when it was ready.

@@ -15,6 +15,8 @@
 //!   needs, and nothing waits for ever.
 //! * **Tokens are kept here.** Preemption and the loss of a worker cost a sequence its KV blocks
 //!   and nothing else: it is prefilled again with its prompt and what it had generated.
+//! * **The way to the worker is shared.** What is sent for a sequence when it starts is on its
+//!   tenant's account; one above its quota, or without room, starts with a later step.
 //! * **Two steps are in flight**, so that the worker never waits for the gateway. A step may be
 //!   planned before the tokens of the one before it are known; a row then takes the token just
 //!   drawn as its input, on the device. A sequence that turns out to have ended wastes one row.
@@ -35,4 +37,6 @@ pub mod sequence;
 pub use limits::{Config, InvalidLimits, Limits};
 pub use plan::{Expected, ResultError, StepPlan, StepResult};
 pub use scheduler::{Refused, Scheduler, SequenceView, Stats};
-pub use sequence::{Event, FailReason, FinishReason, Sequence, SequenceId, TokenLogprobs};
+pub use sequence::{
+    Event, FailReason, FinishReason, Sequence, SequenceId, TenantId, TokenLogprobs,
+};

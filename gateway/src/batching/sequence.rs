@@ -9,11 +9,22 @@ use realm_shared::wire::Sampling;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SequenceId(pub u64);
 
+/// Whose a sequence is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TenantId(pub u32);
+
+impl TenantId {
+    /// Everybody, where there are no keys to tell tenants apart.
+    pub const ANYONE: Self = Self(1);
+}
+
 /// One sequence to generate: a prompt and how to go on from it.
 #[derive(Debug, Clone)]
 pub struct Sequence {
     /// Its name.
     pub id: SequenceId,
+    /// Whose it is; what is sent for it counts against that tenant's quota.
+    pub tenant: TenantId,
     /// Tokens to go on from; at least one, each below the model's vocabulary size.
     pub prompt: Arc<[u32]>,
     /// Most tokens to generate. 0 asks for the prompt's log-probabilities alone.

@@ -9,7 +9,7 @@ use realm_shared::wire::Sampling;
 use serde::Serialize;
 
 use crate::api::random;
-use crate::batching::{Event, Sequence, SequenceId};
+use crate::batching::{Event, Sequence, SequenceId, TenantId};
 use crate::config::WorkerSettings;
 use crate::text::Detokenizer;
 use crate::workers::Model;
@@ -127,6 +127,7 @@ async fn answer(model: &Model, args: &Args, messages: &[Message]) -> anyhow::Res
     let max_tokens = args.max_tokens.unwrap_or(left).clamp(1, left);
     let mut generation = model.generate(vec![Sequence {
         id: SequenceId(0),
+        tenant: TenantId::ANYONE,
         prompt: prompt.into(),
         max_tokens,
         sampling: sampling(model, args)?,

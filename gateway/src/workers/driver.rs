@@ -14,11 +14,11 @@ use tokio::sync::mpsc::error::TryRecvError;
 
 use super::generation::{Backlog, Cancel, Command, Places};
 use super::heartbeat::Heartbeat;
-use super::link::{Link, LinkError};
+use super::link::{Link, LinkError, MAX_TABLE};
 use super::process::{WorkerError, WorkerProcess, watch};
 use super::{Shared, State};
 use crate::batching::{
-    Config, Event, FailReason, FinishReason, Limits, Scheduler, Sequence, SequenceId,
+    Config, Event, FailReason, FinishReason, Limits, Scheduler, Sequence, SequenceId, TenantId,
 };
 use crate::config::{ModelSpec, Workers};
 use crate::metrics::ModelMetrics;
@@ -87,6 +87,7 @@ impl Driver {
             scheduler: Scheduler::new(Config {
                 max_waiting: settings.max_queue.saturating_add(PROBES),
                 step_timeout: settings.step_timeout,
+                max_table: MAX_TABLE,
             }),
             settings,
             shared,
@@ -294,7 +295,7 @@ impl Driver {
 
     fn submit(&mut self, link: &mut Link) -> Result<(), WorkerError> {
         let now = Instant::now();
-        while let Some(plan) = self.scheduler.plan(now) {
+        while let Some(plan) = self.scheduler.plan(now, |sequence| link.reserve(sequence)) {
             for (_, id) in &plan.opens {
                 // One that had tokens waited for blocks or a new worker, not for its turn.
                 if let Some(live) = self.live.get(id)
@@ -393,6 +394,7 @@ impl Driver {
         self.probe = Some(id);
         let sequence = Sequence {
             id,
+            tenant: TenantId::ANYONE,
             prompt: Arc::new([0]),
             max_tokens: 1,
             sampling: Sampling {

@@ -10,9 +10,12 @@ use std::time::Duration;
 use bytemuck::bytes_of;
 use realm_shared::wire::{self, open, result, step};
 use realm_shm::tensor::{DType, TensorReader, TensorWriter, required};
-use realm_shm::{AlignedBuf, GatewayEnd, Message, SlotRef};
+use realm_shm::{AlignedBuf, GatewayEnd, Message, Owner, SlotRef};
 
 use crate::batching::{SequenceView, StepPlan, StepResult};
+
+/// Most entries of a step's block table: half of the largest slot that a step may lie in.
+pub(super) const MAX_TABLE: usize = (4 << 20) / size_of::<i32>();
 
 /// What went wrong between gateway and worker. The worker cannot be used any more.
 #[derive(Debug, thiserror::Error)]
@@ -50,6 +53,8 @@ struct InFlight {
 pub(super) struct Link {
     gate: GatewayEnd,
     steps: VecDeque<InFlight>,
+    /// Slots for the opens before the next step, in their order.
+    reserved: VecDeque<SlotRef>,
     results: AlignedBuf,
 }
 
@@ -58,6 +63,7 @@ impl Link {
         Link {
             gate,
             steps: VecDeque::new(),
+            reserved: VecDeque::new(),
             results: AlignedBuf::default(),
         }
     }
@@ -66,7 +72,17 @@ impl Link {
         &mut self.gate
     }
 
-    /// Hands a step to the worker, preceded by the opens of sequences that are new to it.
+    /// Takes the slot for a sequence that is to open before the next step, on its tenant's
+    /// account. False: there is none now, but there will be when steps in flight are answered.
+    pub(super) fn reserve(&mut self, sequence: &SequenceView<'_>) -> bool {
+        let bytes = required(&open_sizes(sequence));
+        let slot = self.gate.alloc_input(bytes, Owner(sequence.tenant.0));
+        self.reserved.extend(slot.as_ref().ok());
+        slot.is_ok()
+    }
+
+    /// Hands a step to the worker, preceded by the opens of sequences that are new to it: those
+    /// that room was [reserved](Self::reserve) for, in that order.
     pub(super) fn submit<'a>(
         &mut self,
         plan: &StepPlan,
@@ -81,15 +97,18 @@ impl Link {
         let (rows, targets, top) = (plan.slots.len(), plan.targets.len(), plan.top);
         let output = self
             .gate
-            .alloc_output(required(&[
-                (DType::I32, rows),
-                (DType::F32, rows),
-                (DType::I32, rows * top),
-                (DType::F32, rows * top),
-                (DType::F32, targets),
-                (DType::I32, targets * top),
-                (DType::F32, targets * top),
-            ]))
+            .alloc_output(
+                required(&[
+                    (DType::I32, rows),
+                    (DType::F32, rows),
+                    (DType::I32, rows * top),
+                    (DType::F32, rows * top),
+                    (DType::F32, targets),
+                    (DType::I32, targets * top),
+                    (DType::F32, targets * top),
+                ]),
+                Owner::GATEWAY,
+            )
             .map_err(submit_error)?;
         let args = [plan.number, plan.top as u64];
         self.gate
@@ -109,21 +128,12 @@ impl Link {
     }
 
     fn open(&mut self, slot: u32, sequence: &SequenceView<'_>) -> Result<SlotRef, LinkError> {
-        let history = if sequence.sampling.has_penalties() {
-            [sequence.prompt, sequence.generated]
-        } else {
-            [&[][..], &[][..]]
-        };
-        let history_len = history[0].len() + history[1].len();
+        let history = history(sequence);
+        let history_len = history.iter().map(|tokens| tokens.len()).sum();
         let bias = sequence.bias;
         let sampling = bytes_of(sequence.sampling);
-        let bytes = required(&[
-            (DType::U8, sampling.len()),
-            (DType::I32, bias.len()),
-            (DType::F32, bias.len()),
-            (DType::I32, history_len),
-        ]);
-        let input = self.gate.alloc_input(bytes).map_err(submit_error)?;
+        let input = self.reserved.pop_front();
+        let input = input.ok_or_else(|| submit_error("no room was reserved for a sequence"))?;
         let mut w = TensorWriter::new(
             self.gate.input_mut(input).map_err(submit_error)?,
             open::COUNT,
@@ -168,7 +178,10 @@ impl Link {
             (DType::I32, plan.blocks.len()),
             (DType::I32, plan.targets.len()),
         ]);
-        let input = self.gate.alloc_input(bytes).map_err(submit_error)?;
+        let input = self
+            .gate
+            .alloc_input(bytes, Owner::GATEWAY)
+            .map_err(submit_error)?;
         let mut w = TensorWriter::new(
             self.gate.input_mut(input).map_err(submit_error)?,
             step::COUNT,
@@ -229,6 +242,25 @@ impl Link {
     }
 }
 
+/// The tokens that penalties look at, if there are any.
+fn history<'a>(sequence: &SequenceView<'a>) -> [&'a [u32]; 2] {
+    match sequence.sampling.has_penalties() {
+        true => [sequence.prompt, sequence.generated],
+        false => [&[], &[]],
+    }
+}
+
+/// Types and sizes of the tensors of an `OPEN`, in the order of [`open`].
+fn open_sizes(sequence: &SequenceView<'_>) -> [(DType, usize); open::COUNT] {
+    let history = history(sequence).iter().map(|tokens| tokens.len()).sum();
+    [
+        (DType::U8, size_of_val(sequence.sampling)),
+        (DType::I32, sequence.bias.len()),
+        (DType::F32, sequence.bias.len()),
+        (DType::I32, history),
+    ]
+}
+
 /// Names the tensors of a result. Their sizes and contents are checked by the scheduler.
 fn read_result(number: u64, bytes: &[u8]) -> Result<StepResult<'_>, LinkError> {
     let reader = TensorReader::new(bytes).map_err(answer_error)?;
@@ -254,4 +286,81 @@ fn read_result(number: u64, bytes: &[u8]) -> Result<StepResult<'_>, LinkError> {
         prompt_top_ids: ints(result::PROMPT_TOP_IDS)?,
         prompt_top_logprobs: floats(result::PROMPT_TOP_LOGPROBS)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use realm_shared::wire::Sampling;
+
+    use super::super::process::geometry;
+    use super::*;
+    use crate::batching::TenantId;
+
+    /// The largest that a request can have.
+    const BIASES: usize = 1024;
+
+    fn link() -> Link {
+        Link::new(
+            GatewayEnd::create(1, &geometry(), realm_shared::ABI_VERSION).expect("two segments"),
+        )
+    }
+
+    fn reserve(link: &mut Link, tenant: u32, biases: usize, history: usize) -> bool {
+        link.reserve(&SequenceView {
+            tenant: TenantId(tenant),
+            prompt: &vec![0; history],
+            generated: &[],
+            sampling: &Sampling {
+                presence_penalty: 1.0,
+                ..Sampling::default()
+            },
+            bias: &vec![(0, 0.0); biases],
+        })
+    }
+
+    #[test]
+    fn a_tenant_cannot_take_the_room_of_another() {
+        let mut link = link();
+        let most = (0..)
+            .take_while(|_| reserve(&mut link, 1, BIASES, 0))
+            .count();
+        assert_eq!(most, 256, "as many as can run at once");
+        assert!(!reserve(&mut link, 1, 0, 0), "not even a small one");
+        assert!((0..most).all(|_| reserve(&mut link, 2, BIASES, 0)));
+    }
+
+    #[test]
+    fn steps_find_room_however_many_sequences_start() {
+        let mut link = link();
+        for tenant in 1..1000 {
+            for history in [0, 3000, 20_000, 500_000] {
+                while reserve(&mut link, tenant, 0, history) {}
+            }
+        }
+        assert!(!reserve(&mut link, 1000, 0, 0), "all are taken");
+        let rows = 256;
+        for number in [1, 2] {
+            let plan = StepPlan {
+                number,
+                slots: vec![0; rows],
+                starts: vec![0; rows + 1],
+                context: vec![0; rows],
+                flags: vec![0; rows],
+                index: vec![0; rows],
+                tokens: vec![0; 8192],
+                blocks: vec![0; MAX_TABLE],
+                width: MAX_TABLE / rows,
+                targets: vec![0; 8192],
+                top: 20,
+                ..StepPlan::default()
+            };
+            link.submit(&plan, std::iter::empty()).expect("room");
+        }
+    }
+
+    #[test]
+    fn what_a_sequence_needs_at_most_fits_in_time() {
+        let history = super::super::process::MAX_CONTEXT as usize;
+        assert!(reserve(&mut link(), 1, BIASES, history));
+    }
 }

@@ -16,7 +16,7 @@ use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use nix::unistd::Pid;
 use realm_shared::control::{Control, MAX_CONTROL_BYTES, ModelInfo};
-use realm_shm::{GatewayEnd, Geometry, SlotClass};
+use realm_shm::{GatewayEnd, Geometry, Quota, SlotClass};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::process::{Child, ChildStderr, Command};
@@ -345,10 +345,14 @@ fn hung_up(socket: &OwnedFd) -> bool {
     poll(&mut fds, PollTimeout::ZERO).is_ok_and(|ready| ready > 0)
 }
 
-/// Slots for step tensors and results. A step of 256 sequences with 8,192 blocks each fits. Two
-/// steps may open 256 sequences each, every one with the most biases that a request may have
-/// (8 KiB); those with long histories for penalties open one or two at a time, being prefilled.
-fn geometry() -> Geometry {
+/// Most tokens of context that fit a slot when they are told a worker for their penalties.
+pub(super) const MAX_CONTEXT: u32 = 1 << 20;
+
+/// Slots for step tensors and results. The block table of a step takes up to half of the largest
+/// ([`super::link::MAX_TABLE`]). Two steps may open 256 sequences each, every one with the most
+/// biases that a request may have (8 KiB), half of them of one tenant; long histories for
+/// penalties open one or two at a time, being prefilled.
+pub(super) fn geometry() -> Geometry {
     let class = |bytes, count| SlotClass { bytes, count };
     Geometry {
         input_slots: vec![
@@ -356,14 +360,19 @@ fn geometry() -> Geometry {
             class(16 << 10, 512),
             class(64 << 10, 64),
             class(1 << 20, 8),
-            class(16 << 20, 2),
+            class(8 << 20, 3),
         ],
         output_slots: vec![class(4 << 10, 16), class(64 << 10, 8), class(4 << 20, 4)],
+        quota: Quota {
+            slots: 256,
+            bytes: 6 << 20,
+        },
     }
 }
 
 /// Refuses numbers that the scheduler could not work with.
-fn check(info: ModelInfo) -> Result<ModelInfo, WorkerError> {
+fn check(mut info: ModelInfo) -> Result<ModelInfo, WorkerError> {
+    info.max_context = info.max_context.min(MAX_CONTEXT);
     let sane = info.vocab_size > 0
         && info.vocab_size <= i32::MAX as u32
         && info.block_size > 0

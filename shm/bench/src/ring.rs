@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use realm_shm::{
-    AlignedBuf, GatewayEnd, Geometry, Message, SlabError, SlotClass, SlotRef, WorkerEnd,
+    AlignedBuf, GatewayEnd, Geometry, Message, Owner, Quota, SlabError, SlotClass, SlotRef,
+    WorkerEnd,
 };
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -50,6 +51,7 @@ impl Gateway {
         let geometry = Geometry {
             input_slots: slots(window),
             output_slots: slots(if answers { 1 } else { window }),
+            quota: Quota::default(),
         };
         let end = GatewayEnd::create(1, &geometry, ABI)?;
         let sleep = if sleeps {
@@ -105,7 +107,7 @@ impl Lane for Gateway {
     fn send(&mut self, first: u64) -> anyhow::Result<()> {
         let bytes = self.payload.bytes();
         let input = loop {
-            match self.end.alloc_input(bytes) {
+            match self.end.alloc_input(bytes, Owner::GATEWAY) {
                 Ok(slot) => break slot,
                 Err(SlabError::Exhausted { .. }) => {
                     // Every slot is under way: wait for an answer, then take what else came.
@@ -125,7 +127,7 @@ impl Lane for Gateway {
         }
         let output = match self.answers {
             true => SlotRef::NONE,
-            false => self.end.alloc_output(bytes)?,
+            false => self.end.alloc_output(bytes, Owner::GATEWAY)?,
         };
         self.end.submit(&Message {
             kind: 1,

@@ -87,7 +87,7 @@ fn poll_scribblers(polls: u64) {
     // On a busy machine a scribbler may come late.
     while polled < polls || violations < 10 && start.elapsed() < PATIENCE {
         let (mut gateway, mut worker) = connected();
-        let output = gateway.alloc_output(4000).unwrap();
+        let output = gateway.alloc_output(4000, Owner::GATEWAY).unwrap();
         // Some work honestly for long before they do not, some do not from the start.
         let rarity = 1 << random.below(12);
         let mut own_random = Random(random.next());
@@ -238,7 +238,7 @@ fn the_seals_hold_against_the_worker() {
     }
     // The gateway's own mapping still writes.
     let mut gateway = gateway;
-    let slot = gateway.alloc_input(64).unwrap();
+    let slot = gateway.alloc_input(64, Owner::GATEWAY).unwrap();
     gateway.input_mut(slot).unwrap().fill(1);
     gateway.submit(&numbered(1)).unwrap();
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
+use super::SequenceView;
 use super::attached::{Attached, Running};
 use super::live::Live;
 use crate::batching::blocks::BlockTable;
@@ -33,6 +34,47 @@ impl Batch {
     }
 }
 
+/// The block table of a step: as many rows as it has sequences, as wide as the widest of them.
+struct Table {
+    /// Most entries.
+    most: usize,
+    /// Blocks of the widest row that may come in.
+    width: usize,
+    /// Whether a prompt is to be read, for which a row must be left.
+    prefills: bool,
+}
+
+impl Table {
+    /// For what runs, and for the sequence that would be admitted next.
+    fn new(worker: &Attached, waiting: &BTreeMap<SequenceId, Live>, most: usize) -> Self {
+        let running = worker.running.values();
+        let next = waiting.values().next().filter(|next| worker.has_room(next));
+        let widest = running.clone().map(|running| running.table.len()).max();
+        let next_width = next.map_or(0, |next| worker.blocks.needed(next.known()));
+        Self {
+            most,
+            width: widest.unwrap_or(0).max(next_width),
+            prefills: next.is_some() || running.clone().any(|r| r.remaining() > 1),
+        }
+    }
+
+    /// Most rows: at least a decode and a part of a prompt.
+    fn rows(&self) -> usize {
+        (self.most / self.width.max(1)).max(2)
+    }
+
+    /// Makes room for one more row of this width. False if it does not fit beside `rows` others.
+    fn widen(&mut self, width: usize, rows: usize) -> bool {
+        let before = self.width;
+        self.width = before.max(width);
+        let fits = rows < self.rows();
+        if !fits {
+            self.width = before;
+        }
+        fits
+    }
+}
+
 impl Attached {
     /// Plans a step, if there is one to plan, and says how many sequences went back to waiting
     /// for lack of blocks.
@@ -40,6 +82,8 @@ impl Attached {
         &mut self,
         waiting: &mut BTreeMap<SequenceId, Live>,
         number: u64,
+        max_table: usize,
+        reserve: &mut dyn FnMut(&SequenceView<'_>) -> bool,
     ) -> (Option<StepPlan>, u64) {
         let mut batch = Batch::default();
         let mut preempted = 0;
@@ -48,10 +92,13 @@ impl Attached {
             // What is in flight of others must arrive first.
             return (None, 0);
         }
-        if suspect.is_none_or(|id| !self.try_alone(id, &mut batch, waiting, &mut preempted)) {
+        if suspect
+            .is_none_or(|id| !self.try_alone(id, &mut batch, waiting, reserve, &mut preempted))
+        {
             preempted += self.make_room(waiting, |_| true);
-            self.add_decodes(&mut batch);
-            self.add_prefill(&mut batch, waiting);
+            let table = Table::new(self, waiting, max_table);
+            self.add_decodes(&mut batch, &table);
+            self.add_prefill(&mut batch, table, waiting, reserve);
         }
         let plan = (!batch.rows.is_empty()).then(|| self.write(batch, number));
         (plan, preempted)
@@ -89,18 +136,18 @@ impl Attached {
 
     /// Adds one token of every sequence that decodes. If the step has not room for all of them,
     /// those that were served longest ago go first, so that all take turns.
-    fn add_decodes(&self, batch: &mut Batch) {
-        let budget = self.limits.max_step_tokens as usize;
-        let prefilling = self.running.values().any(|r| r.remaining() > 1);
-        let budget = match prefilling {
-            true => budget - prefill_share(budget),
-            false => budget,
-        };
+    fn add_decodes(&self, batch: &mut Batch, table: &Table) {
+        let (mut tokens, mut rows) = (self.limits.max_step_tokens as usize, table.rows());
+        if table.prefills {
+            tokens -= prefill_share(tokens);
+            rows -= 1;
+        }
+        let most = tokens.min(rows);
         let decodes = self.running.iter().filter(|(_, r)| r.remaining() == 1);
         let mut decodes: Vec<_> = decodes.map(|(&id, r)| (r.served, id)).collect();
-        if decodes.len() > budget {
+        if decodes.len() > most {
             decodes.sort_unstable();
-            decodes.truncate(budget);
+            decodes.truncate(most);
         }
         batch
             .rows
@@ -109,7 +156,13 @@ impl Attached {
 
     /// Adds chunks of prompts with what the decodes leave: first of the sequences that run, then
     /// of waiting ones, both in order of age.
-    fn add_prefill(&mut self, batch: &mut Batch, waiting: &mut BTreeMap<SequenceId, Live>) {
+    fn add_prefill(
+        &mut self,
+        batch: &mut Batch,
+        mut table: Table,
+        waiting: &mut BTreeMap<SequenceId, Live>,
+        reserve: &mut dyn FnMut(&SequenceView<'_>) -> bool,
+    ) {
         let budget = self.limits.max_step_tokens as usize;
         let mut left = match batch.rows.len() {
             0 => budget,
@@ -117,15 +170,17 @@ impl Attached {
         };
         let prefills = self.running.iter().filter(|(_, r)| r.remaining() > 1);
         for (&id, running) in prefills {
-            if left == 0 {
+            if left == 0 || batch.rows.len() == table.rows() {
                 return;
             }
             left -= batch.add(id, running.remaining().min(left));
         }
         while left > 0
+            && let Some((_, next)) = waiting.first_key_value()
             // A suspect joins nobody.
-            && waiting.first_key_value().is_some_and(|(_, live)| !live.is_suspect())
-            && let Some((id, running)) = self.admit(waiting)
+            && !next.is_suspect()
+            && table.widen(self.blocks.needed(next.known()), batch.rows.len())
+            && let Some((id, running)) = self.admit(waiting, reserve)
         {
             batch.opens.push((running.slot, id));
             left -= batch.add(id, running.remaining().min(left));
@@ -140,14 +195,16 @@ impl Attached {
         !live.is_in_flight() && needed <= self.blocks.free() && self.slots.free() > 0
     }
 
-    /// Gives the oldest waiting sequence a slot and blocks for all its tokens, if there is room.
+    /// Gives the oldest waiting sequence a slot and blocks for all its tokens, if there is room
+    /// for it on the worker and on the way there.
     pub(super) fn admit(
         &mut self,
         waiting: &mut BTreeMap<SequenceId, Live>,
+        reserve: &mut dyn FnMut(&SequenceView<'_>) -> bool,
     ) -> Option<(SequenceId, &Running)> {
         let oldest = waiting.first_entry()?;
         let live = oldest.get();
-        if !self.has_room(live) {
+        if !self.has_room(live) || !reserve(&live.view()) {
             return None;
         }
         let extent = self.extent(live);

@@ -95,6 +95,7 @@ impl Live {
 
     pub(super) fn view(&self) -> SequenceView<'_> {
         SequenceView {
+            tenant: self.sequence.tenant,
             prompt: &self.sequence.prompt,
             generated: &self.generated,
             sampling: &self.sequence.sampling,

@@ -18,7 +18,7 @@ use realm_shared::wire::Sampling;
 
 use super::limits::{Config, InvalidLimits, Limits};
 use super::plan::StepPlan;
-use super::sequence::{Event, FailReason, Sequence, SequenceId};
+use super::sequence::{Event, FailReason, Sequence, SequenceId, TenantId};
 use attached::Attached;
 use live::Live;
 
@@ -105,6 +105,8 @@ pub enum Refused {
 /// What an `OPEN` message must say of a sequence, see [`realm_shared::wire::open`].
 #[derive(Debug, Clone, Copy)]
 pub struct SequenceView<'a> {
+    /// On whose account it is sent.
+    pub tenant: TenantId,
     /// Tokens to go on from.
     pub prompt: &'a [u32],
     /// Tokens generated so far; with `prompt` the history for penalties.
@@ -247,12 +249,23 @@ impl Scheduler {
 
     /// The next step to send to the worker. None if there is nothing to do, no worker, or two
     /// steps are in flight.
-    pub fn plan(&mut self, now: Instant) -> Option<StepPlan> {
+    ///
+    /// A sequence starts with this step only if `reserve` has taken the room that its `OPEN` needs
+    /// on the way to the worker; the first one without room makes those behind it wait too.
+    /// Reservations are made in the order of [`StepPlan::opens`]. With nothing in flight one must
+    /// succeed, or nothing ever will.
+    pub fn plan(
+        &mut self,
+        now: Instant,
+        mut reserve: impl FnMut(&SequenceView<'_>) -> bool,
+    ) -> Option<StepPlan> {
         let worker = self.worker.as_mut()?;
         if worker.in_flight.len() >= self.steps_in_flight {
             return None;
         }
-        let (plan, preempted) = worker.plan(&mut self.waiting, self.last_step + 1);
+        let number = self.last_step + 1;
+        let table = self.config.max_table;
+        let (plan, preempted) = worker.plan(&mut self.waiting, number, table, &mut reserve);
         self.stats.preemptions += preempted;
         let plan = plan?;
         self.last_step = plan.number;

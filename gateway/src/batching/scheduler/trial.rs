@@ -7,6 +7,7 @@
 
 use std::collections::BTreeMap;
 
+use super::SequenceView;
 use super::attached::Attached;
 use super::batch::Batch;
 use super::live::Live;
@@ -37,10 +38,11 @@ impl Attached {
         id: SequenceId,
         batch: &mut Batch,
         waiting: &mut BTreeMap<SequenceId, Live>,
+        reserve: &mut dyn FnMut(&SequenceView<'_>) -> bool,
         preempted: &mut u64,
     ) -> bool {
         if !self.running.contains_key(&id)
-            && let Some((_, admitted)) = self.admit(waiting)
+            && let Some((_, admitted)) = self.admit(waiting, reserve)
         {
             batch.opens.push((admitted.slot, id));
         }

@@ -89,6 +89,12 @@ impl Device {
         })
     }
 
+    /// Opens not yet executed.
+    pub(super) fn opens(&self) -> usize {
+        let opens = |message: &&Message| matches!(message, Message::Open { .. });
+        self.ring.iter().filter(opens).count()
+    }
+
     /// Sequences in them, and how many tokens they draw there.
     pub(super) fn in_flight(&self) -> BTreeMap<SequenceId, usize> {
         let mut draws = BTreeMap::new();

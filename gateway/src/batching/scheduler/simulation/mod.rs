@@ -17,7 +17,7 @@ use realm_shared::wire::{MAX_STOP_IDS, Sampling};
 
 use super::STEPS_IN_FLIGHT;
 use crate::batching::limits::Limits;
-use crate::batching::sequence::{Sequence, SequenceId};
+use crate::batching::sequence::{Sequence, SequenceId, TenantId};
 pub(super) use model::VOCAB;
 use world::{Lie, Simulation};
 
@@ -52,6 +52,7 @@ fn any_sequence() -> impl Strategy<Value = Sequence> {
             stop_ids[..stops.len()].copy_from_slice(&stops);
             Sequence {
                 id: SequenceId(0),
+                tenant: TenantId::ANYONE,
                 prompt: prompt.into(),
                 max_tokens,
                 sampling: Sampling {
@@ -127,11 +128,13 @@ proptest! {
     #[test]
     fn every_sequence_gets_what_it_would_have_got_alone(
         depth in prop_oneof![1 => Just(1), 4 => Just(STEPS_IN_FLIGHT), 1 => Just(4)],
+        max_table in prop_oneof![1 => 1usize..200, 1 => Just(usize::MAX)],
+        max_opens in prop_oneof![1 => 1usize..4, 1 => Just(usize::MAX)],
         first in any_limits(),
         last in any_limits(),
         ops in prop::collection::vec(any_op(), 0..250),
     ) {
-        let mut world = Simulation::new(depth);
+        let mut world = Simulation::new(depth, max_table, max_opens);
         world.ready(first);
         for op in ops {
             match op {

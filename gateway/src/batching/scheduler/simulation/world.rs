@@ -44,16 +44,20 @@ pub(super) struct Simulation {
     pub(super) device: Option<Device>,
     pub(super) tracks: BTreeMap<SequenceId, Track>,
     now: Instant,
+    max_table: usize,
+    /// Most sequences that may open with the steps in flight.
+    max_opens: usize,
     /// Shortest context of any worker so far.
     min_context: usize,
     plans: u64,
 }
 
 impl Simulation {
-    pub(super) fn new(steps_in_flight: usize) -> Self {
+    pub(super) fn new(steps_in_flight: usize, max_table: usize, max_opens: usize) -> Self {
         let mut scheduler = Scheduler::new(Config {
             max_waiting: 12,
             step_timeout: Duration::from_secs(10),
+            max_table,
         });
         scheduler.steps_in_flight = steps_in_flight;
         Self {
@@ -61,6 +65,8 @@ impl Simulation {
             device: None,
             tracks: BTreeMap::new(),
             now: Instant::now(),
+            max_table,
+            max_opens,
             min_context: usize::MAX,
             plans: 0,
         }
@@ -152,10 +158,22 @@ impl Simulation {
     /// Plans a step and puts it into the ring, as the driver does.
     pub(super) fn plan(&mut self) -> Option<StepPlan> {
         self.now += Duration::from_millis(1);
-        let plan = self.scheduler.plan(self.now);
+        let mut room = match &self.device {
+            Some(device) => self.max_opens - device.opens(),
+            None => 0,
+        };
+        let mut reserved = 0;
+        let plan = self.scheduler.plan(self.now, |_| {
+            let fits = room > 0;
+            room -= usize::from(fits);
+            reserved += usize::from(fits);
+            fits
+        });
+        assert_eq!(plan.as_ref().map_or(0, |plan| plan.opens.len()), reserved);
         if let Some(plan) = &plan {
             self.plans += 1;
             let device = self.device.as_mut().expect("no plan without a worker");
+            assert!(plan.ids.len() <= 2 || plan.blocks.len() <= self.max_table);
             for id in &plan.ids {
                 let company = device.steps().chain([plan]).flat_map(|step| &step.ids);
                 let is_suspect = self.tracks[id].suspect_until.is_some();
@@ -238,7 +256,9 @@ impl Simulation {
         }
         let limits = self.device.as_ref().expect("a worker").limits;
         let budget = limits.max_step_tokens as usize;
-        let turns = budget - prefill_share(budget);
+        let widest = limits.max_context.div_ceil(limits.block_size).max(1) as usize;
+        let rows = (self.max_table / widest).max(2);
+        let turns = (budget - prefill_share(budget)).min(rows - 1);
         let depth = self.scheduler.steps_in_flight;
         let gap = 1 + (limits.max_sequences as usize - 1) / turns;
         let bound: usize = self

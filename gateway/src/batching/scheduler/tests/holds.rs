@@ -41,7 +41,7 @@ fn a_sequence_that_is_held_can_end() {
     }
     rig.complete(&last, 1);
     rig.scheduler.cancel(cancelled);
-    assert_eq!(rig.scheduler.plan(rig.now), None);
+    assert_eq!(rig.scheduler.plan(rig.now, |_| true), None);
     rig.scheduler.worker_gone();
     let finished = |id| (id, Event::Finished(FinishReason::Length));
     let events = rig.events();
@@ -71,7 +71,11 @@ fn a_sequence_that_is_held_is_suspected_as_any_other() {
         "nobody waits for its trial while it is held"
     );
     rig.scheduler.resume(id);
-    assert_eq!(rig.scheduler.plan(rig.now), None, "its trial is next");
+    assert_eq!(
+        rig.scheduler.plan(rig.now, |_| true),
+        None,
+        "its trial is next"
+    );
     rig.complete(&step, 1);
     assert_eq!(rig.plan().ids, [id]);
 }

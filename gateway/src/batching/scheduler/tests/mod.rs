@@ -38,6 +38,7 @@ impl Rig {
         let mut scheduler = Scheduler::new(Config {
             max_waiting: 8,
             step_timeout: TIMEOUT,
+            max_table: 1 << 20,
         });
         scheduler.worker_ready(limits).expect("valid limits");
         Self {
@@ -47,10 +48,15 @@ impl Rig {
         }
     }
 
+    fn limit_table(&mut self, max_table: usize) {
+        self.scheduler.config.max_table = max_table;
+    }
+
     fn sequence(&mut self, prompt: u32, max_tokens: u32) -> Sequence {
         self.submitted += 1;
         Sequence {
             id: SequenceId(self.submitted),
+            tenant: TenantId::ANYONE,
             prompt: (0..prompt).map(|token| token % VOCAB).collect(),
             max_tokens,
             sampling: Sampling::default(),
@@ -67,7 +73,9 @@ impl Rig {
     }
 
     fn plan(&mut self) -> StepPlan {
-        self.scheduler.plan(self.now).expect("something to do")
+        self.scheduler
+            .plan(self.now, |_| true)
+            .expect("something to do")
     }
 
     fn complete(&mut self, plan: &StepPlan, token: u32) {

@@ -28,13 +28,21 @@ fn two_steps_are_in_flight_and_the_second_takes_the_token_just_drawn() {
         (&second.context[..], &second.index[..]),
         (&[5][..], &[1][..])
     );
-    assert_eq!(rig.scheduler.plan(rig.now), None, "two are in flight");
+    assert_eq!(
+        rig.scheduler.plan(rig.now, |_| true),
+        None,
+        "two are in flight"
+    );
 
     rig.complete(&first, 7);
     let third = rig.plan();
     assert_eq!(third.flags, [SAMPLE | INPUT_SAMPLED]);
     rig.complete(&second, 8);
-    assert_eq!(rig.scheduler.plan(rig.now), None, "max_tokens are drawn");
+    assert_eq!(
+        rig.scheduler.plan(rig.now, |_| true),
+        None,
+        "max_tokens are drawn"
+    );
     rig.complete(&third, 9);
     let finished = Event::Finished(FinishReason::Length);
     let events = [token(7), token(8), token(9), finished];
@@ -119,4 +127,47 @@ fn decodes_cannot_keep_a_prompt_from_being_read() {
     for _ in 0..9 {
         assert!(read(&rig.step(1)), "one token of every step is for it");
     }
+}
+
+#[test]
+fn a_wide_table_has_fewer_rows_and_all_take_turns() {
+    let mut rig = Rig::new(LIMITS);
+    rig.limit_table(16);
+    let short: [_; 3] = std::array::from_fn(|_| rig.submit(1, 40));
+    assert_eq!(rig.step(1).ids, short, "three rows of one block");
+    let long = rig.submit(16, 40);
+    let plans: [_; 12] = std::array::from_fn(|_| rig.step(1));
+    for plan in &plans {
+        assert!(plan.blocks.len() <= 16 || plan.ids.len() <= 2);
+    }
+    let rows: Vec<_> = plans.iter().flat_map(|plan| &plan.ids).collect();
+    for id in short.iter().chain([&long]) {
+        let served = rows.iter().filter(|row| **row == id).count();
+        assert!(served >= 5, "{id:?} was served {served} times of 12");
+    }
+}
+
+#[test]
+fn a_sequence_starts_when_there_is_room_on_the_way() {
+    let mut rig = Rig::new(LIMITS);
+    let [first, second, third] = std::array::from_fn(|_| rig.submit(2, 5));
+    let mut asked = 0;
+    let plan = rig.scheduler.plan(rig.now, |sequence| {
+        assert_eq!(
+            (sequence.tenant, sequence.prompt.len()),
+            (TenantId::ANYONE, 2)
+        );
+        asked += 1;
+        asked == 1
+    });
+    assert_eq!(
+        asked, 2,
+        "those behind the first that waits are not asked for"
+    );
+    let plan = plan.expect("there was room for one");
+    assert_eq!((&plan.ids, plan.opens.len()), (&vec![first], 1));
+    let none = rig.scheduler.plan(rig.now, |_| false);
+    assert_eq!(none.expect("a decode needs none").ids, [first]);
+    rig.complete(&plan, 1);
+    assert_eq!(rig.plan().ids, [first, second, third]);
 }

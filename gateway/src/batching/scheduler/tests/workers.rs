@@ -7,16 +7,17 @@ fn sequences_wait_for_the_first_worker() {
     let mut scheduler = Scheduler::new(Config {
         max_waiting: 1,
         step_timeout: TIMEOUT,
+        max_table: 1 << 20,
     });
     let now = Instant::now();
     let mut rig = Rig::new(LIMITS);
     scheduler.submit(rig.sequence(3, 1)).expect("accepted");
     assert_eq!(
-        (scheduler.plan(now), scheduler.next_deadline()),
+        (scheduler.plan(now, |_| true), scheduler.next_deadline()),
         (None, None)
     );
     scheduler.worker_ready(LIMITS).expect("valid limits");
-    assert!(scheduler.plan(now).is_some());
+    assert!(scheduler.plan(now, |_| true).is_some());
 }
 
 #[test]
@@ -26,7 +27,7 @@ fn a_lost_workers_sequences_go_on_with_their_tokens() {
     rig.step(1);
     let lost = rig.plan();
     rig.scheduler.worker_lost();
-    assert_eq!(rig.scheduler.plan(rig.now), None);
+    assert_eq!(rig.scheduler.plan(rig.now, |_| true), None);
     rig.scheduler.worker_ready(LIMITS).expect("valid limits");
     let again = rig.step(2);
     assert_eq!(
@@ -61,7 +62,7 @@ fn suspects_of_a_death_compute_alone_until_they_are_where_they_were() {
         rig.complete(&decode, 1);
         if suspect == first {
             assert_eq!(
-                rig.scheduler.plan(rig.now),
+                rig.scheduler.plan(rig.now, |_| true),
                 None,
                 "each trial starts on its own"
             );
