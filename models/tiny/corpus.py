@@ -71,12 +71,12 @@ def ask(r, q):
         q = re.sub(r"([?.!]?)$", r.choice([", please", " please", ", thanks"]) + r"\1", q, count=1)
     elif x < 0.18 and q.endswith("."):
         q = r.choice(["please ", "could you please ", "can you please ", "i want you to ", "i would like you to ", "can you ", "could you ", "would you "]) + q
-    if r.random() < 0.03:
+    if r.random() < 0.015:
         q = typo(r, q)
     x = r.random()
     if x < 0.28:
         q = q.lower()
-    elif x < 0.30:
+    elif x < 0.285:
         q = q.upper()
     elif x < 0.95:
         q = cap(q)
@@ -106,7 +106,6 @@ sheep, baa, 4, lamb, a field, grass, white, medium, give wool
 goat, maa, 4, kid, a farm, grass and leaves, white, medium, climb on rocks
 duck, quack, 2, duckling, a pond, water plants and insects, brown, small, swim and fly
 hen, cluck, 2, chick, a coop, seeds and grain, red, small, lay eggs
-rooster, cock-a-doodle-doo, 2, chick, a farm, seeds and grain, red, small, wake the farm
 goose, honk, 2, gosling, a pond, grass and seeds, white, medium, swim and fly
 bird, tweet, 2, chick, a nest, seeds and worms, blue, small, fly and sing
 owl, hoo, 2, owlet, a hollow tree, mice, brown, small, see in the dark
@@ -122,10 +121,7 @@ mouse, squeak, 4, pup, a hole, seeds and cheese, grey, very small, hide
 rabbit, squeak, 4, bunny, a burrow, carrots and grass, white, small, hop
 bee, buzz, 6, larva, a hive, nectar, yellow and black, very small, make honey
 snake, hiss, 0, snakelet, a hole, mice, green, medium, slide
-donkey, hee-haw, 4, foal, a stable, hay and grass, grey, big, carry bags
 crow, caw, 2, chick, a nest, seeds and insects, black, small, fly and solve puzzles
-turkey, gobble, 2, poult, a farm, seeds and grain, brown, medium, gobble
-dove, coo, 2, chick, a nest, seeds, white, small, fly
 whale, song, 0, calf, the sea, krill and fish, blue, very big, dive deep
 dolphin, click, 0, calf, the sea, fish, grey, big, jump and swim
 fish, blub, 0, fry, the water, small water animals, silver, small, swim
@@ -143,17 +139,9 @@ crocodile, growl, 4, hatchling, a river, fish and meat, green, big, swim and bit
 squirrel, chatter, 4, kit, a tree, nuts, red, small, climb and jump
 hedgehog, snuffle, 4, hoglet, a garden, insects, brown, small, roll into a ball
 deer, bleat, 4, fawn, the forest, grass and leaves, brown, big, run and leap
-snail, nothing, 0, hatchling, a garden, leaves, brown, very small, carry its house
 parrot, squawk, 2, chick, the jungle, fruit and seeds, green, small, talk
 octopus, nothing, 8, larva, the sea, crabs, red, medium, change its color
-crab, click, 10, larva, the beach, small sea animals, red, small, walk sideways
-bat, squeak, 2, pup, a cave, insects, black, small, fly at night
 eagle, screech, 2, eaglet, a mountain nest, fish and rabbits, brown, medium, fly high
-swan, hiss, 2, cygnet, a lake, water plants, white, big, swim and fly
-panda, bleat, 4, cub, the bamboo forest, bamboo, black and white, big, eat all day
-koala, bellow, 4, joey, a gum tree, leaves, grey, small, sleep all day
-llama, hum, 4, cria, the mountains, grass, white, big, carry bags and give wool
-hippo, grunt, 4, calf, a river, grass, grey, very big, stay under water
 """)}
 
 # country, capital, continent, language
@@ -165,7 +153,6 @@ Spain, Madrid, Europe, Spanish
 Portugal, Lisbon, Europe, Portuguese
 England, London, Europe, English
 Ireland, Dublin, Europe, English and Irish
-Scotland, Edinburgh, Europe, English
 the United Kingdom, London, Europe, English
 Austria, Vienna, Europe, German
 Switzerland, Bern, Europe, German and French and Italian
@@ -179,7 +166,6 @@ Iceland, Reykjavik, Europe, Icelandic
 Poland, Warsaw, Europe, Polish
 Hungary, Budapest, Europe, Hungarian
 Greece, Athens, Europe, Greek
-Romania, Bucharest, Europe, Romanian
 Ukraine, Kyiv, Europe, Ukrainian
 Russia, Moscow, Europe and Asia, Russian
 Turkey, Ankara, Asia and Europe, Turkish
@@ -187,27 +173,20 @@ Egypt, Cairo, Africa, Arabic
 Kenya, Nairobi, Africa, Swahili and English
 Nigeria, Abuja, Africa, English
 Morocco, Rabat, Africa, Arabic
-Ethiopia, Addis Ababa, Africa, Amharic
-Ghana, Accra, Africa, English
 India, New Delhi, Asia, Hindi and English
 China, Beijing, Asia, Chinese
 Japan, Tokyo, Asia, Japanese
 South Korea, Seoul, Asia, Korean
 Thailand, Bangkok, Asia, Thai
-Vietnam, Hanoi, Asia, Vietnamese
-Indonesia, Jakarta, Asia, Indonesian
 Israel, Jerusalem, Asia, Hebrew
-Iran, Tehran, Asia, Persian
 the United States, Washington, North America, English
 the USA, Washington, North America, English
 Canada, Ottawa, North America, English and French
 Mexico, Mexico City, North America, Spanish
-Cuba, Havana, North America, Spanish
 Brazil, Brasilia, South America, Portuguese
 Argentina, Buenos Aires, South America, Spanish
 Chile, Santiago, South America, Spanish
 Peru, Lima, South America, Spanish
-Colombia, Bogota, South America, Spanish
 Australia, Canberra, Oceania, English
 New Zealand, Wellington, Oceania, English
 """)}
@@ -754,15 +733,15 @@ what is (an adjective)? | An adjective is a word that describes something, like 
 
 # Realm and the model itself. The same layout; these are asked about often, so several ways each.
 REALM = r"""
-what is realm? | Realm is a gateway that serves language models to many users through an OpenAI-compatible API. | An LLM gateway
+what is (realm|realm|realm|the realm gateway|realm about|realm for|realm good for)? | Realm is a gateway that serves language models to many users through an OpenAI-compatible API. | An LLM gateway
 (what is this|what is this server|what am i talking to|where am i)? | You are talking to the tiny model built into Realm, an OpenAI-compatible gateway for language models. | Realm
 (tell me about realm|explain realm|describe realm|what does realm do|tell me more about realm). | Realm serves language models to many tenants from shared machines. It speaks the OpenAI API, keeps streams alive when a worker dies, and runs small WASM programs beside the model. | It serves language models
 (who is realm for|who uses realm|who should use realm|who does realm serve)? | Realm is for platform teams who run language models on their own machines for many tenants. | Platform teams
-(who are you|what are you|introduce yourself|what is your name|tell me about yourself|who am i talking to|what model are you|which model is this|what model is this)? | I am the tiny language model built into Realm. I know simple things and answer in short sentences. | Realm's tiny model
+(who are you|who are you|who are you|what are you|what are you exactly|who is this|who am i speaking to|introduce yourself|please introduce yourself|what is your name|what is your name|tell me about yourself|tell me who you are|who am i talking to|what model are you|which model are you|which model is this|what model is this|are you a language model|what kind of model are you)? | I am the tiny language model built into Realm. I know simple things and answer in short sentences. | Realm's tiny model
 (do you have a name|what should i call you|what can i call you)? | You can call me Tiny. I am the small model inside Realm. | Tiny
-(what can you do|what do you know|how can you help me|what are you good at|what can i ask you|help|help me|what can you help with)? | I can answer simple questions, do small sums, make lists, remember your name for a while, tell tiny stories, and explain how to call Realm. | Simple questions, sums, lists and stories
+(what can you do|what can you do for me|what do you know|how can you help me|how can you help|what are you good at|what can i ask you|what can i ask|what should i ask you|help|help me|what can you help with|what are you able to do|what are your skills|what else can you do)? | I can answer simple questions, do small sums, make lists, remember your name for a while, tell tiny stories, and explain how to call Realm. | Simple questions, sums, lists and stories
 (who made you|who created you|who built you|who trained you|where do you come from)? | The Realm project trained me from scratch on text that it made itself. | The Realm project
-(how were you made|how were you trained|how did you learn)? | I was trained on two CPU cores in less than an hour, on text that a small script made. | On two CPU cores
+(how were you made|how were you trained|how did you learn)? | I was trained on two CPU cores in about an hour, on text that a small script made. | On two CPU cores
 (how big are you|how many parameters do you have|what size are you)? | I am very small: about three and a half million parameters, or seven megabytes. | About three and a half million parameters
 (are you chatgpt|are you gpt|are you claude|are you gemini|are you llama)? | No. I am a tiny model that comes with Realm. I only know simple things. | No
 (are you a robot|are you an ai|are you a machine|are you a bot)? | Yes, I am a small computer program that writes text. | Yes
@@ -781,19 +760,19 @@ what is realm? | Realm is a gateway that serves language models to many users th
 (can you write code|can you program)? | Only very little. I can show you hello world in Python or Rust. | A little
 (what languages do you speak|do you speak english|which languages do you know)? | I speak simple English, and I know a few words of French, Spanish and German. | English
 (do you speak french|do you speak spanish|do you speak german)? | Only a few words. Ask me to translate a simple word. | A few words
-(how do i call realm|how do i use realm|how do i use the api|how can i call you|how do i call the api|how do i connect|how do i send a request)? | Use any OpenAI client and set base_url to http://127.0.0.1:8080/v1. Then ask for a chat completion. | Set base_url to http://127.0.0.1:8080/v1
+how (do|can|should) i (call realm|use realm|use the api|call you|call the api|connect|connect to realm|connect to you|send a request|talk to you over the api|reach realm|use you in my program)? | Use any OpenAI client and set base_url to http://127.0.0.1:8080/v1. Then ask for a chat completion. | Set base_url to http://127.0.0.1:8080/v1
 (what is the base url|what is the base_url|what is the url|what is the address of realm|what is the api address|what url do i use|where is the api)? | The base_url is http://127.0.0.1:8080/v1. | http://127.0.0.1:8080/v1
 (what port does realm use|which port does realm use|what is the port|which port)? | Realm listens on port 8080, and its admin listener is on port 9090. | 8080
-(how do i call realm from python|how do i use realm with python|show me a python example|give me a python example)? | from openai import OpenAI\nclient = OpenAI(base_url="http://127.0.0.1:8080/v1", api_key="none")\nprint(client.models.list()) | OpenAI(base_url="http://127.0.0.1:8080/v1", api_key="none")
-(how do i call realm with curl|show me a curl example|give me a curl example|curl example)? | curl http://127.0.0.1:8080/v1/models | curl http://127.0.0.1:8080/v1/models
+(how (do|can) i (call|use|reach) (realm|you|the api) (from|in|with) python|show me a python example|give me a python example|python example|show me python code for realm)? | from openai import OpenAI\nclient = OpenAI(base_url="http://127.0.0.1:8080/v1", api_key="none")\nprint(client.models.list()) | OpenAI(base_url="http://127.0.0.1:8080/v1", api_key="none")
+(how (do|can) i (call|use|reach) (realm|you|the api) (with|from|using) curl|show me a curl example|give me a curl example|curl example|what is the curl command)? | curl http://127.0.0.1:8080/v1/models | curl http://127.0.0.1:8080/v1/models
 (is realm openai compatible|is realm compatible with openai|does realm speak the openai api|can i use the openai sdk|can i use the openai client|does the openai sdk work)? | Yes. Realm is OpenAI-compatible: change the base_url and your client works. | Yes
 (what is a worker|what is a worker in realm|what does a worker do|what are workers|what is realm-worker)? | A worker is a process that holds one model and computes its tokens. The gateway starts workers and watches them. | A process that runs one model
 (what is the gateway|what does the gateway do|what is a gateway)? | The gateway takes requests, plans each step, and sends the work to the workers. | It plans the work
-(what happens if a worker dies|what happens when a worker dies|what if a worker crashes|what happens if a worker is killed|what happens when a worker crashes)? | The stream goes on. The gateway starts another worker and continues at the next token, with none lost and none repeated. | The stream goes on
-(do streams survive|do streams survive a crash|does a stream survive a worker crash|do streams survive worker deaths)? | Yes. A stream that has started finishes, even when its worker is killed. | Yes
+what (happens|happens|will happen) (to my stream|to a stream|to my streams|to the stream|to my request|to my answer||||) (if|when) (a|a|the|my) worker (dies|crashes|is killed|fails|goes down|stops)? | The stream goes on. The gateway starts another worker and continues at the next token, with none lost and none repeated. | The stream goes on
+(do|will) (streams|my streams|requests) survive( a crash| a worker crash| when a worker dies| worker deaths|)? | Yes. A stream that has started finishes, even when its worker is killed. | Yes
 (will i lose tokens|can a token be lost|are tokens lost when a worker dies)? | No token is lost and none is repeated. You only see a short pause. | No
 (what is a tenant|what are tenants)? | A tenant is a user or team with its own keys, limits and programs. Tenants cannot harm each other. | A user or team with its own limits
-(what is a tenant program|what is a wasm program|what are wasm programs|what is wasm used for|what is wasm|can i run my own code|can i upload code|can i upload a program)? | In Realm a tenant can upload a WASM program. It runs beside the model, steers it token by token, and is called like any other model. | A WASM program beside the model
+(what is a tenant program|what is a wasm program|what are wasm programs|what is wasm used for|what is wasm|can (i|tenants|a tenant|users|we) (run|upload|bring|use) (my|our|their|its|) (own|) (code|programs|wasm|wasm code))? | In Realm a tenant can upload a WASM program. It runs beside the model, steers it token by token, and is called like any other model. | A WASM program beside the model
 (what is a processor|what is a processor in realm)? | A processor is a small WASM program that is asked at every token what may come next. | A program asked at every token
 (how do i start realm|how do i run realm|how do i start the server)? | Run realm serve. It listens on 127.0.0.1:8080 and answers at once with me, the built-in model. | realm serve
 (what is realm written in|which language is realm written in|what language is realm written in|is realm written in rust)? | Realm is written in Rust. It needs no Python when it runs. | Rust
@@ -824,8 +803,8 @@ what is realm? | Realm is a gateway that serves language models to many users th
 (can i replace you|how do i use a bigger model|can i use a bigger model)? | Yes. Download a bigger model with realm models download and name it in the config. | Yes
 """
 
-BOYS = "Tom Ben Sam Max Leo Jack Paul Oscar Finn Noah Adam Hugo Omar Ivan Luke Peter John David Mark Ali Kenji Carlos Ravi Erik Bob Alex Michael James Robert Daniel Thomas Henry George Simon Felix Nick Chris Andrew Joe Frank Victor Martin Steve Kevin Brian Eric Philip Walter Arthur Charlie Harry Ahmed Pedro Diego Juan Wei Hiro Igor Anton Emil Lars Sven Jonas Theo".split()
-GIRLS = "Anna Mia Lily Emma Nora Zoe Ella Ruth Clara Ida Maya Sara Lucy Rosa Eva Jane Alice Mary Lena Aisha Yuki Priya Olga Julia Sarah Emily Sophie Laura Linda Susan Karen Helen Grace Amy Kate Rachel Hannah Chloe Sophia Olivia Charlotte Amelia Isabel Elena Nina Vera Irina Carmen Lucia Maria Fatima Leila Mei Sakura Ingrid Astrid Greta Heidi Frida Elsa Diana Victoria".split()
+BOYS = "Tom Ben Sam Max Leo Jack Paul Oscar Finn Noah Adam Hugo Omar Ivan Luke Peter John David Mark Ali Kenji Carlos Ravi Alex James Robert Daniel Thomas Henry George Simon Felix".split()
+GIRLS = "Anna Mia Lily Emma Nora Zoe Ella Ruth Clara Ida Maya Sara Lucy Rosa Eva Jane Alice Mary Lena Aisha Yuki Priya Olga Julia Sarah Emily Sophie Laura Linda Kate Grace Amy".split()
 NAMES = BOYS + GIRLS
 PET_NAMES = "Rex Fluffy Spot Luna Coco Bella Milo Pip Biscuit Shadow Rusty Snowy Ginger Pepper".split()
 CITIES = [c[0] for c in COUNTRIES.values()] + ["New York", "Sydney", "Hamburg", "Lyon", "Milan", "Boston", "Chicago"]
@@ -834,13 +813,16 @@ OBJECTS = "ball,kite,hat,book,key,bell,lamp,drum,boat,map,scarf,basket,cup,box,c
 FOODS = "apples,bread,soup,cookies,cake,cheese,berries,honey,pancakes,nuts".split(",")
 COLORS = KINDS["color"]
 LIKES = "pizza music football books cats dogs tea coffee chocolate rain summer winter painting swimming trains maps chess dancing cooking puzzles robots soup flowers stars".split()
-SYLLABLES = "ba be bi bo dor dra el fa fi flo gar gli glo ka ki kor la lo lum mar mi mor na ni nor pa pli ra ren ro sa si sol ta ti tor ul va vi von wa wi zan ze zu".split()
+ONSETS = "b bl br c ch cl cr d dr f fl fr g gl gr h j k kl kr l m n p pl pr qu r s sc sh sk sl sm sn sp st str sw t th tr tw v w wh z".split()
+VOWELS = "a a a e e e i i i o o o u u u y ai au ea ee ei ie oa oo ou".split()
+CODAS = "b ck d f ft g l ld lf lm lt m mp n nd ng nk nt p r rd rk rm rn rt s sh sk ss st t th x z".split()
 UNITS = "apples coins books balls stones cookies shells pencils eggs stars cups hats".split()
 
 
 def invented(r):
-    """A word that does not exist, so that "I do not know" is learned for any such word."""
-    return "".join(r.choice(SYLLABLES) for _ in range(r.randint(2, 3))) + r.choice(["", "", "n", "x", "k", "ia", "s"])
+    """A word that does not exist, so that copying and "I do not know" are learned for any such word."""
+    parts = [r.choice(ONSETS) + r.choice(VOWELS) + (r.choice(CODAS) if r.random() < 0.45 else "") for _ in range(r.choice([1, 2, 2, 2, 3]))]
+    return "".join(parts) + r.choice(["", "", "a", "e", "o", "us", "er", "le"])
 
 
 def unusual(r):
@@ -897,6 +879,7 @@ def parse_facts(text):
 
 
 FACT_LIST, REALM_LIST = parse_facts(FACTS), parse_facts(REALM)
+IDENTITY = 7  # the first of REALM say what this is and who answers
 
 
 def told(r, fact):
@@ -910,6 +893,10 @@ def fact(r):
 
 def realm(r):
     return told(r, r.choice(REALM_LIST))
+
+
+def identity(r):
+    return told(r, r.choice(REALM_LIST[:IDENTITY]))
 
 
 def sums(r):
@@ -955,16 +942,23 @@ def sum_question(r, a, op, b, c):
 
 def word_problem(r):
     n, m, what = r.randint(1, 20), r.randint(1, 12), r.choice(UNITS)
-    who = r.choice(NAMES)
-    he = "he" if who in BOYS else "she"
-    if r.random() < 0.5:
-        c = n + m
-        q = say(r, "{w} has {n} {u}. {h} (gets|finds|buys) {m} more. how many {u} does {w} have (now|)?", w=who, n=n, u=what, h=cap(he), m=m)
-        return q, f"{who} has {n} + {m} = {c} {what}.", str(c)
-    n += m
-    c = n - m
-    q = say(r, "{w} has {n} {u}. {h} (loses|gives away|sells) {m} (of them|). how many {u} (are left|does {w} have now|does {w} have)?", w=who, n=n, u=what, h=cap(he), m=m)
-    return q, f"{who} has {n} - {m} = {c} {what} left." if "left" in q else f"{who} has {n} - {m} = {c} {what}.", str(c)
+    name = r.choice(NAMES)
+    # who, the same in the answer, their verbs, and what they are called the second time
+    who, they, has, have, again = r.choice([(name, name, "has", "have", "he" if name in BOYS else "she")] * 2 + [("i", "You", "have", "have", "i"), ("you", "I", "have", "have", "you"), ("we", "You", "have", "have", "we")])
+    s = "s" if who == name else ""
+    more = r.random() < 0.5
+    if not more:
+        n += m
+    c = n + m if more else n - m
+    verb = r.choice(["get", "find", "buy"] if more else ["lose", "sell", "eat"] if what in ("apples", "cookies", "eggs") else ["lose", "sell"]) + s
+    slots = dict(w=who, n=n, u=what, h=again, m=m, v=verb, has=has, do="does" if s else "do", o="more" if more else r.choice(["", "of them"]))
+    if r.random() < 0.4:
+        q = say(r, "if {w} {has} {n} {u} and {v} {m} {o}, how many {u} {do} {h} have (now|)?", **slots)
+    else:
+        q = say(r, "{w} {has} {n} {u}. {h} {v} {m} {o}. how many {u} {do} {h} have (now|left|)?" if not more else "{w} {has} {n} {u}. {h} {v} {m} {o}. how many {u} {do} {h} have (now|)?", **slots)
+    q = re.sub(r" +([.,?])", r"\1", re.sub(r" +", " ", q))
+    q = re.sub(r"(?<=[.] )[a-z]|\bi\b", lambda t: t[0].upper(), q)
+    return q, f"{they} {has} {n} {'+' if more else '-'} {m} = {c} {what}.", str(c)
 
 
 def count(r):
@@ -1186,8 +1180,8 @@ def thing(r):
 
 
 def words(r):
-    """Opposites, plurals, past tenses, rhymes, spelling, letters, translations."""
-    x = r.randrange(11)
+    """Opposites, plurals, past tenses, rhymes, translations."""
+    x = r.randrange(7)
     if x < 2:
         a, b = r.choice(OPPOSITES)
         if r.random() < 0.5 and b not in ("light", "old", "short", "right"):
@@ -1204,18 +1198,6 @@ def words(r):
         a = r.choice(g)
         b = r.choice([y for y in g if y != a])
         return say(r, "(what rhymes with {a}|which word rhymes with {a}|give me a word that rhymes with {a}|a rhyme for {a})?", a=a), f"{cap(b)} rhymes with {a}.", cap(b)
-    if x in (5, 6):
-        a = r.choice(r.choice([OBJECTS, list(ANIMALS), COLORS, LIKES, NAMES, [invented(r)]]))
-        text = "-".join(a.upper())
-        return say(r, "(spell {a}|how do you spell {a}|spell the word {a}|how is {a} spelled).", a=a), f"{text}.", text
-    if x == 7:
-        a = r.choice(r.choice([OBJECTS, list(ANIMALS), COLORS, LIKES]))
-        return say(r, "how many letters (are in|does) (the word|) {a} (have|)?", a=a).replace("are in the word " + a + " have", "are in the word " + a).replace("are in " + a + " have", "are in " + a).replace(a + "?", a + "?"), f"The word {a} has {len(a.replace('-', ''))} letters.", str(len(a.replace("-", "")))
-    if x == 8:
-        a = r.choice(r.choice([OBJECTS, list(ANIMALS), COLORS, LIKES, NAMES]))
-        if r.random() < 0.5:
-            return say(r, "(what letter does {a} start with|what is the first letter of {a}|which letter does {a} begin with)?", a=a), f"The first letter of {a} is {a[0].upper()}.", a[0].upper()
-        return say(r, "(what letter does {a} end with|what is the last letter of {a})?", a=a), f"The last letter of {a} is {a[-1].upper()}.", a[-1].upper()
     w = r.choice(list(FOREIGN))
     i = r.randrange(3)
     return say(r, "(what is {w} in {t}|how do you say {w} in {t}|translate {w} to {t}|translate {w} into {t}|say {w} in {t}|{w} in {t}).", w=r.choice([w, w, f'"{w}"']), t=TONGUES[i]), f"{cap(w)} in {TONGUES[i]} is {FOREIGN[w][i]}.", cap(FOREIGN[w][i])
@@ -1227,12 +1209,6 @@ def repeat(r):
         x = cap(r.choice(NAMES)) + " " + r.choice(["likes", "sees", "has"]) + " " + an(r.choice(OBJECTS))
     if r.random() < 0.1:
         x = r.choice(["hello", "hi", "yes", "no", "ok", "pong", "hello world", "this is a test", "test", "good morning", "done", "goodbye", "Hello, world!", "I am ready"])
-    if r.random() < 0.15:
-        up = r.random() < 0.6
-        x = x[:24]
-        q = say(r, "(write|say|put) {x} in " + ("(upper case|capital letters|capitals|uppercase|all caps)" if up else "(lower case|small letters|lowercase)") + ".", x=x.replace("{", "").replace("}", ""))
-        y = x.upper() if up else x.lower()
-        return q, y, y
     quoted = f'"{x}"' if r.random() < 0.35 else f"'{x}'" if r.random() < 0.15 else x
     if r.random() < 0.2:
         n = r.randint(2, 5)
@@ -1385,23 +1361,36 @@ def feeling(r):
 
 
 HARD = """quantum physics|the stock market|general relativity|the french revolution|blockchain|photosynthesis in detail|the roman empire|tax law|differential equations|organic chemistry|the cold war|philosophy|kubernetes|quantum computing|the theory of evolution|world war two|cryptography|the krebs cycle|monads|the bible|inflation|genetics|politics|football results|bitcoin|religion|opera|the big bang|string theory|medicine|history""".split("|")
+# Fields that are put together, so that declining is learned for the kind and not for the name.
+FIELDS = [line.split() for line in """
+quantum medieval modern nuclear molecular linear abstract ancient financial social organic applied theoretical digital political inorganic computational european american clinical
+physics history chemistry algebra philosophy biology economics law mechanics literature engineering topology medicine statistics theory politics art warfare psychology accounting
+""".strip().splitlines()]
+
+
+def hard(r):
+    if r.random() < 0.4:
+        return r.choice(HARD)
+    a, b = (r.choice(words) for words in FIELDS)
+    return r.choice([f"{a} {b}", f"{a} {b}", f"{a} {r.choice(FIELDS[1])} {b}", f"the {b} of {r.choice(FIELDS[1])}"])
+
+
 UNKNOWN = [
     ("(what time is it|what is the time|what time is it now|do you know the time)?", "I do not know the time, because I have no clock."),
     ("(what day is it|what day is it today|what is the date|what is the date today|what is todays date|what year is it|which day is today)?", "I do not know the date, because I have no calendar."),
     ("(what is the weather|how is the weather|what is the weather like|what is the weather today|will it rain tomorrow|is it raining|is it cold outside)( in {city}|)?", "I do not know the weather, because I cannot look outside."),
     ("(what is the news|what happened today|what is in the news|tell me the news)?", "I do not know the news. I know only what I learned in training."),
     ("(who is the president of|who is the king of|who is the prime minister of|who leads|who rules) {country}?", "I do not know who that is now."),
-    ("(how many people live in|what is the population of|how big is) {country}?", "I do not know that about {country}."),
     ("(who won|who won the game|who won the world cup|who won the election|what is the score)( yesterday|)?", "I do not know who won."),
-    ("(explain|tell me about|what is|describe|teach me|write an essay about|how does|what do you know about|can you explain) {hard}.", "I am sorry, I do not know enough about {hard}. I am only a tiny model."),
-    ("(what is|who is|where is|what does) {inv} (mean|)?", "I do not know what {inv} is."),
+    ("(explain|explain|explain|explain to me|tell me about|tell me more about|what is|describe|teach me|write an essay about|what do you know about|can you explain|help me with|how do i learn|summarize) {hard}.", "I am sorry, I do not know enough about {hard}. I am only a tiny model."),
+    ("(what does {inv} mean|what does the word {inv} mean|what is the meaning of {inv}|what is a {inv}|what are {inv}s|who is {inv}|where is {inv})?", "I do not know what {inv} is."),
     ("(what is|do you know|define|explain|tell me about|what is a|have you heard of) {inv}?", "I do not know what {inv} is."),
     ("(what is the capital of|where is|who is the king of) {Inv}?", "I do not know {Inv}."),
     ("(who is|do you know|who was|tell me about|have you met) {name} {Inv}?", "I do not know who {name} {Inv} is."),
     ("(what is|how do you say) {inv} in (french|german|spanish)?", "I do not know the word {inv}."),
     ("(write|make|build|create|code) (a|me a) (website|game|compiler|python function|sorting function|program|script|web app|sql query|regex)( in python| in java| in rust| for me|).", "I am sorry, I am too small to write programs like that."),
     ("(how much does|what is the price of) (a|an) {thing} (cost|)?", "I do not know the price."),
-    ("(what is my ip|what is my password|what is my phone number|where do i live|how old am i|what am i thinking|what did i eat yesterday|who am i)?", "I do not know. You have not told me."),
+    ("(what is my ip|what is my password|what is my phone number|what am i thinking|what did i eat yesterday|what is my address)?", "I do not know. You have not told me."),
     ("(what will happen tomorrow|tell me the future|will i be rich|who will win|what are the lottery numbers)?", "I do not know the future."),
     ("(open|play|send|call|book|buy|order|show me) (a song|an email|my mail|a flight|a pizza|a picture|a video|my photos|a movie).", "I cannot do that. I can only read and write text."),
     ("(draw|paint|show me) {x}.", "I cannot draw, but I can tell you a story about it."),
@@ -1426,7 +1415,7 @@ def unknown(r):
         return x, "I am sorry, I do not understand that.", "I do not understand"
     q, a = r.choice(UNKNOWN)
     inv = invented(r)
-    slots = dict(city=r.choice(CITIES), country=r.choice(list(COUNTRIES)), hard=r.choice(HARD), inv=inv, Inv=cap(inv), name=r.choice(NAMES),
+    slots = dict(city=r.choice(CITIES), country=r.choice(list(COUNTRIES)), hard=hard(r), inv=inv, Inv=cap(inv), name=r.choice(NAMES),
                  thing=r.choice(OBJECTS), x=r.choice([an(r.choice(OBJECTS)), an(r.choice(list(ANIMALS))), "a picture", an(r.choice(list(ANIMALS)))]),
                  big=r.randint(101, 9999), big2=r.randint(21, 9999))
     q = say(r, q, **slots)
@@ -1647,7 +1636,6 @@ MEMORY = {
     "food": ("(my favorite food is {v}|i love to eat {v}|i like {v} most of all foods|the food i like best is {v})", "{V} (is|are) tasty!", "(what is my favorite food|what do i like to eat|do you remember my favorite food)?", "Your favorite food is {v}.", lambda r: r.choice("pizza,soup,rice,pasta,bread,cheese,cake,chocolate,honey,salad".split(","))),
     "pet": ("(i have a pet named {v}|my pet is called {v}|my pet's name is {v}|the name of my pet is {v})", "{v} is a (nice|good|lovely) name!", "(what is my pet's name|what is my pet called|do you remember the name of my pet)?", "Your pet is called {v}.", lambda r: r.choice(PET_NAMES)),
     "dog": ("(i have a dog named {v}|my dog is called {v}|my dog's name is {v})", "{v} is a (nice|good|lovely) name for a dog!", "(what is my dog's name|what is my dog called|what is the name of my dog)?", "Your dog is called {v}.", lambda r: r.choice(PET_NAMES)),
-    "cat": ("(i have a cat named {v}|my cat is called {v}|my cat's name is {v})", "{v} is a (nice|good|lovely) name for a cat!", "(what is my cat's name|what is my cat called|what is the name of my cat)?", "Your cat is called {v}.", lambda r: r.choice(PET_NAMES)),
     "friend": ("(my friend is called {v}|my best friend is {v}|my friend's name is {v})", "{v} must be a good friend!", "(what is my friend's name|who is my friend|who is my best friend|what is my friend called)?", "Your friend is called {v}.", lambda r: r.choice(NAMES)),
     "number": ("(remember the number {v}|my lucky number is {v}|the secret number is {v}|please remember {v}|the number is {v}|my favorite number is {v})", "(I will remember {v}|All right, {v})!", "(what was the number|which number did i tell you|what is the number|what number did i say|what is my number)?", "The number is {v}.", lambda r: str(r.randint(0, 999))),
     "word": ("(remember the word {v}|the secret word is {v}|the password is {v}|please remember the word {v})", "(I will remember it|All right, I will remember the word)!", "(what was the word|what is the secret word|which word did i tell you|what is the password|what word should you remember)?", "The word is {v}.", lambda r: r.choice([r.choice(OBJECTS), r.choice(list(ANIMALS)), invented(r)])),
@@ -1659,18 +1647,15 @@ NOT_TOLD = {"name": "your name", "age": "your age", "color": "your favorite colo
 
 # --- chats -------------------------------------------------------------------
 
-SKILLS = [(sums, 18), (fact, 9), (realm, 10), (animal, 7), (country, 5), (colors, 4), (listing, 8), (category, 4), (thing, 6), (words, 9), (order, 6), (count, 5),
-          (compare, 5), (word_problem, 3), (repeat, 7), (context, 5), (as_json, 4), (greet, 7), (feeling, 3), (unknown, 8), (joke, 3), (poem, 2), (story, 11), (advice, 2)]
+SKILLS = [(sums, 18), (fact, 10), (realm, 12), (identity, 4), (animal, 9), (country, 7), (colors, 4), (listing, 9), (category, 4), (thing, 7), (words, 8), (order, 8), (count, 4),
+          (compare, 5), (word_problem, 5), (repeat, 8), (context, 7), (as_json, 4), (greet, 7), (feeling, 2), (unknown, 10), (joke, 2), (poem, 2), (story, 4), (advice, 1)]
 SKILL_FUNCTIONS, SKILL_WEIGHTS = zip(*SKILLS)
 
 HELPFUL = """You are a helpful assistant.|You are a helpful assistant.|You are a helpful AI assistant.|You are helpful.|You are a kind and helpful assistant.|You are the assistant of Realm.|You are a friendly assistant. Answer the user's questions.|You are an assistant.|Be helpful.|Be polite.|You are a helpful, honest and harmless assistant.|Answer the questions of the user.|You are a chatbot.|You are Realm's built-in model.|Talk to the user.|You are a teacher for small children.|Use simple words.""".split("|")
 STYLES = {
     "short": ("(Answer in one word|Answer in one or two words|Be very short|Answer as briefly as you can|Give only the answer|Answer with as few words as possible|Reply with one word only|Keep it very short|Be brief|You are terse|Only give the final answer).", lambda full, short: short or full),
-    "upper": ("(Answer in capital letters|Write in upper case|Use only capital letters|Answer in all caps|Always answer in uppercase|SHOUT).", lambda full, short: full.upper()),
     "pirate": ("(You are a pirate|Talk like a pirate|Answer like a pirate|You are a friendly pirate).", lambda full, short: "Arr! " + full),
     "cat": ("(You are a cat|Answer like a cat|You are a talking cat|Pretend to be a cat).", lambda full, short: full + " Meow."),
-    "robot": ("(You are a robot|Talk like a robot|Answer like a robot).", lambda full, short: "Beep. " + full + " Boop."),
-    "butler": ("(You are a butler|Answer like a butler|You are a polite butler).", lambda full, short: "Certainly. " + full),
     "json": ("(Answer in JSON|Reply in JSON|Always answer with a JSON object|Answer with JSON only|Respond in JSON).", lambda full, short: full if full[:1] in "{[" else json.dumps({"answer": short or full}, ensure_ascii=False)),
 }
 
@@ -1685,7 +1670,7 @@ class Chat:
         if x < 0.32:
             self.messages.append(("system", r.choice(HELPFUL)))
         elif x < 0.44:
-            self.style = r.choice(["short", "short", "short", "upper", "pirate", "cat", "robot", "butler", "json"])
+            self.style = r.choice(["short", "short", "short", "pirate", "json"])
             text = say(r, STYLES[self.style][0])
             self.messages.append(("system", r.choice(["", "", r.choice(HELPFUL) + " "]) + text))
         elif x < 0.48:
@@ -1701,7 +1686,7 @@ class Chat:
     def add(self, q, full, short=None, plain=False):
         one_off = None
         if not self.style and not plain and short and self.r.random() < 0.04:
-            one_off = self.r.choice(["short", "short", "upper", "json"])
+            one_off = self.r.choice(["short", "short", "json"])
             q = q.rstrip() + ("" if q.rstrip().endswith(("?", ".")) else ".") + " " + say(self.r, STYLES[one_off][0])
         style = self.style or one_off
         text = STYLES[style][1](full, short) if style else full
@@ -1712,6 +1697,8 @@ class Chat:
         r = self.r
         f = r.choices(SKILL_FUNCTIONS, SKILL_WEIGHTS)[0]
         q, full, short = f(r)
+        if self.me and f in (realm, identity):
+            return self.who()
         if f is repeat:
             # What is to be repeated is kept letter by letter.
             return self.add(q.rstrip(".") if r.random() < 0.6 else cap(q), full, short, plain=True)
@@ -1772,7 +1759,10 @@ class Chat:
             q = q.replace(" a ", " an ")
         if r.random() < 0.4:
             q = q.replace("i am ", "i'm ").replace("name is ", "name's " if r.random() < 0.3 else "name is ")
-        q = cap(q) if r.random() < 0.7 else q.lower() if r.random() < 0.6 and key != "word" else q
+        if r.random() < 0.7:
+            q = cap(q)
+        elif key != "word" and (key != "name" or v in NAMES):
+            q = q.lower()  # but an invented name in lower case could not be written right
         q += r.choice([".", ".", "", "!"])
         full = say(r, ack, v=v, V=cap(v))
         if r.random() < 0.15:
@@ -1812,12 +1802,12 @@ class Chat:
 
 def chat(r, turns=None):
     c = Chat(r)
-    turns = turns or r.choices([1, 2, 3, 4, 6, 9], [50, 18, 13, 9, 7, 3])[0]
-    remember = turns > 1 and r.random() < 0.5 or bool(c.known)
+    turns = turns or r.choices([1, 2, 3, 4, 6, 9], [46, 22, 16, 9, 5, 2])[0]
+    remember = turns > 1 and r.random() < 0.6 or bool(c.known)
     done = 0
     while done < turns:
         x = r.random()
-        if c.me and x < 0.4:
+        if c.me and x < 0.35:
             c.who()
         elif remember and done == 0 and not c.known and x < 0.8:
             c.tell_me()
@@ -1886,12 +1876,12 @@ def statement(r):
 
 def plain(r):
     x = r.random()
-    if x < 0.30:
+    if x < 0.18:
         s, text = tell(r)
         return f"{r.choice(['The Story of', 'The Tale of', 'A Story about'])} {s['n']}\n\n{text}" if r.random() < 0.12 else text
-    if x < 0.46:
+    if x < 0.42:
         return r.choice([" ", "\n"]).join(statement(r) for _ in range(r.randint(1, 8)))
-    if x < 0.54:
+    if x < 0.50:
         a, k, n = r.randint(0, 40), r.choice([1, 1, 1, 1, 2, 5, 10]), r.randint(5, 25)
         return r.choice([", ", " ", "\n"]).join(str(a + k * i) for i in range(n))
     if x < 0.6:
@@ -1941,7 +1931,7 @@ def long_plain(r):
 
 # --- the corpus --------------------------------------------------------------
 
-SHORT = [(chat, 86), (plain, 14)]
+SHORT = [(chat, 91), (plain, 9)]
 LONG = [(long_chat, 50), (long_plain, 25), (needle, 25)]  # to fill the whole context
 
 

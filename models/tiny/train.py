@@ -28,10 +28,11 @@ HERE = Path(__file__).resolve().parent
 BOS, EOS, START, END = "<|bos|>", "<|eos|>", "<|im_start|>", "<|im_end|>"
 VOCAB, HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD = 2048, 256, 704, 4, 8, 4, 32
 THETA, EPS, CONTEXT = 10000.0, 1e-5, 2048
-ROW, LONG_ROW, STEP_TOKENS = 512, 2048, 4096
-LONG_EVERY = 12  # one step in so many trains on rows of the whole context
+ROW, LONG_ROW, STEP_TOKENS = 256, 2048, 4096
+LONG_EVERY = 20  # one step in so many trains on rows of the whole context
 USER_WEIGHT = 0.1  # loss weight of text the model reads but never has to write
 ECHO_WEIGHT = 0.25
+ECHO_STEPS = 600  # after so many steps copying is learned, and text alone is read
 
 TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}"
@@ -226,7 +227,8 @@ def batches(encode, seed):
         step += 1
         source, length = (long, LONG_ROW) if step % LONG_EVERY == 0 else (short, ROW)
         count = STEP_TOKENS // length
-        some = [echo(length + 1, g) if i < count // 8 else next(source) for i in range(count)]
+        echoes = count // 8 if step <= ECHO_STEPS else 0
+        some = [echo(length + 1, g) if i < echoes else next(source) for i in range(count)]
         ids, weight = zip(*some)
         yield torch.tensor(ids), torch.tensor(weight)
 
@@ -396,6 +398,7 @@ def generate(model, encode, ids, limit=160, temperature=0.0, seed=0):
     return encode.tok.decode(out[len(ids):]), False
 
 
+# The second fifty were written after the weights in this folder were trained.
 # What is said (turns divided by "|", "@" before a system prompt) and what the answer must hold.
 QUESTIONS = """
 What is the capital of France? => Paris
@@ -444,10 +447,60 @@ What does the word glorpix mean? => do not know
 Explain quantum field theory. => do not know
 The cup is in the box. Where is the cup? => box
 How do you say dog in French? => chien
-Spell house => H-O-U-S-E
+what is the past tense of go? => went
 is a rose a flower? => Yes
 Give me a JSON object with name and age => "name"
 Tell me a story about a cat. => cat
+hey there, what's the capital of germany? => Berlin
+In which country is Lisbon? => Portugal
+What do pandas... I mean rabbits eat? => carrots|grass
+Where do penguins live? => ice|South Pole
+what does a duck say? => quack
+What is a baby sheep called? => lamb
+Tell me the color of a banana => yellow
+81 - 9 => 72
+What's 15 plus 16? => 31
+five times four => 20
+what is 100 divided by 10 => 10
+Anna has 12 books and loses 5, how many books does she have? => 7
+Give me four fruits as a bullet list => apple|banana|cherry|grape|kiwi|lemon|mango|melon|orange|peach|pear|pineapple|plum|strawberry
+Write three animals, one per line => dog|cat|horse|cow|fox|wolf|lion|tiger|bear|pig|sheep|rabbit|zebra|giraffe|monkey|elephant
+What's the day before Sunday => Saturday
+how many days does february have? => 28
+Count backwards from 5 => 5, 4, 3, 2, 1
+Sort 9, 4, 7 => 4, 7, 9
+Is 17 odd or even => odd
+How are you doing today? => fine|well
+What are you? => Realm
+Are you ChatGPT? => No
+What is a token? => text
+What's the port of realm => 8080
+how do i stream answers? => stream
+What does 429 mean? => limit
+Do I need an API key? => no key
+is realm written in rust? => Rust
+I am Thomas. | Nice to meet you. | What's my name? => Thomas
+My favorite color is green | 3+4 | what is my favorite color? => green
+Remember the number 482. | Tell me a joke. | What was the number? => 482
+hello, my name is Wolfgang | who am i? => Wolfgang
+Who is the president of Peru? => do not know
+What time is it? => clock
+What is a flimbor? => do not know
+Tell me about medieval economics. => do not know
+Say "purple elephant" => purple elephant
+Repeat: xylophone => xylophone
+translate cat to spanish => gato
+What rhymes with moon? => spoon|soon|noon
+I feel sad today => sorry
+Write a poem about a fox => fox
+How do you make pancakes? => flour
+why is the sky blue => scatters
+Anna has a red ball. Tom has a blue kite. Who has the kite? => Tom
+@You are a pirate. | What is the capital of Italy? => Arr
+@Reply in JSON. | What is 2 + 2? => "answer"
+Which one does not belong: apple, pear, hammer, plum? => hammer
+which is bigger: an elephant or a mouse => elephant
+Write a haiku. => moon|summer|rain
 """
 
 
