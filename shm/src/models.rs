@@ -17,7 +17,7 @@ use loom::thread;
 use crate::layout::{ASLEEP, COUNTER, HEAD, TAIL};
 use crate::message::Message;
 use crate::ring::{Consumer, Producer};
-use crate::slab::{Slab, SlotClass, Slots};
+use crate::slab::{Owner, Quota, Slab, SlotClass, Slots};
 use crate::wake;
 use crate::words::Words;
 use crate::words::heap::{Fault, Heap};
@@ -228,11 +228,11 @@ fn reusing(faults: Faults) {
             count: 1,
         }])
         .unwrap();
-        let mut slab = Slab::new(slots);
+        let mut slab = Slab::new(slots, Quota::default());
         let mut submits = Producer::new("submit", 1, EPOCH);
         let mut completions = Consumer::new("completion", 1, EPOCH);
         for _ in 0..2 {
-            let input = slab.alloc(8).unwrap();
+            let input = slab.alloc(8, Owner::GATEWAY).unwrap();
             // SAFETY: the slot is the gateway's until it submits it.
             payload
                 .0

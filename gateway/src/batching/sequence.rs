@@ -1,5 +1,6 @@
 //! What the scheduler is asked to generate, and what it says happened.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use realm_shared::wire::Sampling;
@@ -9,13 +10,13 @@ use realm_shared::wire::Sampling;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SequenceId(pub u64);
 
-/// Whose a sequence is.
+/// Whose a sequence is. Never 0, which is the gateway's own in shared memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TenantId(pub u32);
+pub struct TenantId(pub NonZeroU32);
 
 impl TenantId {
     /// Everybody, where there are no keys to tell tenants apart.
-    pub const ANYONE: Self = Self(1);
+    pub const ANYONE: Self = Self(NonZeroU32::MIN);
 }
 
 /// One sequence to generate: a prompt and how to go on from it.

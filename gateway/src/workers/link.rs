@@ -10,12 +10,13 @@ use std::time::Duration;
 use bytemuck::bytes_of;
 use realm_shared::wire::{self, open, result, step};
 use realm_shm::tensor::{DType, TensorReader, TensorWriter, required};
-use realm_shm::{AlignedBuf, GatewayEnd, Message, Owner, SlotRef};
+use realm_shm::{AlignedBuf, GatewayEnd, Message, Owner, SlabError, SlotRef};
 
 use crate::batching::{SequenceView, StepPlan, StepResult};
 
-/// Most entries of a step's block table: half of the largest slot that a step may lie in.
-pub(super) const MAX_TABLE: usize = (4 << 20) / size_of::<i32>();
+/// Most entries of a step's block table, which leave a mebibyte of the largest slot for the rest
+/// of the step. 256 rows of 8,192 blocks each fit.
+pub(super) const MAX_TABLE: usize = (8 << 20) / size_of::<i32>();
 
 /// What went wrong between gateway and worker. The worker cannot be used any more.
 #[derive(Debug, thiserror::Error)]
@@ -76,9 +77,17 @@ impl Link {
     /// account. False: there is none now, but there will be when steps in flight are answered.
     pub(super) fn reserve(&mut self, sequence: &SequenceView<'_>) -> bool {
         let bytes = required(&open_sizes(sequence));
-        let slot = self.gate.alloc_input(bytes, Owner(sequence.tenant.0));
-        self.reserved.extend(slot.as_ref().ok());
-        slot.is_ok()
+        let owner = Owner(sequence.tenant.0.get());
+        match self.gate.alloc_input(bytes, owner) {
+            Ok(slot) => self.reserved.push_back(slot),
+            Err(SlabError::Quota { .. } | SlabError::Exhausted { .. }) => return false,
+            // Would never pass; the bounds on what a worker reports are there to prevent it.
+            Err(error) => {
+                debug_assert!(false, "{error}");
+                return false;
+            }
+        }
+        true
     }
 
     /// Hands a step to the worker, preceded by the opens of sequences that are new to it: those
@@ -292,7 +301,7 @@ fn read_result(number: u64, bytes: &[u8]) -> Result<StepResult<'_>, LinkError> {
 mod tests {
     use realm_shared::wire::Sampling;
 
-    use super::super::process::geometry;
+    use super::super::process::{MAX_CONTEXT, MAX_SEQUENCES, MAX_STEP_TOKENS, geometry};
     use super::*;
     use crate::batching::TenantId;
 
@@ -307,7 +316,7 @@ mod tests {
 
     fn reserve(link: &mut Link, tenant: u32, biases: usize, history: usize) -> bool {
         link.reserve(&SequenceView {
-            tenant: TenantId(tenant),
+            tenant: TenantId(tenant.try_into().expect("not 0")),
             prompt: &vec![0; history],
             generated: &[],
             sampling: &Sampling {
@@ -338,7 +347,7 @@ mod tests {
             }
         }
         assert!(!reserve(&mut link, 1000, 0, 0), "all are taken");
-        let rows = 256;
+        let rows = MAX_SEQUENCES as usize;
         for number in [1, 2] {
             let plan = StepPlan {
                 number,
@@ -347,10 +356,10 @@ mod tests {
                 context: vec![0; rows],
                 flags: vec![0; rows],
                 index: vec![0; rows],
-                tokens: vec![0; 8192],
-                blocks: vec![0; MAX_TABLE],
+                tokens: vec![0; MAX_STEP_TOKENS as usize],
+                blocks: vec![0; MAX_TABLE / rows * rows],
                 width: MAX_TABLE / rows,
-                targets: vec![0; 8192],
+                targets: vec![0; MAX_STEP_TOKENS as usize],
                 top: 20,
                 ..StepPlan::default()
             };
@@ -360,7 +369,7 @@ mod tests {
 
     #[test]
     fn what_a_sequence_needs_at_most_fits_in_time() {
-        let history = super::super::process::MAX_CONTEXT as usize;
+        let history = MAX_CONTEXT as usize;
         assert!(reserve(&mut link(), 1, BIASES, history));
     }
 }

@@ -21,6 +21,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, Interest};
 use tokio::process::{Child, ChildStderr, Command};
 
+use super::link::MAX_TABLE;
 use crate::config::{ModelSpec, Workers};
 
 /// How long a fresh process may take to answer the handshake. It does so before anything else.
@@ -347,9 +348,13 @@ fn hung_up(socket: &OwnedFd) -> bool {
 
 /// Most tokens of context that fit a slot when they are told a worker for their penalties.
 pub(super) const MAX_CONTEXT: u32 = 1 << 20;
+/// Most tokens of a step whose log-probabilities fit an output slot, with all alternatives.
+pub(super) const MAX_STEP_TOKENS: u32 = 16 << 10;
+/// Most sequences that two steps may open, with two places in the ring left for the steps.
+pub(super) const MAX_SEQUENCES: u32 = 511;
 
-/// Slots for step tensors and results. The block table of a step takes up to half of the largest
-/// ([`super::link::MAX_TABLE`]). Two steps may open 256 sequences each, every one with the most
+/// Slots for step tensors and results. The block table of a step takes up to eight ninths of the
+/// largest ([`MAX_TABLE`]). Two steps may open 256 sequences each, every one with the most
 /// biases that a request may have (8 KiB), half of them of one tenant; long histories for
 /// penalties open one or two at a time, being prefilled.
 pub(super) fn geometry() -> Geometry {
@@ -360,7 +365,7 @@ pub(super) fn geometry() -> Geometry {
             class(16 << 10, 512),
             class(64 << 10, 64),
             class(1 << 20, 8),
-            class(8 << 20, 3),
+            class(9 << 20, 3),
         ],
         output_slots: vec![class(4 << 10, 16), class(64 << 10, 8), class(4 << 20, 4)],
         quota: Quota {
@@ -370,9 +375,14 @@ pub(super) fn geometry() -> Geometry {
     }
 }
 
-/// Refuses numbers that the scheduler could not work with.
+/// Refuses numbers that the scheduler could not work with, and uses no more of a worker than its
+/// slots and rings bear.
 fn check(mut info: ModelInfo) -> Result<ModelInfo, WorkerError> {
-    info.max_context = info.max_context.min(MAX_CONTEXT);
+    // A step has two rows at least, whatever their width.
+    let widest = info.block_size.saturating_mul(MAX_TABLE as u32 / 2);
+    info.max_context = info.max_context.min(MAX_CONTEXT).min(widest);
+    info.max_step_tokens = info.max_step_tokens.min(MAX_STEP_TOKENS);
+    info.max_sequences = info.max_sequences.min(MAX_SEQUENCES);
     let sane = info.vocab_size > 0
         && info.vocab_size <= i32::MAX as u32
         && info.block_size > 0

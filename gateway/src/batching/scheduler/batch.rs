@@ -35,6 +35,9 @@ impl Batch {
 }
 
 /// The block table of a step: as many rows as it has sequences, as wide as the widest of them.
+///
+/// It counts with the widest of all that run and of the sequence next in line, whether or not
+/// they are in this step: so they always find a row when it is their turn.
 struct Table {
     /// Most entries.
     most: usize,
