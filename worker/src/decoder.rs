@@ -41,7 +41,7 @@ pub struct Decoder<T: Compute> {
     weights: DecoderWeights<T>,
     rotary: Rotary,
     arena: Arena<T>,
-    work: Work<T>,
+    work: Work,
 }
 
 /// All weights of a decoder.
@@ -50,31 +50,31 @@ pub struct DecoderWeights<T: Compute> {
     /// None if it is the embedding.
     head: Option<T::Linear>,
     layers: Vec<Layer<T>>,
-    norm: Vec<T>,
+    norm: Vec<f32>,
 }
 
 struct Layer<T: Compute> {
-    attention_norm: Vec<T>,
+    attention_norm: Vec<f32>,
     /// Queries, keys and values in one matrix.
     qkv: T::Linear,
-    query_key_norms: Option<(Vec<T>, Vec<T>)>,
+    query_key_norms: Option<(Vec<f32>, Vec<f32>)>,
     output: T::Linear,
-    mlp_norm: Vec<T>,
+    mlp_norm: Vec<f32>,
     /// Gates and ups in one matrix.
     gate_up: T::Linear,
     down: T::Linear,
 }
 
 /// Activations of a step.
-struct Work<T> {
-    hidden: Buffer<T>,
-    normed: Buffer<T>,
-    qkv: Buffer<T>,
-    attended: Buffer<T>,
-    gate_up: Buffer<T>,
-    activated: Buffer<T>,
-    delta: Buffer<T>,
-    logits: Buffer<T>,
+struct Work {
+    hidden: Buffer<f32>,
+    normed: Buffer<f32>,
+    qkv: Buffer<f32>,
+    attended: Buffer<f32>,
+    gate_up: Buffer<f32>,
+    activated: Buffer<f32>,
+    delta: Buffer<f32>,
+    logits: Buffer<f32>,
 }
 
 impl<T: Compute> DecoderWeights<T> {
@@ -186,9 +186,9 @@ impl<'a> Loader<'a> {
         Ok(view)
     }
 
-    fn vector<T: Compute>(&mut self, name: &str, len: usize) -> Result<Vec<T>, WeightsError> {
+    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, WeightsError> {
         let view = self.view(name.into(), &[len])?;
-        let mut values = vec![T::zeroed(); len];
+        let mut values = vec![0.0; len];
         view.read(0, &mut values);
         (self.progress)(self.done);
         Ok(values)
@@ -212,7 +212,7 @@ impl<'a> Loader<'a> {
             ));
             total += outputs;
             if with_bias {
-                bias.extend(self.vector::<T>(&format!("{name}.bias"), *outputs)?);
+                bias.extend(self.vector(&format!("{name}.bias"), *outputs)?);
             }
         }
         let bias = with_bias.then_some(bias);
@@ -281,7 +281,7 @@ pub fn attention(config: &DecoderConfig) -> Attention {
 }
 
 /// Moves the rows whose numbers are in `wanted`, which ascend, to the front.
-fn compact<T: Compute>(buffer: &mut Buffer<T>, rows: usize, wanted: &[usize]) {
+fn compact(buffer: &mut Buffer<f32>, rows: usize, wanted: &[usize]) {
     let width = buffer.width();
     let values = buffer.rows_mut(rows);
     for (to, from) in wanted.iter().enumerate() {
@@ -322,9 +322,7 @@ impl<T: Compute> Forward for Decoder<T> {
         }
         let mut rows = tokens.len();
         let hidden = work.hidden.rows_mut(rows);
-        for (token, into) in tokens.iter().zip(hidden.chunks_exact_mut(config.hidden)) {
-            weights.embedding.row(*token as usize, into);
-        }
+        weights.embedding.gather(threads, tokens, hidden);
         let mut next_norm = weights
             .layers
             .first()
@@ -410,9 +408,7 @@ impl<T: Compute> Forward for Decoder<T> {
         work.delta.rows_mut(count).copy_from_slice(states);
         let head = weights.head.as_ref().unwrap_or(&weights.embedding);
         head.multiply(threads, count, &work.delta, &mut work.logits);
-        for (to, from) in out.iter_mut().zip(work.logits.rows(count)) {
-            *to = from.to_f32();
-        }
+        out.copy_from_slice(work.logits.rows(count));
     }
 
     fn forget(&mut self) -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 use half::{bf16, f16};
 
-use crate::kernels::{Buffer, Element, Packed, Threads};
+use crate::kernels::{Buffer, Element, Packable, Packed, Threads, has_matrix_units};
 
 /// A weight matrix `[outputs, inputs]` with an optional bias.
 pub trait Linear<T: Element>: Sized + Send {
@@ -12,66 +12,64 @@ pub trait Linear<T: Element>: Sized + Send {
         threads: &Threads,
         outputs: usize,
         inputs: usize,
-        bias: Option<Vec<T>>,
+        bias: Option<Vec<f32>>,
         read: impl Fn(usize, usize, &mut [T]) + Sync,
     ) -> Self;
 
     /// `out[r] = weight * x[r] + bias` for the first `rows` rows.
-    fn multiply(&self, threads: &Threads, rows: usize, x: &Buffer<T>, out: &mut Buffer<T>);
+    fn multiply(&self, threads: &Threads, rows: usize, x: &Buffer<f32>, out: &mut Buffer<f32>);
 
-    /// Copies a row of the matrix.
-    fn row(&self, row: usize, into: &mut [T]);
+    /// Copies rows of the matrix, one after the other.
+    fn gather(&self, threads: &Threads, rows: &[u32], into: &mut [f32]);
 
     /// Bytes held.
     fn bytes(&self) -> usize;
 }
 
-/// An element type that a decoder can run in.
+/// An element type that a decoder can hold weights, keys and values in. Activations are `f32`
+/// whatever it is, but for products on matrix units, which round them.
 pub trait Compute: Element {
     /// How it holds matrices.
     type Linear: Linear<Self>;
 
     /// The threads that suit them.
-    fn threads(count: u32) -> Threads;
-}
-
-impl Compute for f32 {
-    type Linear = Exact;
-
     fn threads(count: u32) -> Threads {
         Threads::own(count)
     }
 }
 
-impl Compute for bf16 {
-    type Linear = Torch<bf16>;
-
-    fn threads(count: u32) -> Threads {
-        Threads::of_libtorch(count)
-    }
+impl Compute for f32 {
+    type Linear = Exact<f32>;
 }
 
 impl Compute for f16 {
-    type Linear = Torch<f16>;
+    type Linear = Exact<f16>;
+}
+
+impl Compute for bf16 {
+    type Linear = Fastest;
 
     fn threads(count: u32) -> Threads {
-        Threads::of_libtorch(count)
+        match has_matrix_units() {
+            true => Threads::of_libtorch(count),
+            false => Threads::own(count),
+        }
     }
 }
 
 /// Multiplied by our own kernel, reproducibly.
-pub struct Exact {
-    matrix: Packed,
+pub struct Exact<T> {
+    matrix: Packed<T>,
     bias: Option<Vec<f32>>,
 }
 
-impl Linear<f32> for Exact {
+impl<T: Packable> Linear<T> for Exact<T> {
     fn new(
         threads: &Threads,
         outputs: usize,
         inputs: usize,
         bias: Option<Vec<f32>>,
-        read: impl Fn(usize, usize, &mut [f32]) + Sync,
+        read: impl Fn(usize, usize, &mut [T]) + Sync,
     ) -> Self {
         Exact {
             matrix: Packed::new(threads, outputs, inputs, read),
@@ -88,8 +86,8 @@ impl Linear<f32> for Exact {
         );
     }
 
-    fn row(&self, row: usize, into: &mut [f32]) {
-        self.matrix.row(row, into);
+    fn gather(&self, threads: &Threads, rows: &[u32], into: &mut [f32]) {
+        self.matrix.gather(threads, rows, into);
     }
 
     fn bytes(&self) -> usize {
@@ -97,20 +95,21 @@ impl Linear<f32> for Exact {
     }
 }
 
-/// Multiplied by libtorch, which has oneDNN use the CPU's matrix units.
-pub struct Torch<T> {
-    weight: Buffer<T>,
+/// Multiplied by libtorch, which has oneDNN use the CPU's matrix units. What it computes for a
+/// row depends in the last bits on the rows beside it.
+pub struct Torch {
+    weight: Buffer<bf16>,
     outputs: usize,
-    bias: Option<Buffer<T>>,
+    bias: Option<tch::Tensor>,
 }
 
-impl<T: Element> Linear<T> for Torch<T> {
+impl Linear<bf16> for Torch {
     fn new(
         threads: &Threads,
         outputs: usize,
         inputs: usize,
-        bias: Option<Vec<T>>,
-        read: impl Fn(usize, usize, &mut [T]) + Sync,
+        bias: Option<Vec<f32>>,
+        read: impl Fn(usize, usize, &mut [bf16]) + Sync,
     ) -> Self {
         let mut weight = Buffer::new(outputs, inputs);
         let mut rows: Vec<_> = weight
@@ -119,31 +118,125 @@ impl<T: Element> Linear<T> for Torch<T> {
             .enumerate()
             .collect();
         threads.for_each(&mut rows, |(row, values)| read(*row, 0, values));
-        let bias = bias.map(|values| {
-            let mut bias = Buffer::new(1, outputs);
-            bias.rows_mut(1).copy_from_slice(&values);
-            bias
-        });
         Torch {
             weight,
             outputs,
-            bias,
+            bias: bias.map(|bias| tch::Tensor::from_slice(&bias)),
         }
     }
 
-    fn multiply(&self, _: &Threads, rows: usize, x: &Buffer<T>, out: &mut Buffer<T>) {
-        let bias = self.bias.as_ref().map(|bias| bias.view(1).squeeze_dim(0));
-        let weight = self.weight.view(self.outputs);
-        let _ = x.view(rows).linear_out(&out.view(rows), &weight, bias);
+    fn multiply(&self, _: &Threads, rows: usize, x: &Buffer<f32>, out: &mut Buffer<f32>) {
+        let x = x.view(rows).to_kind(bf16::KIND);
+        let product = x.linear(&self.weight.view(self.outputs), None::<tch::Tensor>);
+        let mut out = out.view(rows);
+        out.copy_(&product);
+        if let Some(bias) = &self.bias {
+            out += bias;
+        }
     }
 
-    fn row(&self, row: usize, into: &mut [T]) {
+    fn gather(&self, _: &Threads, rows: &[u32], into: &mut [f32]) {
         let width = self.weight.width();
-        into.copy_from_slice(&self.weight.rows(self.outputs)[row * width..][..width]);
+        let weight = self.weight.rows(self.outputs);
+        for (row, into) in rows.iter().zip(into.chunks_exact_mut(width)) {
+            let values = &weight[*row as usize * width..][..width];
+            for (to, value) in into.iter_mut().zip(values) {
+                *to = value.to_f32();
+            }
+        }
     }
 
     fn bytes(&self) -> usize {
-        let bias = if self.bias.is_some() { self.outputs } else { 0 };
-        (self.outputs * self.weight.width() + bias) * size_of::<T>()
+        self.outputs * self.weight.width() * size_of::<bf16>()
+            + self
+                .bias
+                .as_ref()
+                .map_or(0, |_| self.outputs * size_of::<f32>())
+    }
+}
+
+/// With matrix units where the CPU has them, else by our own kernel.
+pub enum Fastest {
+    /// Matrix units.
+    Torch(Torch),
+    /// None.
+    Exact(Exact<bf16>),
+}
+
+impl Linear<bf16> for Fastest {
+    fn new(
+        threads: &Threads,
+        outputs: usize,
+        inputs: usize,
+        bias: Option<Vec<f32>>,
+        read: impl Fn(usize, usize, &mut [bf16]) + Sync,
+    ) -> Self {
+        match has_matrix_units() {
+            true => Fastest::Torch(Torch::new(threads, outputs, inputs, bias, read)),
+            false => Fastest::Exact(Exact::new(threads, outputs, inputs, bias, read)),
+        }
+    }
+
+    fn multiply(&self, threads: &Threads, rows: usize, x: &Buffer<f32>, out: &mut Buffer<f32>) {
+        match self {
+            Fastest::Torch(matrix) => matrix.multiply(threads, rows, x, out),
+            Fastest::Exact(matrix) => matrix.multiply(threads, rows, x, out),
+        }
+    }
+
+    fn gather(&self, threads: &Threads, rows: &[u32], into: &mut [f32]) {
+        match self {
+            Fastest::Torch(matrix) => matrix.gather(threads, rows, into),
+            Fastest::Exact(matrix) => matrix.gather(threads, rows, into),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Fastest::Torch(matrix) => matrix.bytes(),
+            Fastest::Exact(matrix) => matrix.bytes(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The products of a matrix that is not the same forwards and backwards.
+    fn products<L: Linear<bf16>>() -> Vec<f32> {
+        let (rows, outputs, inputs) = (5, 70, 96);
+        let threads = Threads::own(1);
+        let value = |i: usize| ((i * 37 % 101) as f32 - 50.0) / 50.0;
+        let mut x = Buffer::new(rows, inputs);
+        for (i, x) in x.rows_mut(rows).iter_mut().enumerate() {
+            // Exact in either type.
+            *x = bf16::from_f32(value(i)).to_f32();
+        }
+        let bias = (0..outputs).map(value).collect();
+        let matrix = L::new(
+            &threads,
+            outputs,
+            inputs,
+            Some(bias),
+            |row, column, into| {
+                for (i, into) in into.iter_mut().enumerate() {
+                    *into = bf16::from_f32(value(row * inputs + column + i));
+                }
+            },
+        );
+        let mut out = Buffer::new(rows, outputs);
+        tch::no_grad(|| matrix.multiply(&threads, rows, &x, &mut out));
+        let mut some = vec![0.0; 2 * inputs];
+        matrix.gather(&threads, &[outputs as u32 - 1, 3], &mut some);
+        [out.rows(rows), &some].concat()
+    }
+
+    #[test]
+    fn either_way_gives_the_same_within_rounding() {
+        let (torch, exact) = (products::<Torch>(), products::<Exact<bf16>>());
+        for (a, b) in torch.iter().zip(&exact) {
+            assert!((a - b).abs() <= 0.01 * b.abs().max(1.0), "{a} and {b}");
+        }
     }
 }

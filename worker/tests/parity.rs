@@ -9,6 +9,7 @@ use realm_worker::batch::{Batch, Limits, Step};
 use realm_worker::config::{DType, DecoderConfig};
 use realm_worker::decoder::{Decoder, DecoderWeights, Forward, HEAD_ROWS};
 use realm_worker::engine::{Engine, ModelSource, Options};
+use realm_worker::kernels::has_matrix_units;
 use realm_worker::linear::Compute;
 use realm_worker::weights::Weights;
 use safetensors::SafeTensors;
@@ -194,10 +195,12 @@ fn f32_logits_are_those_of_the_reference_however_a_prompt_is_cut() {
 }
 
 #[test]
-fn rounded_logits_are_as_close_to_the_exact_ones_as_those_of_the_reference() {
+fn rounded_logits_are_closer_to_the_exact_ones_than_those_of_the_reference() {
     for name in ROUNDED {
         let expected = reference(name);
+        // The reference rounds activations too, which stay in f32 here but on matrix units.
         let rounding = root_mean_square_difference(&expected.logits, &expected.exact);
+        let mut whole: Option<Vec<f32>> = None;
         for chunk in [1000, 1, 13] {
             let mut bare = Bare::load(name, 1);
             let mut logits = Vec::new();
@@ -205,17 +208,31 @@ fn rounded_logits_are_as_close_to_the_exact_ones_as_those_of_the_reference() {
                 logits.extend(bare.step(&[Part(tokens, i * chunk, &SCATTERED)]));
             }
             let off = root_mean_square_difference(&logits, &expected.exact);
+            let bound = match is_reproducible(name) {
+                true => rounding,
+                false => 1.2 * rounding,
+            };
             assert!(
-                off < 1.2 * rounding,
+                off < bound,
                 "{name} in chunks of {chunk}: {off}, not {rounding}"
+            );
+            assert!(
+                !is_reproducible(name) || whole.get_or_insert(logits.clone()) == &logits,
+                "{name}, chunks of {chunk}"
             );
         }
     }
 }
 
+/// Whether a row does not depend on those beside it: matrix units do not see to that.
+fn is_reproducible(name: &str) -> bool {
+    !(name.ends_with("bf16") && has_matrix_units())
+}
+
 #[test]
 fn a_sequence_in_a_mixed_batch_is_what_it_is_alone() {
-    for name in EXACT {
+    let all = EXACT.into_iter().chain(ROUNDED);
+    for name in all.filter(|name| is_reproducible(name)) {
         let expected = reference(name);
         let alone = Bare::load(name, 1).step(&[Part(&expected.tokens, 0, &SCATTERED)]);
         // Its companion decodes token by token after a prompt; a third prefills in odd chunks;

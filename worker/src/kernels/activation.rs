@@ -1,13 +1,13 @@
 //! The gated activation of the feed-forward part.
 
 use super::parallel::{Disjoint, Threads};
-use super::simd::{Element, Kernel, Simd, dispatch, exp};
+use super::simd::{Kernel, Simd, dispatch, exp};
 
 /// `out = silu(gate) * up` for rows of `gate_up`, each `width` gates followed by `width` ups.
 ///
 /// # Panics
 /// If `gate_up` and `out` are not equally many whole rows.
-pub fn silu_multiply<T: Element>(threads: &Threads, gate_up: &[T], width: usize, out: &mut [T]) {
+pub fn silu_multiply(threads: &Threads, gate_up: &[f32], width: usize, out: &mut [f32]) {
     assert!(gate_up.len() == 2 * out.len() && out.len().is_multiple_of(width));
     let rows = out.len() / width;
     let out = Disjoint::new(out);
@@ -19,21 +19,18 @@ pub fn silu_multiply<T: Element>(threads: &Threads, gate_up: &[T], width: usize,
     });
 }
 
-struct Row<'a, T> {
-    gate: &'a [T],
-    up: &'a [T],
-    out: &'a mut [T],
+struct Row<'a> {
+    gate: &'a [f32],
+    up: &'a [f32],
+    out: &'a mut [f32],
 }
 
-impl<T: Element> Kernel for Row<'_, T> {
+impl Kernel for Row<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         for ((out, gate), up) in self.out.iter_mut().zip(self.gate).zip(self.up) {
-            let x = gate.to_f32();
-            // Rounded in between, as the reference implementation does.
-            let silu = T::from_f32(x / (1.0 + exp(-x)));
-            *out = T::from_f32(silu.to_f32() * up.to_f32());
+            *out = gate / (1.0 + exp(-gate)) * up;
         }
     }
 }

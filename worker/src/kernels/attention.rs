@@ -79,10 +79,10 @@ pub fn attend<T: Element>(
     shape: &Attention,
     window: Option<usize>,
     spans: &[Span<'_>],
-    qkv: &[T],
+    qkv: &[f32],
     keys: &[T],
     values: &[T],
-    out: &mut [T],
+    out: &mut [f32],
 ) {
     let parts: Vec<Span<'_>> = spans
         .iter()
@@ -116,10 +116,10 @@ struct Task<'a, T> {
     window: Option<usize>,
     span: Span<'a>,
     kv_head: usize,
-    qkv: &'a [T],
+    qkv: &'a [f32],
     keys: &'a [T],
     values: &'a [T],
-    out: &'a Disjoint<'a, T>,
+    out: &'a Disjoint<'a, f32>,
 }
 
 /// Memory of a tile of queries.
@@ -181,7 +181,7 @@ impl<T: Element> Task<'_, T> {
             let (token, _, head) = self.query(first + q);
             let from = &self.qkv[token * row + head * head_dim..][..head_dim];
             for (to, x) in queries.iter_mut().zip(from) {
-                to[q] = x.to_f32() * scale;
+                to[q] = x * scale;
             }
         }
         let seen: [Range<usize>; Q] =
@@ -238,7 +238,7 @@ impl<T: Element> Task<'_, T> {
             // SAFETY: a token's head is computed by one task.
             let out = unsafe { self.out.slice(start..start + head_dim) };
             for (out, sum) in out.iter_mut().zip(&scratch.sums[q * value_width..]) {
-                *out = T::from_f32(sum * scale);
+                *out = sum * scale;
             }
         }
         Q

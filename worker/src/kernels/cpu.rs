@@ -1,6 +1,14 @@
-//! A fault of virtual machines that libtorch trips over.
+//! Matrix units, and a fault of virtual machines that libtorch trips over.
 
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::__cpuid_count;
 use std::sync::Once;
+
+/// The environment's limit on the instructions that oneDNN uses.
+const LIMIT: &str = "ONEDNN_MAX_CPU_ISA";
+/// The leaf of `cpuid` that tells instruction sets.
+#[cfg(target_arch = "x86_64")]
+const FEATURES: u32 = 7;
 
 /// Keeps oneDNN from matrix units that it cannot drive: some hypervisors announce AMX but hide
 /// the description of its tiles, and every product in a 16-bit type then fails with "could not
@@ -8,7 +16,6 @@ use std::sync::Once;
 pub(super) fn settle() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        const LIMIT: &str = "ONEDNN_MAX_CPU_ISA";
         if amx_is_undescribed() && std::env::var_os(LIMIT).is_none() {
             // SAFETY: Rust code reads the environment under the standard library's lock, and no
             // other code has run yet: every use of libtorch comes after a `Threads` was made,
@@ -18,10 +25,45 @@ pub(super) fn settle() {
     });
 }
 
+/// Whether oneDNN drives matrix units for `bf16` here, which no other instructions come near in
+/// large products. The system must have enabled them, and the environment not forbidden them.
+pub fn has_matrix_units() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        let allowed = match std::env::var(LIMIT) {
+            Ok(limit) => limit.contains("AMX") || limit == "DEFAULT",
+            Err(_) => true,
+        };
+        const AMX_BF16: u32 = 1 << 22;
+        // Tile configuration and tile data, in the state that the system saves.
+        const TILE_STATE: u64 = 3 << 17;
+        let announced = __cpuid_count(FEATURES, 0).edx & AMX_BF16 != 0;
+        allowed && announced && !amx_is_undescribed() && enabled_state() & TILE_STATE == TILE_STATE
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// The parts of the processor's state that the system has enabled.
+#[cfg(target_arch = "x86_64")]
+fn enabled_state() -> u64 {
+    const OSXSAVE: u32 = 1 << 27;
+    if __cpuid_count(1, 0).ecx & OSXSAVE == 0 {
+        return 0;
+    }
+    // SAFETY: the instruction exists where the system says that it uses it.
+    unsafe { read_enabled_state() }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "xsave")]
+fn read_enabled_state() -> u64 {
+    // SAFETY: register 0 always exists.
+    unsafe { std::arch::x86_64::_xgetbv(0) }
+}
+
 #[cfg(target_arch = "x86_64")]
 fn amx_is_undescribed() -> bool {
-    use std::arch::x86_64::__cpuid_count;
-    const FEATURES: u32 = 7;
     const TILES: u32 = 0x1d;
     const AMX_TILE: u32 = 1 << 24;
     let announced = __cpuid_count(FEATURES, 0).edx & AMX_TILE != 0;

@@ -1,60 +1,134 @@
-//! Matrix products in `f32` whose rows do not depend on each other.
+//! Matrix products whose rows do not depend on each other.
 //!
-//! MKL picks its algorithm, and with it the order of its sums, by the shape of the whole product,
-//! so that a token's logits change in the last bits with the number of tokens beside it. Here
-//! every output is one chain of multiply-adds over the inner dimension from first to last,
-//! whatever the number of rows, the tile it falls into or the thread that computes it.
+//! MKL and oneDNN pick their algorithm, and with it the order of their sums, by the shape of the
+//! whole product, so that a token's logits change in the last bits with the number of tokens
+//! beside it. Here every output is one chain of multiply-adds in `f32` over the inner dimension
+//! from first to last, whatever the number of rows, the tile it falls into or the thread that
+//! computes it. Activations are `f32`; weights of a narrower type are widened in registers, which
+//! is exact.
 //!
 //! The weights are held once, in panels of 64 outputs by all inputs, which are read from front
-//! to back. A tile of up to 6 rows by 64 outputs stays in registers.
+//! to back. A tile of up to 4 rows by 64 outputs stays in registers.
 
+use std::marker::PhantomData;
+
+use half::{bf16, f16};
+
+use super::mapping::zeros_in_huge_pages;
 use super::parallel::{Disjoint, Threads};
-use super::simd::{Kernel, LANES, Simd, dispatch};
+use super::simd::{Element, Kernel, LANES, Simd, dispatch};
 
 /// Outputs of a panel, in vectors and in values.
 const PANEL_VECTORS: usize = 4;
 const PANEL: usize = PANEL_VECTORS * LANES;
-/// Inputs that one pass over a tile takes: a quarter megabyte of panel, to stay in the L2 cache
+/// Lines that one pass over a tile takes: a quarter megabyte of panel, to stay in the L2 cache
 /// over all rows. Sums wait in the output between passes, which does not change them.
-const DEPTH: usize = 1024;
+const DEPTH: usize = 4096;
+/// Lines from the one that is multiplied to the one that is fetched: 4 KiB, the distance to a page
+/// that the CPU does not fetch ahead by itself.
+const AHEAD: usize = 64;
 /// Rows of one task.
 const ROWS: usize = 96;
+
+const _: () = assert!(
+    cfg!(target_endian = "little"),
+    "halves of lanes are laid out so"
+);
 
 /// One cache line of weights.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
-struct Line([f32; LANES]);
+pub struct Line([f32; LANES]);
 
-/// A weight matrix `[outputs, inputs]` in panels, padded with zeros to whole panels.
-pub struct Packed {
+/// A type of weights: how a *pair*, the weights of a panel's outputs for two inputs, lies in lines.
+pub trait Packable: Element {
+    /// Lines of a pair.
+    const LINES: usize;
+    /// Where in a pair the weight of an output (below 64) for the first or second (`half` 0 or 1)
+    /// input is: the line, and the place in it counted in weights.
+    #[doc(hidden)]
+    fn place(output: usize, half: usize) -> (usize, usize);
+    /// The weights of the `vector`-th sixteen outputs for the first or second input.
+    #[doc(hidden)]
+    #[allow(private_interfaces, private_bounds)]
+    fn widen<S: Simd, const HALF: usize>(s: S, pair: &[Line], vector: usize) -> S::V;
+}
+
+#[allow(private_interfaces, private_bounds)]
+impl Packable for f32 {
+    const LINES: usize = 2 * PANEL_VECTORS;
+    fn place(output: usize, half: usize) -> (usize, usize) {
+        (half * PANEL_VECTORS + output / LANES, output % LANES)
+    }
+    #[inline(always)]
+    fn widen<S: Simd, const HALF: usize>(s: S, pair: &[Line], vector: usize) -> S::V {
+        s.load(&pair[HALF * PANEL_VECTORS + vector].0)
+    }
+}
+
+#[allow(private_interfaces, private_bounds)]
+impl Packable for bf16 {
+    const LINES: usize = PANEL_VECTORS;
+    // Both weights of an output are one lane of 32 bits, the first in its low half: to widen one
+    // is a shift or a mask.
+    fn place(output: usize, half: usize) -> (usize, usize) {
+        (output / LANES, 2 * (output % LANES) + half)
+    }
+    #[inline(always)]
+    fn widen<S: Simd, const HALF: usize>(s: S, pair: &[Line], vector: usize) -> S::V {
+        let both = s.load(&pair[vector].0);
+        match HALF {
+            0 => s.low_bf16(both),
+            _ => s.high_bf16(both),
+        }
+    }
+}
+
+#[allow(private_interfaces, private_bounds)]
+impl Packable for f16 {
+    const LINES: usize = PANEL_VECTORS;
+    fn place(output: usize, half: usize) -> (usize, usize) {
+        (output / LANES, half * LANES + output % LANES)
+    }
+    #[inline(always)]
+    fn widen<S: Simd, const HALF: usize>(s: S, pair: &[Line], vector: usize) -> S::V {
+        let halves: &[[f16; LANES]; 2] = bytemuck::cast_ref(&pair[vector].0);
+        s.load_f16(&halves[HALF])
+    }
+}
+
+/// A weight matrix `[outputs, inputs]` in panels, padded with zeros to whole panels and pairs.
+pub struct Packed<T> {
     lines: Vec<Line>,
     outputs: usize,
     inputs: usize,
+    element: PhantomData<T>,
 }
 
-impl Packed {
+impl<T: Packable> Packed<T> {
     /// Packs a matrix. `read(row, column, into)` fills `into` with the values of `row` from
     /// `column` on; it is called for every part of the matrix once, on any thread.
     pub fn new(
         threads: &Threads,
         outputs: usize,
         inputs: usize,
-        read: impl Fn(usize, usize, &mut [f32]) + Sync,
-    ) -> Packed {
-        let panels = outputs.div_ceil(PANEL);
-        let mut lines = vec![Line([0.0; LANES]); panels * inputs * PANEL_VECTORS];
-        let mut by_panel: Vec<_> = lines.chunks_mut((inputs * PANEL_VECTORS).max(1)).collect();
-        let mut numbered: Vec<_> = by_panel.iter_mut().enumerate().collect();
-        threads.for_each(&mut numbered, |(panel, lines)| {
+        read: impl Fn(usize, usize, &mut [T]) + Sync,
+    ) -> Self {
+        let (panels, panel_lines) = (outputs.div_ceil(PANEL), inputs.div_ceil(2) * T::LINES);
+        let mut lines = Vec::new();
+        zeros_in_huge_pages(&mut lines, panels * panel_lines, Line([0.0; LANES]));
+        let mut by_panel: Vec<_> = lines.chunks_mut(panel_lines.max(1)).enumerate().collect();
+        threads.for_each(&mut by_panel, |(panel, lines)| {
             // In squares, so that both sides of the transposition stay in the L1 cache.
-            let mut square = [0.0; PANEL];
+            let mut square = [T::zeroed(); PANEL];
             for column in (0..inputs).step_by(PANEL) {
                 let columns = PANEL.min(inputs - column);
-                for lane in 0..PANEL.min(outputs - *panel * PANEL) {
-                    read(*panel * PANEL + lane, column, &mut square[..columns]);
+                for output in 0..PANEL.min(outputs - *panel * PANEL) {
+                    read(*panel * PANEL + output, column, &mut square[..columns]);
                     for (i, value) in square[..columns].iter().enumerate() {
-                        let line = (column + i) * PANEL_VECTORS + lane / LANES;
-                        lines[line].0[lane % LANES] = *value;
+                        let (line, place) = T::place(output, i % 2);
+                        let line = &mut lines[(column + i) / 2 * T::LINES + line].0;
+                        bytemuck::cast_slice_mut(line)[place] = *value;
                     }
                 }
             }
@@ -63,6 +137,7 @@ impl Packed {
             lines,
             outputs,
             inputs,
+            element: PhantomData,
         }
     }
 
@@ -76,17 +151,29 @@ impl Packed {
         size_of_val(self.lines.as_slice())
     }
 
-    /// Copies row `row` of the matrix, which is how tied embeddings are looked up.
+    /// The lines of a panel.
+    fn panel(&self, panel: usize) -> &[Line] {
+        let lines = self.inputs.div_ceil(2) * T::LINES;
+        &self.lines[panel * lines..][..lines]
+    }
+
+    /// Copies rows of the matrix one after the other, which is how tied embeddings are looked up.
     ///
     /// # Panics
-    /// If there is no such row, or `into` is not as long as one.
-    pub fn row(&self, row: usize, into: &mut [f32]) {
-        assert!(row < self.outputs && into.len() == self.inputs);
-        let (panel, lane) = (row / PANEL, row % PANEL);
-        let first = panel * self.inputs * PANEL_VECTORS + lane / LANES;
-        for (i, to) in into.iter_mut().enumerate() {
-            *to = self.lines[first + i * PANEL_VECTORS].0[lane % LANES];
-        }
+    /// If there is no such row, or `into` has not room for exactly these rows.
+    pub fn gather(&self, threads: &Threads, rows: &[u32], into: &mut [f32]) {
+        assert!(into.len() == rows.len() * self.inputs);
+        let into = into.chunks_exact_mut(self.inputs.max(1));
+        let mut jobs: Vec<_> = rows.iter().map(|row| *row as usize).zip(into).collect();
+        threads.for_each(&mut jobs, |(row, into)| {
+            assert!(*row < self.outputs);
+            let panel = self.panel(*row / PANEL);
+            for (i, to) in into.iter_mut().enumerate() {
+                let (line, place) = T::place(*row % PANEL, i % 2);
+                let line: &[T] = bytemuck::cast_slice(&panel[i / 2 * T::LINES + line].0);
+                *to = line[place].to_f32();
+            }
+        });
     }
 
     /// `out[r, o] = bias[o] + sum over i of x[r, i] * weight[o, i]`.
@@ -115,8 +202,8 @@ impl Packed {
 }
 
 /// The outputs of one panel for some rows.
-struct Product<'a> {
-    matrix: &'a Packed,
+struct Product<'a, T> {
+    matrix: &'a Packed<T>,
     x: &'a [f32],
     bias: Option<&'a [f32]>,
     out: &'a Disjoint<'a, f32>,
@@ -124,14 +211,14 @@ struct Product<'a> {
     rows: std::ops::Range<usize>,
 }
 
-impl Kernel for Product<'_> {
+impl<T: Packable> Kernel for Product<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let inputs = self.matrix.inputs;
         let mut first = 0;
         loop {
-            let depth = first..inputs.min(first + DEPTH);
+            let depth = first..inputs.min(first + DEPTH / T::LINES * 2);
             let last = depth.end == inputs;
             let mut row = self.rows.start;
             while row < self.rows.end {
@@ -139,11 +226,9 @@ impl Kernel for Product<'_> {
                     1 => self.rows_of::<S, 1>(s, row, &depth, last),
                     2 => self.rows_of::<S, 2>(s, row, &depth, last),
                     3 => self.rows_of::<S, 3>(s, row, &depth, last),
-                    4 => self.rows_of::<S, 4>(s, row, &depth, last),
-                    5 => self.rows_of::<S, 5>(s, row, &depth, last),
-                    _ => self.rows_of::<S, 6>(s, row, &depth, last),
+                    _ => self.rows_of::<S, 4>(s, row, &depth, last),
                 }
-                row += 6;
+                row += 4;
             }
             if last {
                 return;
@@ -153,7 +238,7 @@ impl Kernel for Product<'_> {
     }
 }
 
-impl Product<'_> {
+impl<T: Packable> Product<'_, T> {
     #[inline(always)]
     fn rows_of<S: Simd, const R: usize>(
         &self,
@@ -185,8 +270,8 @@ impl Product<'_> {
         let (inputs, outputs) = (self.matrix.inputs, self.matrix.outputs);
         let x: [&[f32]; R] =
             std::array::from_fn(|r| &self.x[(row + r) * inputs..][..inputs][depth.clone()]);
-        let panel = &self.matrix.lines[self.panel * inputs * PANEL_VECTORS..];
-        let panel = &panel[depth.start * PANEL_VECTORS..depth.end * PANEL_VECTORS];
+        let panel = self.matrix.panel(self.panel);
+        let panel = &panel[depth.start / 2 * T::LINES..depth.end.div_ceil(2) * T::LINES];
         let mut sums = [[s.splat(0.0); V]; R];
         if depth.start > 0 {
             self.each_part::<R, V>(row, vector, outputs, |r, v, part| {
@@ -195,11 +280,33 @@ impl Product<'_> {
                 sums[r][v] = s.load(&lanes);
             });
         }
-        for (i, lines) in panel.as_chunks::<PANEL_VECTORS>().0.iter().enumerate() {
-            let weights: [S::V; V] = std::array::from_fn(|v| s.load(&lines[vector + v].0));
+        for (i, pair) in panel.chunks_exact(T::LINES).enumerate() {
+            for line in 0..T::LINES {
+                s.prefetch(pair.as_ptr().wrapping_add(AHEAD + line).cast());
+            }
+            // No closures from here on: one that is not inlined is compiled without the
+            // instruction set.
+            let mut weights = [s.splat(0.0); V];
+            for (v, weights) in weights.iter_mut().enumerate() {
+                *weights = T::widen::<S, 0>(s, pair, vector + v);
+            }
             for r in 0..R {
-                // SAFETY: `x[r]` has `depth.len()` values, as many as `panel` has chunks.
-                let x = s.splat(unsafe { *x[r].get_unchecked(i) });
+                // SAFETY: `x[r]` has `depth.len()` values: two for each pair, or one for the last.
+                let x = s.splat(unsafe { *x[r].get_unchecked(2 * i) });
+                for v in 0..V {
+                    sums[r][v] = s.mul_add(x, weights[v], sums[r][v]);
+                }
+            }
+            // The second half of the last pair is padding where the inputs are odd in number.
+            if 2 * i + 1 == depth.len() {
+                break;
+            }
+            for (v, weights) in weights.iter_mut().enumerate() {
+                *weights = T::widen::<S, 1>(s, pair, vector + v);
+            }
+            for r in 0..R {
+                // SAFETY: as above, and this is not the end.
+                let x = s.splat(unsafe { *x[r].get_unchecked(2 * i + 1) });
                 for v in 0..V {
                     sums[r][v] = s.mul_add(x, weights[v], sums[r][v]);
                 }
@@ -261,19 +368,21 @@ mod tests {
             .collect()
     }
 
-    fn packed(outputs: usize, inputs: usize, weight: &[f32]) -> Packed {
+    fn packed<T: Packable>(outputs: usize, inputs: usize, weight: &[f32]) -> Packed<T> {
         Packed::new(&Threads::own(1), outputs, inputs, |row, column, into| {
             let start = row * inputs + column;
-            into.copy_from_slice(&weight[start..start + into.len()]);
+            for (to, from) in into.iter_mut().zip(&weight[start..]) {
+                *to = T::from_f32(*from);
+            }
         })
     }
 
-    #[test]
-    fn products_are_right_for_any_shape() {
-        for (rows, outputs, inputs) in [(1, 1, 1), (7, 65, 33), (13, 64, 1500), (100, 130, 70)] {
+    fn check_products<T: Packable>() {
+        for (rows, outputs, inputs) in [(1, 1, 1), (7, 65, 33), (13, 64, 4100), (100, 130, 70)] {
             let (x, w) = (noise(rows * inputs, 1), noise(outputs * inputs, 2));
+            let w: Vec<f32> = w.into_iter().map(|w| T::from_f32(w).to_f32()).collect();
             let bias = noise(outputs, 3);
-            let matrix = packed(outputs, inputs, &w);
+            let matrix = packed::<T>(outputs, inputs, &w);
             let mut out = vec![0.0; rows * outputs];
             matrix.multiply(&Threads::own(2), &x, Some(&bias), &mut out);
             for r in 0..rows {
@@ -289,17 +398,24 @@ mod tests {
                     );
                 }
             }
-            let mut row = vec![0.0; inputs];
-            matrix.row(outputs - 1, &mut row);
-            assert_eq!(row, w[(outputs - 1) * inputs..]);
+            let mut ends = vec![0.0; 2 * inputs];
+            matrix.gather(&Threads::own(2), &[outputs as u32 - 1, 0], &mut ends);
+            let [last, first] = [&w[(outputs - 1) * inputs..], &w[..inputs]];
+            assert_eq!(ends, [last, first].concat());
         }
     }
 
     #[test]
-    fn a_row_does_not_depend_on_its_neighbours_or_threads() {
-        let (outputs, inputs) = (200, 1100);
+    fn products_are_right_for_any_shape() {
+        check_products::<f32>();
+        check_products::<bf16>();
+        check_products::<f16>();
+    }
+
+    fn check_rows<T: Packable>() {
+        let (outputs, inputs) = (200, 2300);
         let (x, w) = (noise(300 * inputs, 4), noise(outputs * inputs, 5));
-        let matrix = packed(outputs, inputs, &w);
+        let matrix = packed::<T>(outputs, inputs, &w);
         let mut all = vec![0.0; 300 * outputs];
         matrix.multiply(&Threads::own(1), &x, None, &mut all);
         for rows in [1, 2, 3, 5, 6, 7, 97, 299] {
@@ -316,38 +432,53 @@ mod tests {
     }
 
     #[test]
-    fn instruction_sets_agree() {
-        let (rows, outputs, inputs) = (8, 70, 90);
-        let (x, w) = (noise(rows * inputs, 6), noise(outputs * inputs, 7));
-        let matrix = packed(outputs, inputs, &w);
-        #[derive(Clone)]
-        struct Whole<'a>(&'a Packed, &'a [f32], usize);
-        impl Kernel for Whole<'_> {
-            type Output = Vec<f32>;
-            #[inline(always)]
-            fn run<S: Simd>(self, s: S) -> Vec<f32> {
-                let mut out = vec![0.0; self.2 * self.0.outputs];
-                let shared = Disjoint::new(&mut out);
-                for panel in 0..2 {
-                    let (matrix, x, rows) = (self.0, self.1, 0..self.2);
-                    Product {
-                        matrix,
-                        x,
-                        bias: None,
-                        out: &shared,
-                        panel,
-                        rows,
-                    }
-                    .run(s);
+    fn a_row_does_not_depend_on_its_neighbours_or_threads() {
+        check_rows::<f32>();
+        check_rows::<bf16>();
+        check_rows::<f16>();
+    }
+
+    #[derive(Clone)]
+    struct Whole<'a, T>(&'a Packed<T>, &'a [f32], usize);
+
+    impl<T: Packable> Kernel for Whole<'_, T> {
+        type Output = Vec<f32>;
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Vec<f32> {
+            let mut out = vec![0.0; self.2 * self.0.outputs];
+            let shared = Disjoint::new(&mut out);
+            for panel in 0..2 {
+                let (matrix, x, rows) = (self.0, self.1, 0..self.2);
+                Product {
+                    matrix,
+                    x,
+                    bias: None,
+                    out: &shared,
+                    panel,
+                    rows,
                 }
-                out
+                .run(s);
             }
+            out
         }
+    }
+
+    fn check_instruction_sets<T: Packable + Clone>() {
+        let (rows, outputs, inputs) = (8, 70, 91);
+        let (x, w) = (noise(rows * inputs, 6), noise(outputs * inputs, 7));
+        let matrix = packed::<T>(outputs, inputs, &w);
         let all = on_each(Whole(&matrix, &x, rows));
         for other in &all[1..] {
             for (a, b) in all[0].iter().zip(other) {
                 assert!((a - b).abs() < 1e-5, "{a} and {b}");
             }
         }
+    }
+
+    #[test]
+    fn instruction_sets_agree() {
+        check_instruction_sets::<f32>();
+        check_instruction_sets::<bf16>();
+        check_instruction_sets::<f16>();
     }
 }

@@ -1,13 +1,13 @@
 //! Root-mean-square normalization.
 
 use super::parallel::{Disjoint, Threads};
-use super::simd::{Element, Kernel, LANES, Simd, dispatch};
+use super::simd::{Kernel, LANES, Simd, dispatch};
 
 /// `out = weight * x / sqrt(mean(x²) + eps)` for every row of `weight.len()` values.
 ///
 /// # Panics
 /// If `x` and `out` are not equally many whole rows.
-pub fn rms_norm<T: Element>(threads: &Threads, x: &[T], weight: &[T], eps: f32, out: &mut [T]) {
+pub fn rms_norm(threads: &Threads, x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
     let width = weight.len();
     assert!(x.len() == out.len() && x.len().is_multiple_of(width));
     let out = Disjoint::new(out);
@@ -28,13 +28,13 @@ pub fn rms_norm<T: Element>(threads: &Threads, x: &[T], weight: &[T], eps: f32, 
 ///
 /// # Panics
 /// If `x`, `delta` and `out` are not equally many whole rows.
-pub fn add_rms_norm<T: Element>(
+pub fn add_rms_norm(
     threads: &Threads,
-    x: &mut [T],
-    delta: &[T],
-    weight: &[T],
+    x: &mut [f32],
+    delta: &[f32],
+    weight: &[f32],
     eps: f32,
-    out: &mut [T],
+    out: &mut [f32],
 ) {
     let width = weight.len();
     assert!(x.len() == out.len() && x.len() == delta.len() && x.len().is_multiple_of(width));
@@ -57,48 +57,46 @@ pub fn add_rms_norm<T: Element>(
     });
 }
 
-struct Add<'a, T> {
-    x: &'a mut [T],
-    delta: &'a [T],
+struct Add<'a> {
+    x: &'a mut [f32],
+    delta: &'a [f32],
 }
 
-impl<T: Element> Kernel for Add<'_, T> {
+impl Kernel for Add<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {
         for (x, d) in self.x.iter_mut().zip(self.delta) {
-            *x = T::from_f32(x.to_f32() + d.to_f32());
+            *x += d;
         }
     }
 }
 
 /// One row.
-pub(super) struct Norm<'a, T> {
-    pub(super) x: &'a [T],
-    pub(super) weight: &'a [T],
+pub(super) struct Norm<'a> {
+    pub(super) x: &'a [f32],
+    pub(super) weight: &'a [f32],
     pub(super) eps: f32,
-    pub(super) out: &'a mut [T],
+    pub(super) out: &'a mut [f32],
 }
 
-impl<T: Element> Kernel for Norm<'_, T> {
+impl Kernel for Norm<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (chunks, rest) = self.x.as_chunks::<LANES>();
         let mut sums = s.splat(0.0);
         for chunk in chunks {
-            let v = T::load(s, chunk);
+            let v = s.load(chunk);
             sums = s.mul_add(v, v, sums);
         }
         let mut sum = s.sum(sums);
         for x in rest {
-            sum += x.to_f32() * x.to_f32();
+            sum += x * x;
         }
         let scale = 1.0 / (sum / self.x.len() as f32 + self.eps).sqrt();
         for ((out, x), w) in self.out.iter_mut().zip(self.x).zip(self.weight) {
-            // Rounded in between, as the reference implementation does.
-            let normed = T::from_f32(x.to_f32() * scale);
-            *out = T::from_f32(normed.to_f32() * w.to_f32());
+            *out = x * scale * w;
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Loops over tasks on several threads.
 //!
-//! Where libtorch multiplies the matrices (16-bit types), the loops run on its own OpenMP
-//! threads, which spin for a while after each region: a second pool beside them would fight them
-//! for the cores. Where nothing else computes (`f32`), they run on a [`Crew`], whose regions end
+//! Where libtorch multiplies the matrices (`bf16` on matrix units), the loops run on its own
+//! OpenMP threads, which spin for a while after each region: a second pool beside them would fight
+//! them for the cores. Where nothing else computes, they run on a [`Crew`], whose regions end
 //! when the *tasks* are done: a thread that the system has taken off its core cannot hold them
 //! up, while OpenMP waits for every thread to arrive. On a busy machine of two cores that is the
 //! difference between one and a hundred milliseconds per step.

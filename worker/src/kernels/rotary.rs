@@ -61,9 +61,9 @@ pub fn rotate_and_store<T: Element>(
     threads: &Threads,
     shape: &Attention,
     rotary: &Rotary,
-    norms: Option<(&[T], &[T], f32)>,
+    norms: Option<(&[f32], &[f32], f32)>,
     places: &[Place],
-    qkv: &mut [T],
+    qkv: &mut [f32],
     (keys, values): (&mut [T], &mut [T]),
 ) {
     let width = (shape.heads + 2 * shape.kv_heads) * shape.head_dim;
@@ -84,8 +84,8 @@ pub fn rotate_and_store<T: Element>(
         let row = unsafe { qkv.slice(token * width..(token + 1) * width) };
         let (queries, rest) = row.split_at_mut(shape.heads * shape.head_dim);
         let (new_keys, new_values) = rest.split_at(shape.kv_heads * shape.head_dim);
-        let mut head = vec![T::zeroed(); shape.head_dim];
-        let mut key = vec![T::zeroed(); shape.head_dim];
+        let mut head = vec![0.0; shape.head_dim];
+        let mut key = vec![0.0; shape.head_dim];
         for query in queries.chunks_exact_mut(shape.head_dim) {
             head.copy_from_slice(query);
             let norm = norms.map(|(weight, _, eps)| (weight, eps));
@@ -112,26 +112,29 @@ pub fn rotate_and_store<T: Element>(
             for (d, value) in key.iter().enumerate() {
                 let at = start + d * LANES + slot;
                 // SAFETY: a token's slot of a block is written by that token alone.
-                unsafe { keys.slice(at..at + 1) }.copy_from_slice(std::slice::from_ref(value));
+                let into = unsafe { keys.slice(at..at + 1) };
+                into.fill(T::from_f32(*value));
             }
             let start = shape.value_tile(block, h) + slot * shape.value_width();
             // SAFETY: as above.
-            unsafe { values.slice(start..start + shape.head_dim) }
-                .copy_from_slice(&new_values[part]);
+            let into = unsafe { values.slice(start..start + shape.head_dim) };
+            for (to, value) in into.iter_mut().zip(&new_values[part]) {
+                *to = T::from_f32(*value);
+            }
         }
     });
 }
 
 /// One head of one token.
-struct Rotate<'a, T> {
-    head: &'a mut [T],
+struct Rotate<'a> {
+    head: &'a mut [f32],
     cos: &'a [f32],
     sin: &'a [f32],
-    norm: Option<(&'a [T], f32)>,
-    out: &'a mut [T],
+    norm: Option<(&'a [f32], f32)>,
+    out: &'a mut [f32],
 }
 
-impl<T: Element> Kernel for Rotate<'_, T> {
+impl Kernel for Rotate<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
@@ -149,9 +152,9 @@ impl<T: Element> Kernel for Rotate<'_, T> {
         let (a, b) = self.head.split_at(self.cos.len());
         let (out_a, out_b) = self.out.split_at_mut(self.cos.len());
         for i in 0..self.cos.len() {
-            let (x, y) = (a[i].to_f32(), b[i].to_f32());
-            out_a[i] = T::from_f32(x * self.cos[i] - y * self.sin[i]);
-            out_b[i] = T::from_f32(y * self.cos[i] + x * self.sin[i]);
+            let (x, y) = (a[i], b[i]);
+            out_a[i] = x * self.cos[i] - y * self.sin[i];
+            out_b[i] = y * self.cos[i] + x * self.sin[i];
         }
     }
 }

@@ -100,7 +100,7 @@ impl Element for f16 {
 pub(super) trait Simd: Copy + Send + Sync {
     /// Sixteen lanes.
     type V: Copy;
-    /// Vectors that a row of a matrix tile should hold to fill the registers without spilling.
+    /// Whether a matrix tile of four rows by four vectors fits the registers.
     const WIDE: bool;
     fn splat(self, x: f32) -> Self::V;
     fn load(self, from: &[f32; LANES]) -> Self::V;
@@ -115,6 +115,13 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn load_f16(self, from: &[f16; LANES]) -> Self::V {
         self.load(&from.map(f16::to_f32))
     }
+    /// Has a cache line brought in that will be needed soon. Any address will do.
+    #[inline(always)]
+    fn prefetch(self, _line: *const u8) {}
+    /// The value of the `bf16` in the low half of each lane's bits.
+    fn low_bf16(self, v: Self::V) -> Self::V;
+    /// The same of the high half.
+    fn high_bf16(self, v: Self::V) -> Self::V;
     #[inline(always)]
     fn to_array(self, v: Self::V) -> [f32; LANES] {
         let mut out = [0.0; LANES];
@@ -292,6 +299,14 @@ impl Simd for Portable {
         std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
     #[inline(always)]
+    fn low_bf16(self, v: Self::V) -> Self::V {
+        v.map(|lane| f32::from_bits(lane.to_bits() << 16))
+    }
+    #[inline(always)]
+    fn high_bf16(self, v: Self::V) -> Self::V {
+        v.map(|lane| f32::from_bits(lane.to_bits() & 0xffff_0000))
+    }
+    #[inline(always)]
     fn scale(self, v: Self::V, shifted: Self::V) -> Self::V {
         std::array::from_fn(|i| v[i] * power_of_two(shifted[i]))
     }
@@ -410,6 +425,11 @@ pub(super) mod tests {
             out.extend(s.to_array(s.add(s.mul(v, v), s.max(v, s.splat(0.0)))));
             out.extend(s.to_array(f16::load(s, &h)));
             out.extend(s.to_array(bf16::load(s, &b)));
+            let pairs = s.load(&std::array::from_fn(|i| {
+                f32::from_bits(0x3f80_4049 + (i as u32 * 0x0001_0003))
+            }));
+            out.extend(s.to_array(s.low_bf16(pairs)));
+            out.extend(s.to_array(s.high_bf16(pairs)));
             out.extend([s.sum(v), s.largest(v)]);
             out.extend(s.to_array(s.max(s.splat(f32::NAN), v)));
             out

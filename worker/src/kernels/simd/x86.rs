@@ -6,6 +6,9 @@ use half::f16;
 
 use super::{Kernel, LANES, Simd};
 
+/// The upper sixteen of a lane's bits.
+const HIGH_HALF: i32 = 0xffff_0000_u32 as i32;
+
 /// Proof that the CPU has AVX-512 (foundation, byte/word, double/quad, vector length), as
 /// every CPU since Skylake-SP that has any of it.
 #[derive(Clone, Copy)]
@@ -82,6 +85,24 @@ impl Simd for Avx512 {
         unsafe {
             let keep = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(limit));
             _mm512_maskz_mov_ps(keep, v)
+        }
+    }
+    #[inline(always)]
+    fn prefetch(self, line: *const u8) {
+        // SAFETY: a hint, which reads nothing that the program could see.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    }
+    #[inline(always)]
+    fn low_bf16(self, v: __m512) -> __m512 {
+        // SAFETY: see the impl.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(v))) }
+    }
+    #[inline(always)]
+    fn high_bf16(self, v: __m512) -> __m512 {
+        // SAFETY: see the impl.
+        unsafe {
+            let high = _mm512_set1_epi32(HIGH_HALF);
+            _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(v), high))
         }
     }
     #[inline(always)]
@@ -186,6 +207,27 @@ impl Simd for Avx2 {
             let half = |v, x| _mm256_and_ps(v, _mm256_cmp_ps::<_CMP_NLT_UQ>(x, limit));
             (half(v.0, x.0), half(v.1, x.1))
         }
+    }
+    #[inline(always)]
+    fn prefetch(self, line: *const u8) {
+        // SAFETY: a hint, which reads nothing that the program could see.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    }
+    #[inline(always)]
+    fn low_bf16(self, v: Self::V) -> Self::V {
+        // SAFETY: see the impl.
+        let half =
+            |v| unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_castps_si256(v))) };
+        (half(v.0), half(v.1))
+    }
+    #[inline(always)]
+    fn high_bf16(self, v: Self::V) -> Self::V {
+        // SAFETY: see the impl.
+        let half = |v| unsafe {
+            let high = _mm256_set1_epi32(HIGH_HALF);
+            _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(v), high))
+        };
+        (half(v.0), half(v.1))
     }
     #[inline(always)]
     fn load_f16(self, from: &[f16; LANES]) -> Self::V {
