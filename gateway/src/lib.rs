@@ -7,6 +7,7 @@
 
 pub mod api;
 pub mod batching;
+pub mod bench;
 pub mod cli;
 pub mod config;
 mod embedded;

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod admin;
+mod bench;
 mod info;
 mod log;
 mod models;
@@ -36,6 +37,8 @@ enum Command {
     Run(run::Args),
     /// Show devices, CPU features, libtorch and the limits of models
     Info(info::Args),
+    /// Measure a model here, or any OpenAI-compatible server, under load
+    Bench(bench::Args),
     /// List and swap the models of a running server
     #[command(subcommand)]
     Models(models::Command),
@@ -71,6 +74,7 @@ fn run_command(cli: Cli) -> anyhow::Result<ExitCode> {
             Command::Serve(args) => serve::serve(args, file.server, file.worker).await,
             Command::Run(args) => run::run(args, file.worker).await,
             Command::Info(args) => info::info(args, file.worker).await,
+            Command::Bench(args) => bench::bench(args, file.worker).await,
             Command::Models(command) => models::models(command, file.server).await,
         }
     })
