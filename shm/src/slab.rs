@@ -284,6 +284,13 @@ struct Account {
     bytes: u64,
 }
 
+/// The accounts of all owners that have slots in use, but the gateway.
+#[derive(Debug)]
+struct Accounts {
+    quota: Quota,
+    open: HashMap<Owner, Account>,
+}
+
 /// Which slots are in use.
 #[derive(Debug)]
 pub(crate) struct Slab {
@@ -291,9 +298,7 @@ pub(crate) struct Slab {
     states: Vec<State>,
     /// Free slots of each class. The one freed last goes out first: it is the likeliest in cache.
     free: Vec<Vec<u32>>,
-    quota: Quota,
-    /// Of every owner that has slots in use, but the gateway.
-    accounts: HashMap<Owner, Account>,
+    accounts: Accounts,
 }
 
 impl Slab {
@@ -319,8 +324,10 @@ impl Slab {
             slots,
             states,
             free,
-            quota,
-            accounts: HashMap::new(),
+            accounts: Accounts {
+                quota,
+                open: HashMap::new(),
+            },
         }
     }
 
@@ -344,17 +351,13 @@ impl Slab {
         let Some((class, free)) = fitting else {
             return Err(SlabError::Exhausted { bytes });
         };
-        if owner != Owner::GATEWAY {
-            let size = class.bytes.into();
-            charge(&mut self.accounts, self.quota, owner, size).map_err(|account| {
-                SlabError::Quota {
-                    owner,
-                    slots: account.slots,
-                    in_use: account.bytes,
-                    bytes,
-                }
-            })?;
-        }
+        let charged = self.accounts.charge(owner, class.bytes.into());
+        charged.map_err(|account| SlabError::Quota {
+            owner,
+            slots: account.slots,
+            in_use: account.bytes,
+            bytes,
+        })?;
         if let Some(index) = free.pop()
             && let Some(state) = self.states.get_mut(index as usize)
         {
@@ -414,39 +417,39 @@ impl Slab {
         if let Some(state) = self.states.get_mut(slot.index as usize)
             && let Some((owner, _)) = state.taken.take()
         {
-            credit(&mut self.accounts, owner, size);
+            self.accounts.credit(owner, size);
         }
         Ok(())
     }
 }
 
-/// Puts a slot on an owner's account, unless that is above its quota; then says what is on it.
-fn charge(
-    accounts: &mut HashMap<Owner, Account>,
-    quota: Quota,
-    owner: Owner,
-    size: u64,
-) -> Result<(), Account> {
-    let account = accounts.get(&owner).copied().unwrap_or_default();
-    let more = Account {
-        slots: account.slots + 1,
-        bytes: account.bytes + size,
-    };
-    let first = account.slots == 0;
-    if !first && (more.slots > quota.slots || more.bytes > quota.bytes) {
-        return Err(account);
+impl Accounts {
+    /// Puts a slot on an owner's account, unless that is above its quota; then says what is on it.
+    fn charge(&mut self, owner: Owner, size: u64) -> Result<(), Account> {
+        if owner == Owner::GATEWAY {
+            return Ok(());
+        }
+        let account = self.open.get(&owner).copied().unwrap_or_default();
+        let more = Account {
+            slots: account.slots + 1,
+            bytes: account.bytes + size,
+        };
+        let first = account.slots == 0;
+        if !first && (more.slots > self.quota.slots || more.bytes > self.quota.bytes) {
+            return Err(account);
+        }
+        self.open.insert(owner, more);
+        Ok(())
     }
-    accounts.insert(owner, more);
-    Ok(())
-}
 
-/// Takes a slot off an owner's account. The gateway has none, and one that is empty is dropped.
-fn credit(accounts: &mut HashMap<Owner, Account>, owner: Owner, size: u64) {
-    if let Some(account) = accounts.get_mut(&owner) {
-        account.slots -= 1;
-        account.bytes -= size;
-        if account.slots == 0 {
-            accounts.remove(&owner);
+    /// Takes a slot off an owner's account, which is dropped when it is empty.
+    fn credit(&mut self, owner: Owner, size: u64) {
+        if let Some(account) = self.open.get_mut(&owner) {
+            account.slots -= 1;
+            account.bytes -= size;
+            if account.slots == 0 {
+                self.open.remove(&owner);
+            }
         }
     }
 }

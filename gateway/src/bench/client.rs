@@ -159,8 +159,8 @@ impl Client {
                     ended = true;
                     continue;
                 }
-                let chunk: Chunk = serde_json::from_slice(data)
-                    .with_context(|| format!("no chunk: {}", String::from_utf8_lossy(data)))?;
+                let chunk: Chunk = serde_json::from_slice(&data)
+                    .with_context(|| format!("no chunk: {}", String::from_utf8_lossy(&data)))?;
                 if let Some(error) = chunk.error {
                     bail!("{error}");
                 }
@@ -202,18 +202,14 @@ impl Events {
     }
 
     /// The data of the next event that has any.
-    fn next(&mut self) -> Option<&[u8]> {
+    fn next(&mut self) -> Option<Vec<u8>> {
         loop {
             let rest = &self.buffer[self.next..];
             let end = rest.windows(2).position(|two| two == b"\n\n")?;
-            let event = self.next..self.next + end;
-            self.next = event.end + 2;
-            let lines = self.buffer[event.clone()].split(|byte| *byte == b'\n');
-            let has_data = lines.clone().any(|line| line.starts_with(b"data:"));
-            if has_data {
-                let mut lines = self.buffer[event].split(|byte| *byte == b'\n');
-                let data = lines.find_map(|line| line.strip_prefix(b"data:"))?;
-                return Some(data.trim_ascii());
+            self.next += end + 2;
+            let mut lines = rest[..end].split(|byte| *byte == b'\n');
+            if let Some(data) = lines.find_map(|line| line.strip_prefix(b"data:")) {
+                return Some(data.trim_ascii().to_vec());
             }
         }
     }
@@ -232,7 +228,7 @@ mod tests {
             for piece in stream.chunks(cut) {
                 events.push(piece);
                 while let Some(data) = events.next() {
-                    all.push(data.to_vec());
+                    all.push(data);
                 }
             }
             assert_eq!(all, [b"{\"a\":1}".to_vec(), b"[DONE]".to_vec()]);

@@ -226,7 +226,7 @@ fn an_owner_gets_its_quota_and_no_more_until_it_gives_something_back() {
     for _ in 0..6 {
         slab.alloc(1, Owner::GATEWAY).unwrap();
     }
-    assert_eq!(slab.accounts.len(), 2);
+    assert_eq!(slab.accounts.open.len(), 2);
     let all = (0..12).map(|index| (index, slab.states[index].generation));
     for (index, generation) in all.collect::<Vec<_>>() {
         let _ = slab.free(SlotRef {
@@ -235,7 +235,7 @@ fn an_owner_gets_its_quota_and_no_more_until_it_gives_something_back() {
             len: 0,
         });
     }
-    assert!(slab.accounts.is_empty());
+    assert!(slab.accounts.open.is_empty());
 }
 
 #[test]

@@ -115,8 +115,7 @@ impl<T: Packable> Packed<T> {
         read: impl Fn(usize, usize, &mut [T]) + Sync,
     ) -> Self {
         let (panels, panel_lines) = (outputs.div_ceil(PANEL), inputs.div_ceil(2) * T::LINES);
-        let mut lines = Vec::new();
-        zeros_in_huge_pages(&mut lines, panels * panel_lines, Line([0.0; LANES]));
+        let mut lines = zeros_in_huge_pages(panels * panel_lines, Line([0.0; LANES]));
         let mut by_panel: Vec<_> = lines.chunks_mut(panel_lines.max(1)).enumerate().collect();
         threads.for_each(&mut by_panel, |(panel, lines)| {
             // In squares, so that both sides of the transposition stay in the L1 cache.
@@ -238,6 +237,36 @@ impl<T: Packable> Kernel for Product<'_, T> {
     }
 }
 
+/// `sums` plus the products of one input, `x[..][input]`, for `R` rows by `V` vectors of outputs.
+///
+/// By value, and without closures: so the sums stay in registers, and everything is compiled for
+/// the instruction set.
+///
+/// # Safety
+/// Every `x` must have a value at `input`.
+#[inline(always)]
+unsafe fn add<S: Simd, T: Packable, const R: usize, const V: usize, const HALF: usize>(
+    s: S,
+    mut sums: [[S::V; V]; R],
+    pair: &[Line],
+    vector: usize,
+    x: &[&[f32]; R],
+    input: usize,
+) -> [[S::V; V]; R] {
+    let mut weights = [s.splat(0.0); V];
+    for (v, weights) in weights.iter_mut().enumerate() {
+        *weights = T::widen::<S, HALF>(s, pair, vector + v);
+    }
+    for r in 0..R {
+        // SAFETY: the caller's promise.
+        let x = s.splat(unsafe { *x[r].get_unchecked(input) });
+        for v in 0..V {
+            sums[r][v] = s.mul_add(x, weights[v], sums[r][v]);
+        }
+    }
+    sums
+}
+
 impl<T: Packable> Product<'_, T> {
     #[inline(always)]
     fn rows_of<S: Simd, const R: usize>(
@@ -284,33 +313,14 @@ impl<T: Packable> Product<'_, T> {
             for line in 0..T::LINES {
                 s.prefetch(pair.as_ptr().wrapping_add(AHEAD + line).cast());
             }
-            // No closures from here on: one that is not inlined is compiled without the
-            // instruction set.
-            let mut weights = [s.splat(0.0); V];
-            for (v, weights) in weights.iter_mut().enumerate() {
-                *weights = T::widen::<S, 0>(s, pair, vector + v);
-            }
-            for r in 0..R {
-                // SAFETY: `x[r]` has `depth.len()` values: two for each pair, or one for the last.
-                let x = s.splat(unsafe { *x[r].get_unchecked(2 * i) });
-                for v in 0..V {
-                    sums[r][v] = s.mul_add(x, weights[v], sums[r][v]);
-                }
-            }
+            // SAFETY: `x[r]` has `depth.len()` values: two for each pair, or one for the last.
+            sums = unsafe { add::<S, T, R, V, 0>(s, sums, pair, vector, &x, 2 * i) };
             // The second half of the last pair is padding where the inputs are odd in number.
             if 2 * i + 1 == depth.len() {
                 break;
             }
-            for (v, weights) in weights.iter_mut().enumerate() {
-                *weights = T::widen::<S, 1>(s, pair, vector + v);
-            }
-            for r in 0..R {
-                // SAFETY: as above, and this is not the end.
-                let x = s.splat(unsafe { *x[r].get_unchecked(2 * i + 1) });
-                for v in 0..V {
-                    sums[r][v] = s.mul_add(x, weights[v], sums[r][v]);
-                }
-            }
+            // SAFETY: as above, and this is not the end.
+            sums = unsafe { add::<S, T, R, V, 1>(s, sums, pair, vector, &x, 2 * i + 1) };
         }
         let bias = self.bias.filter(|_| last);
         self.each_part::<R, V>(row, vector, outputs, |r, v, part| {

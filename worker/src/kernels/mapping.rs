@@ -29,13 +29,13 @@ impl Mapping {
     }
 }
 
-/// Fills an empty vector with `len` times `zero`, in huge pages where the system has them: weights
-/// are read from end to end in every step, and walking small pages costs a third of the time.
-pub(super) fn zeros_in_huge_pages<T: Clone>(into: &mut Vec<T>, len: usize, zero: T) {
-    into.reserve_exact(len);
+/// `len` times `zero`, in huge pages where the system has them: weights are read from end to end
+/// in every step.
+pub(super) fn zeros_in_huge_pages<T: Clone>(len: usize, zero: T) -> Vec<T> {
+    let mut zeros = Vec::with_capacity(len);
     #[cfg(target_os = "linux")]
     {
-        let room = into.spare_capacity_mut();
+        let room: &mut [std::mem::MaybeUninit<T>] = zeros.spare_capacity_mut();
         let (start, bytes) = (room.as_mut_ptr().cast::<u8>(), size_of_val(room));
         let skip = start.align_offset(PAGE);
         if let Some(whole) = bytes.checked_sub(skip) {
@@ -51,7 +51,8 @@ pub(super) fn zeros_in_huge_pages<T: Clone>(into: &mut Vec<T>, len: usize, zero:
             };
         }
     }
-    into.resize(len, zero);
+    zeros.resize(len, zero);
+    zeros
 }
 
 /// Bytes to which advice is aligned: a multiple of every page size in use.

@@ -25,16 +25,6 @@ pub trait Element: Pod + Send + Sync + 'static {
     #[doc(hidden)]
     #[allow(private_interfaces, private_bounds)]
     fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::V;
-    /// Sixteen lanes, each rounded to the nearest value.
-    #[doc(hidden)]
-    #[allow(private_interfaces, private_bounds)]
-    #[inline(always)]
-    fn store<S: Simd>(s: S, v: S::V, into: &mut [Self; LANES]) {
-        let values = s.to_array(v);
-        for (to, value) in into.iter_mut().zip(values) {
-            *to = Self::from_f32(value);
-        }
-    }
 }
 
 #[allow(private_interfaces, private_bounds)]
@@ -51,10 +41,6 @@ impl Element for f32 {
     #[inline(always)]
     fn load<S: Simd>(s: S, from: &[f32; LANES]) -> S::V {
         s.load(from)
-    }
-    #[inline(always)]
-    fn store<S: Simd>(s: S, v: S::V, into: &mut [f32; LANES]) {
-        s.store(v, into);
     }
 }
 

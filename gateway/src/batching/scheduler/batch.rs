@@ -68,11 +68,13 @@ impl Table {
 
     /// Makes room for one more row of this width. False if it does not fit beside `rows` others.
     fn widen(&mut self, width: usize, rows: usize) -> bool {
-        let before = self.width;
-        self.width = before.max(width);
-        let fits = rows < self.rows();
-        if !fits {
-            self.width = before;
+        let widened = Self {
+            width: self.width.max(width),
+            ..*self
+        };
+        let fits = rows < widened.rows();
+        if fits {
+            *self = widened;
         }
         fits
     }
