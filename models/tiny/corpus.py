@@ -57,6 +57,14 @@ def typo(r, s):
     return " ".join(words)
 
 
+# The tables below write questions small; these words many people do not.
+SPELLED = {w.lower(): w for w in (
+    "I API GPU CPU SDK WASM KV URL LLM AI HTTP JSON USA OpenAI Python Rust Linux Realm ChatGPT GPT Claude Gemini Llama French Spanish German English "
+    "Alan Turing Isaac Newton Ada Lovelace Tiny"
+).split()}
+SMALL = re.compile(r"\b(" + "|".join(SPELLED) + r")\b(?![-_])")
+
+
 def ask(r, q):
     """A question as strangers type it: with or without case, marks, contractions and manners."""
     if r.random() < 0.35:
@@ -80,6 +88,8 @@ def ask(r, q):
         q = q.upper()
     elif x < 0.95:
         q = cap(q)
+    if r.random() < 0.6:
+        q = SMALL.sub(lambda m: SPELLED[m[0]], q)
     x = r.random()
     if x < 0.3:
         q = q.rstrip("?.")
@@ -237,7 +247,6 @@ SEASON = {
 WORDS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty".split()
 TENS = dict(zip(range(20, 100, 10), "twenty thirty forty fifty sixty seventy eighty ninety".split()))
 ORDINALS = "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth".split()
-SHAPES = {"triangle": 3, "square": 4, "rectangle": 4, "pentagon": 5, "hexagon": 6, "octagon": 8, "circle": 0}
 
 COLORS_OF = dict(rows("""
 sky, blue
@@ -1111,11 +1120,16 @@ def colors(r):
     return say(r, "(what color is {x}|what is the color of {x}|which color is {x}|what colour is {x})?", x=name), f"{cap(name)} is {COLORS_OF[t]}.", cap(COLORS_OF[t])
 
 
+def some(r, kind, n):
+    """Different things of a kind in the order of its table: who only goes forward names none twice."""
+    return sorted(r.sample(KINDS[kind], n), key=KINDS[kind].index)
+
+
 def listing(r):
     kind = r.choice(list(KINDS))
     n = r.choice([2, 3, 3, 3, 4, 5, 5, min(6, len(KINDS[kind]))])
     n = min(n, len(KINDS[kind]))
-    items = KINDS[kind][:n] if kind in ("letter", "number", "day", "month") and r.random() < 0.7 else r.sample(KINDS[kind], n)
+    items = KINDS[kind][:n] if kind in ("letter", "number", "day", "month") and r.random() < 0.7 else some(r, kind, n)
     how = r.random()
     num = number(r, n) if r.random() < 0.5 else spoken(n)
     ask_for = "(name|list|give me|tell me|write|write down|say|show me|i need|think of|what are|can you name) {n} {p}"
@@ -1137,7 +1151,7 @@ def listing(r):
         full, items = cap(items[0]) + ".", items[:1]
     elif how < 0.7:
         n = min(r.choice([3, 4, 5]), len(KINDS[kind]))
-        items = r.sample(KINDS[kind], n)
+        items = some(r, kind, n)
         q = say(r, "(list some {p}|name some {p}|name a few {p}|what {p} do you know|which {p} do you know|give me a list of {p}|list {p}).", p=plural(kind))
         full = cap(join(items)) + "."
     else:
@@ -1647,7 +1661,7 @@ NOT_TOLD = {"name": "your name", "age": "your age", "color": "your favorite colo
 
 # --- chats -------------------------------------------------------------------
 
-SKILLS = [(sums, 18), (fact, 10), (realm, 12), (identity, 4), (animal, 9), (country, 7), (colors, 4), (listing, 9), (category, 4), (thing, 7), (words, 8), (order, 8), (count, 4),
+SKILLS = [(sums, 18), (fact, 10), (realm, 14), (identity, 4), (animal, 9), (country, 7), (colors, 4), (listing, 16), (category, 4), (thing, 7), (words, 8), (order, 8), (count, 4),
           (compare, 5), (word_problem, 5), (repeat, 8), (context, 7), (as_json, 4), (greet, 7), (feeling, 2), (unknown, 10), (joke, 2), (poem, 2), (story, 4), (advice, 1)]
 SKILL_FUNCTIONS, SKILL_WEIGHTS = zip(*SKILLS)
 
@@ -1912,7 +1926,7 @@ def plain(r):
                    n=n, a=r.randint(5, 90), c=r.choice(CITIES), pet=r.choice(KINDS["pet"]), pn=r.choice(PET_NAMES), col=r.choice(COLORS), l=r.choice(LIKES), p=r.choice(PLACES), j=r.choice(KINDS["job"]), f=r.choice([x for x in NAMES if x != n]))
     if x < 0.97:
         kind = r.choice(list(KINDS))
-        items = r.sample(KINDS[kind], len(KINDS[kind]))[:10]
+        items = some(r, kind, min(10, len(KINDS[kind])))
         return cap(plural(kind)) + ":\n" + "\n".join(f"{i}. {cap(t)}" if len(items) % 2 else f"- {cap(t)}" for i, t in enumerate(items, 1))
     return r.choice(["The quick brown fox jumps over the lazy dog.", "Hello, world!", "Roses are red, violets are blue, sugar is sweet, and so are you.", "Twinkle, twinkle, little star, how I wonder what you are.",
                      "Once upon a time, there was nothing but the sea and the sky. Then came the first bird, and it began to sing.", "This is a test. It is only a test, and everything works.",

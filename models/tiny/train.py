@@ -398,7 +398,7 @@ def generate(model, encode, ids, limit=160, temperature=0.0, seed=0):
     return encode.tok.decode(out[len(ids):]), False
 
 
-# The second fifty were written after the weights in this folder were trained.
+# The second fifty were written when the corpus was what it is but for lists and for names in capitals.
 # What is said (turns divided by "|", "@" before a system prompt) and what the answer must hold.
 QUESTIONS = """
 What is the capital of France? => Paris
