@@ -75,6 +75,18 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         "vllm:num_preemptions_total",
         "Sequences that gave up their KV blocks to others"
     );
+    describe_counter!(
+        "realm_step_tokens_total",
+        "Tokens computed: of prompts, unless they were found in the KV arena, and of answers"
+    );
+    describe_counter!(
+        "vllm:prefix_cache_queries_total",
+        "Tokens of sequences that joined the batch, each time they did"
+    );
+    describe_counter!(
+        "vllm:prefix_cache_hits_total",
+        "Those of them that the KV arena held already"
+    );
     describe_histogram!(
         TTFT,
         Unit::Seconds,
@@ -190,12 +202,15 @@ pub(crate) struct ModelMetrics {
     /// This version's part in it.
     share: Standing,
     /// As they were last recorded.
-    preempted: u64,
+    recorded: Stats,
     running: Gauge,
     waiting: Gauge,
     held: Gauge,
     kv_usage: Gauge,
     preemptions: Counter,
+    step_tokens: Counter,
+    prefix_queries: Counter,
+    prefix_hits: Counter,
     admitted: Counter,
     prompt_tokens: Counter,
     generation_tokens: Counter,
@@ -219,12 +234,15 @@ impl ModelMetrics {
         let metrics = ModelMetrics {
             sum,
             share: Standing::default(),
-            preempted: 0,
+            recorded: Stats::default(),
             running: gauge!("vllm:num_requests_running", &label()),
             waiting: gauge!("vllm:num_requests_waiting", &label()),
             held: gauge!("realm_sequences_held", &label()),
             kv_usage: gauge!("vllm:kv_cache_usage_perc", &label()),
             preemptions: counter!("vllm:num_preemptions_total", &label()),
+            step_tokens: counter!("realm_step_tokens_total", &label()),
+            prefix_queries: counter!("vllm:prefix_cache_queries_total", &label()),
+            prefix_hits: counter!("vllm:prefix_cache_hits_total", &label()),
             admitted: counter!("realm_sequences_admitted_total", &label()),
             prompt_tokens: counter!("vllm:prompt_tokens_total", &label()),
             generation_tokens: counter!("vllm:generation_tokens_total", &label()),
@@ -251,9 +269,15 @@ impl ModelMetrics {
     /// Takes over how things stand in the scheduler.
     pub(crate) fn record(&mut self, stats: &Stats) {
         self.stand(Standing::from(stats));
+        let before = std::mem::replace(&mut self.recorded, *stats);
         self.preemptions
-            .increment(stats.preemptions - self.preempted);
-        self.preempted = stats.preemptions;
+            .increment(stats.preemptions - before.preemptions);
+        self.step_tokens
+            .increment(stats.tokens_computed - before.tokens_computed);
+        self.prefix_queries
+            .increment(stats.prefix_tokens - before.prefix_tokens);
+        self.prefix_hits
+            .increment(stats.prefix_tokens_found - before.prefix_tokens_found);
     }
 
     fn stand(&mut self, now: Standing) {
@@ -322,7 +346,7 @@ impl ModelMetrics {
             Event::Finished(FinishReason::Stop) => self.finished_stop.increment(1),
             Event::Finished(FinishReason::Length) => self.finished_length.increment(1),
             Event::Failed(_) => return self.failed.increment(1),
-            Event::Token { .. } | Event::PromptLogprobs { .. } => return,
+            _ => return,
         }
         self.e2e.record(after.as_secs_f64());
     }

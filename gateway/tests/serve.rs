@@ -159,6 +159,44 @@ fn many_choices_with_many_biases_fit() {
 }
 
 #[test]
+fn a_prompt_that_was_read_before_is_not_read_again() {
+    let server = Server::start(&[]);
+    let text = "The quick brown fox jumps over the lazy dog. ".repeat(8);
+    let ask = |text: &str, n: usize| {
+        let answer = server.post(
+            "/v1/completions",
+            &json!({
+                "model": "realm-tiny", "prompt": text, "max_tokens": 24, "min_tokens": 24,
+                "temperature": 1.0, "seed": 3, "logprobs": 2, "n": n
+            }),
+        );
+        let mut body = answer.json();
+        let cached = body["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64();
+        let tokens = body["usage"]["prompt_tokens"].as_u64().expect("a count");
+        (body["choices"].take(), cached.expect("a count"), tokens)
+    };
+    let (cold, cached, tokens) = ask(&text, 3);
+    assert_eq!(cached, 0, "nobody asked before");
+    let computed = || server.metric("realm_step_tokens_total");
+    let before = computed();
+    let (warm, cached, _) = ask(&text, 3);
+    assert_eq!(warm, cold);
+    assert!(tokens - cached <= 16, "{cached} of {tokens}");
+    // Of each choice what fills no block, and all but the last token that it generates.
+    assert!(computed() - before <= (3 * (16 + 23)) as f64);
+    let (other, cached, _) = ask(&format!("No. {text}"), 1);
+    assert_eq!(cached, 0, "it begins with something else: {other}");
+    assert!(server.metric("vllm:prefix_cache_hits_total") >= 2.0 * (tokens - 16) as f64);
+    // Another worker starts with nothing.
+    server.kill_worker(Signal::SIGKILL);
+    common::wait_until("it is replaced", || {
+        server.metric("realm_worker_ends_total") == 1.0 && server.admin("/ready").status == 200
+    });
+    let (again, cached, _) = ask(&text, 3);
+    assert_eq!((again, cached), (cold, 0));
+}
+
+#[test]
 fn a_request_that_can_never_be_admitted_is_told_so() {
     let server = Server::start(&["--max-queue", "4"]);
     let request = |n| json!({"model": "realm-tiny", "prompt": ["a", "b"], "max_tokens": 1, "n": n});

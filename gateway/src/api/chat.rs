@@ -148,7 +148,10 @@ fn prepare(
         include_usage: params.include_usage,
         text,
     };
-    Ok((sequences, Run::new(format, choices, prompt_tokens)))
+    Ok((
+        sequences,
+        Run::new(format, choices, params.n, prompt_tokens),
+    ))
 }
 
 /// How chat answers are written.

@@ -62,6 +62,8 @@ pub(super) struct Choice {
     waiting: VecDeque<Scored>,
     /// The prompt, until it is sent; its tokens get their log-probabilities meanwhile.
     echo: Option<(String, Vec<Scored>)>,
+    /// Tokens of the prompt that were not computed for this.
+    cached: usize,
     generated: u32,
     over: bool,
 }
@@ -100,6 +102,7 @@ impl Choice {
                 });
                 (echo.text, tokens.collect())
             }),
+            cached: 0,
             generated: 0,
             over: false,
         }
@@ -108,6 +111,11 @@ impl Choice {
     /// Tokens generated so far, one that ended the sequence included.
     pub(super) fn generated(&self) -> u32 {
         self.generated
+    }
+
+    /// Tokens of the prompt that had been computed before.
+    pub(super) fn cached(&self) -> usize {
+        self.cached
     }
 
     /// Whether the last delta was given out.
@@ -122,6 +130,7 @@ impl Choice {
             return Ok(delta);
         }
         match event {
+            Event::Started { cached } => self.cached = cached,
             Event::PromptLogprobs { start, entries } => {
                 self.score_prompt(start, entries, &mut delta);
             }

@@ -67,16 +67,25 @@ impl Events {
 #[derive(Debug)]
 pub(super) struct Run<F> {
     format: F,
+    /// Prompt by prompt.
     choices: Vec<Choice>,
+    choices_per_prompt: usize,
     /// Tokens of all prompts, each once however many choices it has.
     prompt_tokens: usize,
 }
 
 impl<F: Format> Run<F> {
-    pub(super) fn new(format: F, choices: Vec<Choice>, prompt_tokens: usize) -> Self {
+    /// `choices` are those of all prompts, prompt by prompt, as many for each.
+    pub(super) fn new(
+        format: F,
+        choices: Vec<Choice>,
+        choices_per_prompt: usize,
+        prompt_tokens: usize,
+    ) -> Self {
         Run {
             format,
             choices,
+            choices_per_prompt: choices_per_prompt.max(1),
             prompt_tokens,
         }
     }
@@ -136,11 +145,14 @@ impl<F: Format> Run<F> {
         let prompt_tokens = self.prompt_tokens as u64;
         let generated = self.choices.iter().map(|c| u64::from(c.generated()));
         let completion_tokens = generated.sum();
+        // The other choices of a prompt share what the first one computes.
+        let first_choices = self.choices.iter().step_by(self.choices_per_prompt);
+        let cached_tokens = first_choices.map(|c| c.cached() as u64).sum();
         Usage {
             prompt_tokens,
             completion_tokens,
             total_tokens: prompt_tokens + completion_tokens,
-            prompt_tokens_details: PromptTokens { cached_tokens: 0 },
+            prompt_tokens_details: PromptTokens { cached_tokens },
         }
     }
 }

@@ -15,6 +15,9 @@
 //!   needs, and nothing waits for ever.
 //! * **Tokens are kept here.** Preemption and the loss of a worker cost a sequence its KV blocks
 //!   and nothing else: it is prefilled again with its prompt and what it had generated.
+//! * **What begins alike is computed once.** Full blocks are named by what they hold and shared by
+//!   all sequences of a tenant that begin with it, also when the first one has long ended. The
+//!   last tokens of a prompt, which fill no block, are computed by each.
 //! * **The way to the worker is shared.** What is sent for a sequence when it starts is on its
 //!   tenant's account; one above its quota, or without room, starts with a later step.
 //! * **Two steps are in flight**, so that the worker never waits for the gateway. A step may be
@@ -31,6 +34,7 @@
 mod blocks;
 mod limits;
 mod plan;
+mod prefix;
 mod scheduler;
 pub mod sequence;
 

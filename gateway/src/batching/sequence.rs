@@ -73,6 +73,11 @@ pub enum FailReason {
 /// What happened to a sequence.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
+    /// Its first tokens are computed.
+    Started {
+        /// Tokens of its prompt that were computed before, for other sequences of the tenant.
+        cached: usize,
+    },
     /// Log-probabilities of prompt tokens `start + 1 ..`, in order, each given those before it.
     PromptLogprobs {
         /// Position of the token that predicts the first entry.

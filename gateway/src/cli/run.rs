@@ -148,7 +148,7 @@ async fn answer(model: &Model, args: &Args, messages: &[Message]) -> anyhow::Res
             }
             Event::Failed(reason) => bail!("the answer broke off: {reason:?}"),
             Event::Finished(_) => detokenizer.finish(&mut answer),
-            Event::Token { .. } | Event::PromptLogprobs { .. } => {}
+            Event::Started { .. } | Event::Token { .. } | Event::PromptLogprobs { .. } => {}
         }
         let mut out = std::io::stdout();
         out.write_all(&answer.as_bytes()[shown..])?;

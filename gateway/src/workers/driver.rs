@@ -286,7 +286,7 @@ impl Driver {
         while let Some((result, busy)) = link.poll()? {
             let number = result.number;
             self.scheduler
-                .complete(now, result)
+                .complete(now, busy, result)
                 .map_err(|e| WorkerError::Violation(format!("result of step {number}: {e}")))?;
             self.metrics.step(busy);
         }

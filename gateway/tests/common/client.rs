@@ -197,6 +197,8 @@ impl Transcript {
         if let Some(usage) = body.get("usage").filter(|usage| !usage.is_null()) {
             assert_eq!(self.usage, Value::Null, "a second usage: {body}");
             self.usage = usage.clone();
+            // What was asked before, and of which worker, is not part of the answer.
+            self.usage["prompt_tokens_details"]["cached_tokens"].take();
         }
     }
 

@@ -98,3 +98,8 @@ def post(base_url):
         return requests.request(method, base_url + path, timeout=TIMEOUT, **options)
 
     return send
+
+
+def counts(usage):
+    """A usage without what depends on earlier requests."""
+    return usage.prompt_tokens, usage.completion_tokens, usage.total_tokens

@@ -98,6 +98,15 @@ def test_usage_counts_all_choices(chat):
     assert (one.completion_tokens, three.completion_tokens) == (6, 18)
 
 
+def test_what_was_read_before_is_cached(chat):
+    text = "Say something about the number %d. " % time.time_ns() * 4
+    first, second = (chat(text, max_tokens=8, temperature=0) for _ in range(2))
+    assert second.choices[0].message.content == first.choices[0].message.content
+    assert first.usage.prompt_tokens_details.cached_tokens < 20
+    read = second.usage.prompt_tokens - second.usage.prompt_tokens_details.cached_tokens
+    assert 1 <= read <= 16
+
+
 def test_logprobs(chat):
     answer = chat(
         logprobs=True, top_logprobs=4, temperature=0, max_tokens=12, extra_body={"ignore_eos": True}

@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from conftest import counts
 
 
 def test_shape(complete, model):
@@ -49,7 +50,7 @@ def test_token_ids_are_the_text(complete, vocabulary):
     by_ids = complete(ids, temperature=0, max_tokens=12)
     by_text = complete(text, temperature=0, max_tokens=12)
     assert by_ids.choices[0].text == by_text.choices[0].text
-    assert by_ids.usage == by_text.usage
+    assert counts(by_ids.usage) == counts(by_text.usage)
 
 
 def test_several_choices_of_several_prompts(complete):
@@ -63,7 +64,7 @@ def test_echo(complete):
     alone = complete(prompt, temperature=0, max_tokens=6)
     echo = complete(prompt, temperature=0, max_tokens=6, echo=True)
     assert echo.choices[0].text == prompt + alone.choices[0].text
-    assert echo.usage == alone.usage
+    assert counts(echo.usage) == counts(alone.usage)
 
 
 def test_echo_alone(complete):

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use super::Stats;
 use super::live::{Extent, Live};
-use crate::batching::blocks::{BlockTable, Blocks, Pool};
+use super::pace::Pace;
+use crate::batching::blocks::{BlockTable, Blocks, Found, Pool};
 use crate::batching::limits::Limits;
 use crate::batching::plan::{ResultError, StepResult};
 use crate::batching::sequence::{Event, FailReason, FinishReason, SequenceId};
@@ -22,6 +23,9 @@ pub(super) struct Attached {
     pub(super) in_flight: VecDeque<Step>,
     /// When the oldest step in flight is overdue.
     pub(super) deadline: Option<Instant>,
+    pub(super) pace: Pace,
+    /// Positions that were found in the arena instead of being computed, since the last plan.
+    pub(super) found: usize,
 }
 
 /// A sequence with a slot and blocks.
@@ -33,6 +37,8 @@ pub(super) struct Running {
     pub(super) extent: Extent,
     /// Positions in the arena once every row in flight is computed.
     pub(super) computed: usize,
+    /// Blocks from the front that can be shared.
+    pub(super) named: usize,
     /// The last row it had: number of the step, and its place in it. Zeros for none.
     pub(super) served: (u64, usize),
 }
@@ -42,6 +48,10 @@ pub(super) struct Running {
 pub(super) struct Step {
     pub(super) number: u64,
     pub(super) rows: Vec<Row>,
+    /// Rows that only decode.
+    pub(super) decodes: usize,
+    /// Tokens of all other rows.
+    pub(super) prefill: usize,
     /// Alternatives per reported token.
     pub(super) top: usize,
     /// Entries of the step's targets.
@@ -69,6 +79,16 @@ impl Running {
     pub(super) fn remaining(&self) -> usize {
         self.live.len().min(self.extent.positions) - self.computed
     }
+
+    /// Lets others share the blocks that are full with what is sent by now. The worker executes
+    /// in order: whoever reads them does so in a later step.
+    pub(super) fn name_blocks(&mut self, blocks: &mut Blocks) {
+        let names = self.live.names().iter().take(self.computed / blocks.size());
+        for (at, name) in names.enumerate().skip(self.named) {
+            blocks.name(&self.table, at, *name);
+            self.named = at + 1;
+        }
+    }
 }
 
 // === Sequences on the worker ===
@@ -82,6 +102,8 @@ impl Attached {
             running: BTreeMap::new(),
             in_flight: VecDeque::new(),
             deadline: None,
+            pace: Pace::default(),
+            found: 0,
         }
     }
 
@@ -113,10 +135,62 @@ impl Attached {
         self.running.get_mut(&id).map(|running| &mut running.live)
     }
 
+    /// Blocks that the arena holds already of a sequence that is to start.
+    pub(super) fn found(&self, live: &Live) -> Found {
+        let (names, size) = (live.names(), self.blocks.size());
+        let most = names.len().min(live.skippable() / size);
+        self.blocks.find(&names[..most])
+    }
+
+    /// Takes over the blocks that follow what is computed of a running sequence and that others
+    /// have computed since it started. Whether an older one is about to compute the next: then it
+    /// is to wait for that, so that nobody computes it twice. The choices of a request arrive
+    /// together, and so do requests that begin alike.
+    pub(super) fn catch_up(&mut self, id: SequenceId) -> bool {
+        let size = self.blocks.size();
+        let Some(running) = self.running.get_mut(&id) else {
+            return false;
+        };
+        let end = |computed: usize| (computed / size + 1) * size;
+        let usable = running.live.skippable();
+        while end(running.computed) <= usable
+            && let at = running.computed / size
+            && let Some(name) = running.live.names().get(at)
+            && self.blocks.replace(&mut running.table, at, name)
+        {
+            self.found += end(running.computed) - running.computed;
+            running.computed = end(running.computed);
+        }
+        let computed = running.computed;
+        let running = self.running.get(&id);
+        running.is_some_and(|running| self.is_coming(id, &running.live, computed))
+    }
+
+    /// Whether a sequence that is older than this one and runs is about to compute the block that
+    /// comes after what is `computed` of it.
+    pub(super) fn is_coming(&self, id: SequenceId, live: &Live, computed: usize) -> bool {
+        let (at, size) = (computed / self.blocks.size(), self.blocks.size());
+        let end = (at + 1) * size;
+        let name = live.names().get(at).filter(|_| end <= live.skippable());
+        let mut older = self.running.range(..id).map(|(_, older)| older);
+        name.is_some_and(|name| {
+            older.any(|o| o.computed < end && o.live.names().get(at) == Some(name))
+        })
+    }
+
+    /// Sees to it that nobody takes over what a running sequence computed, or found.
+    pub(super) fn disown(&mut self, id: SequenceId) {
+        if let Some(running) = self.running.get_mut(&id) {
+            self.blocks.unname(&running.table);
+            running.named = running.table.len();
+        }
+    }
+
     /// Takes a sequence off the worker; its slot and blocks are free.
     pub(super) fn evict(&mut self, id: SequenceId) -> Option<Live> {
-        let running = self.running.remove(&id)?;
+        let mut running = self.running.remove(&id)?;
         self.slots.give(running.slot);
+        running.name_blocks(&mut self.blocks);
         self.blocks.release(running.table);
         Some(running.live)
     }
@@ -141,8 +215,13 @@ impl Attached {
         self.deadline
     }
 
-    /// Takes the oldest step out of flight, if this is an answer to it.
-    pub(super) fn answer(&mut self, result: &StepResult<'_>) -> Result<Step, ResultError> {
+    /// Takes the oldest step out of flight, if this is an answer to it. It took the worker as long
+    /// as `busy`.
+    pub(super) fn answer(
+        &mut self,
+        result: &StepResult<'_>,
+        busy: Duration,
+    ) -> Result<Step, ResultError> {
         let Some(step) = self.in_flight.pop_front() else {
             return Err(ResultError::Unasked {
                 number: result.number,
@@ -153,6 +232,7 @@ impl Attached {
             return Err(error);
         }
         self.deadline = None;
+        self.pace.learn(step.decodes, step.prefill, busy);
         Ok(step)
     }
 

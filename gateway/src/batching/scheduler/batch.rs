@@ -10,10 +10,16 @@ use crate::batching::blocks::BlockTable;
 use crate::batching::plan::StepPlan;
 use crate::batching::sequence::SequenceId;
 
-/// A step that decodes gives prefill one part in so many of its tokens, no more and no less: no
-/// more, so that the time between two tokens of a stream stays flat when a long prompt arrives;
-/// no less, so that a batch full of decodes cannot keep a prompt from being read.
+/// A step that decodes keeps one part in so many of its tokens for prefill, so that a batch full of
+/// decodes cannot keep a prompt from being read.
 const PREFILL_SHARE: usize = 4;
+
+/// How many times as long as without prefill a step may take that also decodes, so that the time
+/// between two tokens of a stream stays flat when a long prompt arrives.
+const STRETCH: f64 = 2.2;
+
+/// The same where many wait for their first token, and few for their next one.
+const MOST_STRETCH: f64 = 4.0;
 
 /// Tokens that a step which also decodes keeps for prefill.
 pub(super) fn prefill_share(budget: usize) -> usize {
@@ -23,6 +29,8 @@ pub(super) fn prefill_share(budget: usize) -> usize {
 /// Which sequences compute how many positions in a step, and which of them start with it.
 #[derive(Default)]
 pub(super) struct Batch {
+    /// The first so many rows decode.
+    pub(super) decodes: usize,
     pub(super) rows: Vec<(SequenceId, usize)>,
     pub(super) opens: Vec<(u32, SequenceId)>,
 }
@@ -157,6 +165,7 @@ impl Attached {
         batch
             .rows
             .extend(decodes.into_iter().map(|(_, id)| (id, 1)));
+        batch.decodes = batch.rows.len();
     }
 
     /// Adds chunks of prompts with what the decodes leave: first of the sequences that run, then
@@ -169,26 +178,45 @@ impl Attached {
         reserve: &mut dyn FnMut(&SequenceView<'_>) -> bool,
     ) {
         let budget = self.limits.max_step_tokens as usize;
-        let mut left = match batch.rows.len() {
-            0 => budget,
-            decodes => (budget - decodes).min(prefill_share(budget)),
-        };
         let prefills = self.running.iter().filter(|(_, r)| r.remaining() > 1);
-        for (&id, running) in prefills {
+        let prefills: Vec<_> = prefills.map(|(&id, _)| id).collect();
+        let mut left = match batch.decodes {
+            0 => budget,
+            _ if !table.prefills => return,
+            decodes => {
+                let first = prefills.len() + waiting.len().min(self.slots.free());
+                let stretch = (1.0 + first as f64 / decodes as f64).clamp(STRETCH, MOST_STRETCH);
+                let bears = self.pace.prefill_beside(decodes, stretch);
+                bears.min(budget - decodes)
+            }
+        };
+        for id in prefills {
             if left == 0 || batch.rows.len() == table.rows() {
                 return;
             }
-            left -= batch.add(id, running.remaining().min(left));
+            left -= self.add_chunk(batch, id, left);
         }
         while left > 0
-            && let Some((_, next)) = waiting.first_key_value()
+            && let Some((&id, next)) = waiting.first_key_value()
             // A suspect joins nobody.
             && !next.is_suspect()
             && table.widen(self.blocks.needed(next.known()), batch.rows.len())
+            // Its opening needs a step to go with.
+            && (!batch.rows.is_empty() || !self.is_coming(id, next, self.found(next).blocks * self.blocks.size()))
             && let Some((id, running)) = self.admit(waiting, reserve)
         {
             batch.opens.push((running.slot, id));
-            left -= batch.add(id, running.remaining().min(left));
+            left -= self.add_chunk(batch, id, left);
+        }
+    }
+
+    /// Adds what fits of a prompt, unless it is to wait for another one that begins alike; returns
+    /// how many tokens that is.
+    fn add_chunk(&mut self, batch: &mut Batch, id: SequenceId, left: usize) -> usize {
+        let waits = self.catch_up(id);
+        match self.running.get(&id).filter(|_| !waits) {
+            Some(running) => batch.add(id, running.remaining().min(left)),
+            None => 0,
         }
     }
 
@@ -196,8 +224,12 @@ impl Attached {
     /// left for each of them: a sequence that pushes others out, or is pushed out at once, only
     /// costs. Tokens in flight must arrive first: they are to be prefilled too.
     pub(super) fn has_room(&self, live: &Live) -> bool {
-        let needed = self.blocks.needed(live.known()) + self.running.len();
-        !live.is_in_flight() && needed <= self.blocks.free() && self.slots.free() > 0
+        if live.is_in_flight() || self.slots.free() == 0 {
+            return false;
+        }
+        let found = self.found(live);
+        let taken = self.blocks.needed(live.known()) - found.blocks + found.idle;
+        taken + self.running.len() <= self.blocks.free()
     }
 
     /// Gives the oldest waiting sequence a slot and blocks for all its tokens, if there is room
@@ -215,6 +247,12 @@ impl Attached {
         let extent = self.extent(live);
         let slot = self.slots.take()?;
         let mut table = BlockTable::default();
+        for name in &live.names()[..self.found(live).blocks] {
+            let shared = self.blocks.share(&mut table, name);
+            debug_assert!(shared);
+        }
+        let named = table.len();
+        self.found += named * self.blocks.size();
         let covered = self.blocks.cover(&mut table, live.known());
         debug_assert!(covered);
         let (id, live) = oldest.remove_entry();
@@ -223,7 +261,8 @@ impl Attached {
             slot,
             table,
             extent,
-            computed: 0,
+            computed: named * self.blocks.size(),
+            named,
             served: (0, 0),
         };
         Some((id, self.running.entry(id).or_insert(running)))

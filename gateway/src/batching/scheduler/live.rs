@@ -1,8 +1,10 @@
 //! A sequence that has not ended.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::SequenceView;
+use crate::batching::prefix::{Digest, Prefix};
 use crate::batching::sequence::Sequence;
 
 /// What is known of a sequence wherever it is; what outlives a worker.
@@ -10,6 +12,12 @@ use crate::batching::sequence::Sequence;
 pub(super) struct Live {
     sequence: Sequence,
     generated: Vec<u32>,
+    /// The names of all its full blocks, if these are of `block_size`.
+    prefix: Prefix,
+    /// 0 before there was a worker.
+    block_size: usize,
+    /// Whether it ever ran.
+    started: bool,
     /// Positions of the prompt whose log-probabilities were reported.
     scored: usize,
     /// Rows of steps in flight that are its own.
@@ -38,6 +46,9 @@ impl Live {
         Self {
             sequence,
             generated: Vec::new(),
+            prefix: Prefix::default(),
+            block_size: 0,
+            started: false,
             scored: 0,
             rows_in_flight: 0,
             draws_in_flight: 0,
@@ -88,6 +99,17 @@ impl Live {
         }
     }
 
+    /// Positions from the front of which nothing is wanted but what later ones read of them: they
+    /// need not be computed where a block holds them. Never all, as the last one tells the next
+    /// token.
+    pub(super) fn skippable(&self) -> usize {
+        let unscored = self.unscored(0..self.known());
+        match unscored.is_empty() {
+            true => self.known() - 1,
+            false => unscored.start,
+        }
+    }
+
     /// Alternatives to report per token; None if log-probabilities of tokens drawn are not wanted.
     pub(super) fn top_logprobs(&self) -> Option<usize> {
         usize::try_from(self.sequence.sampling.top_logprobs).ok()
@@ -104,6 +126,43 @@ impl Live {
     }
 }
 
+// === Names of its blocks ===
+
+impl Live {
+    /// Names its full blocks, of this size from here on.
+    pub(super) fn name_blocks(&mut self, block_size: usize) {
+        if block_size != self.block_size {
+            self.block_size = block_size;
+            self.prefix = Prefix::default();
+        }
+        let mut prefix = std::mem::take(&mut self.prefix);
+        let full = self.known().checked_div(block_size).unwrap_or(0);
+        for block in prefix.digests().len()..full {
+            let positions = block * block_size..(block + 1) * block_size;
+            let tokens = positions.filter_map(|position| self.token(position));
+            prefix.push(self.sequence.tenant, tokens);
+        }
+        self.prefix = prefix;
+    }
+
+    /// Takes over the names that the prompt's blocks have with another sequence, if they share
+    /// it. They are many where it is long.
+    pub(super) fn name_blocks_like(&mut self, other: &Live) {
+        let (ours, theirs) = (&self.sequence, &other.sequence);
+        let alike = ours.tenant == theirs.tenant && Arc::ptr_eq(&ours.prompt, &theirs.prompt);
+        if alike && self.block_size != other.block_size {
+            self.block_size = other.block_size;
+            let full = self.prompt_len().checked_div(other.block_size).unwrap_or(0);
+            self.prefix = other.prefix.first(full);
+        }
+    }
+
+    /// The names of all its full blocks.
+    pub(super) fn names(&self) -> &[Digest] {
+        self.prefix.digests()
+    }
+}
+
 // === In flight ===
 
 impl Live {
@@ -115,6 +174,11 @@ impl Live {
     #[cfg(test)]
     pub(super) fn flights(&self) -> (usize, usize) {
         (self.rows_in_flight, self.draws_in_flight)
+    }
+
+    /// It runs. Whether for the first time.
+    pub(super) fn start(&mut self) -> bool {
+        !std::mem::replace(&mut self.started, true)
     }
 
     pub(super) fn depart(&mut self, draws: bool) {
@@ -152,10 +216,11 @@ impl Live {
     /// Appends a token drawn. Whether it ends the sequence by being a stop id: while fewer than
     /// `min_tokens` are generated none does.
     pub(super) fn push(&mut self, token: u32) -> bool {
-        let sampling = &self.sequence.sampling;
-        let armed = self.generated.len() >= sampling.min_tokens as usize;
         self.generated.push(token);
+        self.name_blocks(self.block_size);
         self.suspect_until = self.suspect_until.filter(|&until| self.known() < until);
+        let sampling = &self.sequence.sampling;
+        let armed = self.generated.len() > sampling.min_tokens as usize;
         let mut stops = sampling.stop_ids.iter().take(sampling.stop_count as usize);
         armed && stops.any(|&stop| stop == token)
     }

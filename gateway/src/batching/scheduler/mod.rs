@@ -3,6 +3,7 @@
 mod attached;
 mod batch;
 mod live;
+mod pace;
 mod results;
 #[cfg(test)]
 mod simulation;
@@ -70,6 +71,11 @@ pub struct Stats {
     pub steps: u64,
     /// Input tokens over all steps.
     pub tokens_computed: u64,
+    /// Tokens that sequences had when they were given blocks, each time they were.
+    pub prefix_tokens: u64,
+    /// Those of them that the arena held already, or that came into it by another sequence before
+    /// it was their turn, so that they were not computed.
+    pub prefix_tokens_found: u64,
     /// Tokens drawn and reported.
     pub tokens_generated: u64,
     /// Rows whose result came after their sequence had ended.
@@ -82,7 +88,7 @@ pub struct Stats {
     pub running: usize,
     /// Now: steps sent and not answered.
     pub steps_in_flight: usize,
-    /// Now: KV blocks owned by running sequences.
+    /// Now: KV blocks of running sequences, one that several share counted once.
     pub blocks_used: usize,
     /// Now: KV blocks of the worker; 0 without one.
     pub blocks_total: usize,
@@ -145,6 +151,9 @@ impl Scheduler {
         limits.check()?;
         self.detach();
         self.gone = false;
+        for live in self.waiting.values_mut().chain(self.held.values_mut()) {
+            live.name_blocks(limits.block_size as usize);
+        }
         let worker = Attached::new(limits);
         let verdicts: Vec<_> = self
             .waiting
@@ -229,13 +238,19 @@ impl Scheduler {
     }
 
     /// Makes a sequence wait, unless it must end at once.
-    fn wait(&mut self, id: SequenceId, live: Live) {
-        match self.worker.as_ref().and_then(|w| w.verdict(&live)) {
-            Some(verdict) => self.end(id, verdict),
-            None => {
-                self.waiting.insert(id, live);
+    fn wait(&mut self, id: SequenceId, mut live: Live) {
+        if let Some(worker) = &self.worker {
+            if let Some(verdict) = worker.verdict(&live) {
+                return self.end(id, verdict);
             }
+            // The choices of a request come one after the other.
+            let before = id.0.checked_sub(1).map(SequenceId);
+            if let Some(before) = before.and_then(|before| self.live(before)) {
+                live.name_blocks_like(before);
+            }
+            live.name_blocks(worker.blocks.size());
         }
+        self.waiting.insert(id, live);
     }
 
     /// Ends a sequence wherever it is. No event of it follows. Unknown and ended sequences are
@@ -268,6 +283,17 @@ impl Scheduler {
         let (plan, preempted) = worker.plan(&mut self.waiting, number, table, &mut reserve);
         self.stats.preemptions += preempted;
         let plan = plan?;
+        self.stats.prefix_tokens_found += std::mem::take(&mut worker.found) as u64;
+        for (_, id) in &plan.opens {
+            let known = worker.live(*id).map_or(0, Live::known);
+            self.stats.prefix_tokens += known as u64;
+        }
+        for (&id, &context) in plan.ids.iter().zip(&plan.context) {
+            if worker.live_mut(id).is_some_and(Live::start) {
+                let cached = context as usize;
+                self.events.push_back((id, Event::Started { cached }));
+            }
+        }
         self.last_step = plan.number;
         self.stats.steps += 1;
         self.stats.tokens_computed += plan.tokens.len() as u64;

@@ -1,6 +1,6 @@
 //! Results: checked whole, then taken row by row.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use realm_shared::wire::result::NO_NUMBER;
 
@@ -10,18 +10,23 @@ use crate::batching::plan::{Expected, ResultError, StepResult, check_len, check_
 use crate::batching::sequence::{Event, FailReason, FinishReason};
 
 impl Scheduler {
-    /// Takes the answer to the oldest step in flight.
+    /// Takes the answer to the oldest step in flight, which took the worker as long as `busy`.
     ///
     /// # Errors
     /// If it cannot be the answer. Nothing has changed then; replace the worker and call
     /// [`worker_lost`](Self::worker_lost).
-    pub fn complete(&mut self, now: Instant, result: StepResult<'_>) -> Result<(), ResultError> {
+    pub fn complete(
+        &mut self,
+        now: Instant,
+        busy: Duration,
+        result: StepResult<'_>,
+    ) -> Result<(), ResultError> {
         let Some(worker) = &mut self.worker else {
             return Err(ResultError::Unasked {
                 number: result.number,
             });
         };
-        let step = worker.answer(&result)?;
+        let step = worker.answer(&result, busy)?;
         worker.start_clock(now, self.config.step_timeout);
         for (index, row) in step.rows.iter().enumerate() {
             self.take_row(&step, row, index, &result);
@@ -41,6 +46,10 @@ impl Scheduler {
         };
         live.arrive(row.draws);
         if row.has_no_number(index, result) {
+            // Should it be a fault of the moment, the next one computes anew.
+            if let Some(worker) = &mut self.worker {
+                worker.disown(row.id);
+            }
             self.remove(row.id);
             self.end(row.id, Event::Failed(FailReason::NotANumber));
             return;

@@ -39,6 +39,7 @@ impl Attached {
         for (id, count) in batch.rows {
             if let Some(running) = self.running.get_mut(&id) {
                 flights.push(running.write(id, count, &mut plan));
+                running.name_blocks(&mut self.blocks);
             }
         }
         if !plan.targets.is_empty() {
@@ -47,6 +48,8 @@ impl Attached {
         self.in_flight.push_back(Step {
             number,
             rows: flights,
+            decodes: batch.decodes,
+            prefill: tokens - batch.decodes,
             top: plan.top,
             targets: plan.targets.len(),
         });

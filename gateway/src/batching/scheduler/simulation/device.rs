@@ -131,29 +131,41 @@ impl Device {
             number: plan.number,
             ..Output::default()
         };
-        let mut owned = BTreeSet::new();
+        self.check_blocks(plan);
         for row in 0..rows {
-            self.execute_row(plan, row, &mut owned, &mut out);
+            self.execute_row(plan, row, &mut out);
         }
         out
     }
 
-    fn execute_row(
-        &mut self,
-        plan: &StepPlan,
-        row: usize,
-        owned: &mut BTreeSet<i32>,
-        out: &mut Output,
-    ) {
+    /// The rows of a step are computed at once: what one writes is nothing to the others.
+    fn check_blocks(&self, plan: &StepPlan) {
+        let size = self.limits.block_size as usize;
+        let (mut read, mut written) = (BTreeMap::new(), BTreeSet::new());
+        for row in 0..plan.slots.len() {
+            let context = plan.context[row] as usize;
+            let end = context + (plan.starts[row + 1] - plan.starts[row]) as usize;
+            let table = &plan.blocks[row * plan.width..][..end.div_ceil(size)];
+            for &block in table {
+                *read.entry(block).or_insert(0) += 1;
+            }
+            written.extend(&table[context / size..]);
+        }
+        for block in written {
+            assert_eq!(
+                read[block], 1,
+                "block {block} is written in one row of several"
+            );
+        }
+    }
+
+    fn execute_row(&mut self, plan: &StepPlan, row: usize, out: &mut Output) {
         let size = self.limits.block_size as usize;
         let span = plan.starts[row] as usize..plan.starts[row + 1] as usize;
         let context = plan.context[row] as usize;
         let end = context + span.len();
         assert!(!span.is_empty() && end <= self.limits.max_context as usize);
         let table = &plan.blocks[row * plan.width..(row + 1) * plan.width];
-        for &block in &table[..end.div_ceil(size)] {
-            assert!(owned.insert(block), "two rows use block {block}");
-        }
         let at = |position: usize| table[position / size] as usize * size + position % size;
         let slot = self.slots[plan.slots[row] as usize].as_mut();
         let slot = slot.expect("the slot is open");

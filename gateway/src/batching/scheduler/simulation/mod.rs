@@ -11,6 +11,8 @@ mod device;
 mod model;
 mod world;
 
+use std::num::NonZeroU32;
+
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 use realm_shared::wire::{MAX_STOP_IDS, Sampling};
@@ -19,11 +21,13 @@ use super::STEPS_IN_FLIGHT;
 use crate::batching::limits::Limits;
 use crate::batching::sequence::{Sequence, SequenceId, TenantId};
 pub(super) use model::VOCAB;
+use model::mix;
 use world::{Lie, Simulation};
 
 #[derive(Debug, Clone)]
 enum Op {
-    Submit(Box<Sequence>),
+    /// Choices of one request: so many sequences that differ in their random numbers.
+    Submit(Box<Sequence>, u64),
     Plan,
     Complete,
     /// Cancels, holds or resumes the sequence at this fraction of all so far.
@@ -39,20 +43,33 @@ enum Op {
     Gone,
 }
 
+/// Some of a text that many know, and something else behind it.
+fn any_prompt() -> impl Strategy<Value = Vec<u32>> {
+    let tail = prop::collection::vec(0..VOCAB, 1..12);
+    (0u64..3, 0u64..20, tail).prop_map(|(text, known, tail)| {
+        let known = (0..known).map(|position| (mix(text, position) % u64::from(VOCAB)) as u32);
+        known.chain(tail).collect()
+    })
+}
+
+fn any_tenant() -> impl Strategy<Value = TenantId> {
+    (1u32..3).prop_map(|tenant| TenantId(NonZeroU32::new(tenant).expect("not 0")))
+}
+
 fn any_sequence() -> impl Strategy<Value = Sequence> {
-    let prompt = prop::collection::vec(0..VOCAB, 1..24);
+    let whose = (any_tenant(), any_prompt());
     let stops = prop::collection::vec(0..VOCAB, 0..4);
     let penalty = prop_oneof![2 => Just(1.0f32), 1 => Just(1.5)];
     let bias = prop::collection::vec((0..VOCAB, -1.0f32..1.0), 0..2);
     let counts = (0u32..20, 0u32..5, -1i32..4);
-    (prompt, stops, penalty, bias, counts, any::<(u64, bool)>()).prop_map(
-        |(prompt, stops, repetition_penalty, bias, counts, (key, prompt_logprobs))| {
+    (whose, stops, penalty, bias, counts, any::<(u64, bool)>()).prop_map(
+        |((tenant, prompt), stops, repetition_penalty, bias, counts, (key, prompt_logprobs))| {
             let (max_tokens, min_tokens, top_logprobs) = counts;
             let mut stop_ids = [0; MAX_STOP_IDS];
             stop_ids[..stops.len()].copy_from_slice(&stops);
             Sequence {
                 id: SequenceId(0),
-                tenant: TenantId::ANYONE,
+                tenant,
                 prompt: prompt.into(),
                 max_tokens,
                 sampling: Sampling {
@@ -97,7 +114,8 @@ fn any_lie() -> impl Strategy<Value = Lie> {
 
 fn any_op() -> impl Strategy<Value = Op> {
     prop_oneof![
-        60 => any_sequence().prop_map(|sequence| Op::Submit(Box::new(sequence))),
+        60 => (any_sequence(), prop_oneof![3 => Just(1), 1 => 2u64..4])
+            .prop_map(|(sequence, choices)| Op::Submit(Box::new(sequence), choices)),
         200 => Just(Op::Plan),
         160 => Just(Op::Complete),
         12 => any::<prop::sample::Index>().prop_map(Op::Cancel),
@@ -138,8 +156,12 @@ proptest! {
         world.ready(first);
         for op in ops {
             match op {
-                Op::Submit(sequence) => {
-                    world.submit(*sequence);
+                Op::Submit(sequence, choices) => {
+                    for choice in 0..choices {
+                        let mut sequence = (*sequence).clone();
+                        sequence.sampling.key ^= choice;
+                        world.submit(sequence);
+                    }
                 }
                 Op::Plan => {
                     world.plan();

@@ -29,6 +29,9 @@ pub(super) struct Track {
     reference: Reference,
     scored: usize,
     tokens: Vec<u32>,
+    /// Positions that were not computed for it when its first row was planned.
+    found: Option<usize>,
+    started: bool,
     end: Option<End>,
     /// Tokens, prompt included, after which it is no longer suspected of a worker's death.
     suspect_until: Option<usize>,
@@ -113,6 +116,8 @@ impl Simulation {
                     sequence,
                     scored: 0,
                     tokens: Vec::new(),
+                    found: None,
+                    started: false,
                     end: None,
                     suspect_until: None,
                     condemned: false,
@@ -180,6 +185,10 @@ impl Simulation {
                 assert!(!is_suspect || company.into_iter().all(|other| other == id));
                 assert!(!self.scheduler.held.contains_key(id));
             }
+            for (id, &context) in plan.ids.iter().zip(&plan.context) {
+                let track = self.tracks.get_mut(id).expect("a known sequence");
+                track.found.get_or_insert(context as usize);
+            }
             for &(slot, id) in &plan.opens {
                 let view = self.scheduler.sequence(id).expect("it is live");
                 let mut history = Vec::new();
@@ -206,7 +215,8 @@ impl Simulation {
             return false;
         };
         self.now += Duration::from_millis(1);
-        let done = self.scheduler.complete(self.now, output.view());
+        let busy = Duration::from_micros(mix(output.number, 7) % 5_000);
+        let done = self.scheduler.complete(self.now, busy, output.view());
         done.expect("the answer is right");
         self.settle();
         true
@@ -225,7 +235,9 @@ impl Simulation {
         };
         lie.tell(&mut output);
         let before = self.scheduler.stats();
-        let told = self.scheduler.complete(self.now, output.view());
+        let told = self
+            .scheduler
+            .complete(self.now, Duration::ZERO, output.view());
         assert!(told.is_err(), "{lie:?} was believed");
         assert_eq!(self.scheduler.stats(), before);
         // The step is still in flight for the scheduler; so it must be for the device.
@@ -271,6 +283,8 @@ impl Simulation {
             .sum();
         let overtaken = self.live().filter(|(_, track)| track.held).count();
         let bound = bound * (1 + overtaken);
+        // Some steps do nothing but decode, so that it is known how long that takes.
+        let bound = bound + bound / 32 + 2;
         let start = self.plans;
         while self.live().next().is_some() {
             while self.plan().is_some() {}
@@ -340,17 +354,12 @@ impl Simulation {
     /// What must hold of the worker's bookkeeping at any time.
     fn check_worker(&self, worker: &Attached) {
         let (waiting, held) = (&self.scheduler.waiting, &self.scheduler.held);
-        let mut blocks = BTreeSet::new();
         let mut slots = BTreeSet::new();
         for (id, running) in &worker.running {
             assert!(!waiting.contains_key(id), "running and waiting");
             assert!(!held.contains_key(id), "running and held");
             assert!(running.slot < worker.limits.max_sequences);
             assert!(slots.insert(running.slot), "a slot has two owners");
-            for &block in running.table.as_slice() {
-                assert!(block < worker.limits.block_count);
-                assert!(blocks.insert(block), "a block has two owners");
-            }
             let live = &running.live;
             assert!(running.computed <= live.len().min(running.extent.positions));
             assert!(
@@ -359,7 +368,8 @@ impl Simulation {
             );
             assert!(worker.blocks.needed(running.computed) <= running.table.as_slice().len());
         }
-        assert_eq!(blocks.len() + worker.blocks.free(), worker.blocks.total());
+        let tables = worker.running.values().map(|running| &running.table);
+        worker.blocks.check(tables);
         assert_eq!(slots.len() + worker.slots.free(), worker.slots.total());
         let in_line = waiting.keys().find(|id| !self.tracks[id].held);
         if let (Some((running, _)), Some(waiting)) = (worker.running.last_key_value(), in_line) {
@@ -392,13 +402,20 @@ impl Track {
         assert_eq!(self.end, None, "an event after the last one: {event:?}");
         let expected = &self.reference;
         match event {
+            Event::Started { cached } => {
+                assert!(!self.started && *cached < self.sequence.prompt.len());
+                assert_eq!(Some(*cached), self.found);
+                assert!(*cached == 0 || !self.sequence.prompt_logprobs);
+                self.started = true;
+            }
             Event::PromptLogprobs { start, entries } => {
-                assert!(!entries.is_empty());
+                assert!(self.started && !entries.is_empty());
                 assert_eq!(*start, self.scored, "prompt scores missing or repeated");
                 assert_eq!(entries[..], expected.prompt[*start..start + entries.len()]);
                 self.scored += entries.len();
             }
             Event::Token { token, logprobs } => {
+                assert!(self.started);
                 assert_eq!(self.scored, expected.prompt.len());
                 let (expected, scores) = &expected.tokens[self.tokens.len()];
                 assert_eq!((token, logprobs), (expected, scores));

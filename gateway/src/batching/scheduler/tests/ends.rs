@@ -88,7 +88,9 @@ fn a_sequence_without_a_number_fails_alone() {
     let second = rig.plan();
     let mut answer = Answer::to(&first, 1);
     answer.tokens[0] = NO_NUMBER;
-    let done = rig.scheduler.complete(rig.now, answer.view());
+    let done = rig
+        .scheduler
+        .complete(rig.now, Duration::ZERO, answer.view());
     done.expect("a right answer");
     let failed = Event::Failed(FailReason::NotANumber);
     assert_eq!(rig.events(), [(bad, failed.clone()), (good, token(1))]);
@@ -107,7 +109,9 @@ fn a_sequence_without_a_number_fails_alone() {
     let mut answer = Answer::to(&plan, 3);
     let at = plan.targets.iter().position(|&target| target >= 0);
     answer.prompt_logprobs[at.expect("some")] = f32::NAN;
-    let done = rig.scheduler.complete(rig.now, answer.view());
+    let done = rig
+        .scheduler
+        .complete(rig.now, Duration::ZERO, answer.view());
     done.expect("a right answer");
     assert_eq!(rig.events(), [(good, token(3)), (id, failed)]);
 }

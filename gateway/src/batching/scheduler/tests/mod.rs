@@ -3,10 +3,12 @@
 mod blocks;
 mod ends;
 mod holds;
+mod prefixes;
 mod refusals;
 mod steps;
 mod workers;
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use realm_shared::wire::step::{INPUT_SAMPLED, SAMPLE};
@@ -52,11 +54,13 @@ impl Rig {
         self.scheduler.config.max_table = max_table;
     }
 
+    /// A sequence of a tenant of its own, so that it shares nothing.
     fn sequence(&mut self, prompt: u32, max_tokens: u32) -> Sequence {
         self.submitted += 1;
+        let tenant = NonZeroU32::new(self.submitted as u32).expect("counted from 1");
         Sequence {
             id: SequenceId(self.submitted),
-            tenant: TenantId::ANYONE,
+            tenant: TenantId(tenant),
             prompt: (0..prompt).map(|token| token % VOCAB).collect(),
             max_tokens,
             sampling: Sampling::default(),
@@ -80,7 +84,9 @@ impl Rig {
 
     fn complete(&mut self, plan: &StepPlan, token: u32) {
         let result = Answer::to(plan, token);
-        let done = self.scheduler.complete(self.now, result.view());
+        let done = self
+            .scheduler
+            .complete(self.now, Duration::ZERO, result.view());
         done.expect("a right answer");
     }
 
@@ -91,8 +97,12 @@ impl Rig {
         plan
     }
 
+    /// What happened, but for starts.
     fn events(&mut self) -> Vec<(SequenceId, Event)> {
-        std::iter::from_fn(|| self.scheduler.poll_event()).collect()
+        let events = std::iter::from_fn(|| self.scheduler.poll_event());
+        events
+            .filter(|(_, event)| !matches!(event, Event::Started { .. }))
+            .collect()
     }
 }
 

@@ -71,7 +71,9 @@ fn a_lie_is_not_believed_and_changes_nothing() {
         let (mut rig, plan) = asked();
         let mut answer = Answer::to(&plan, 1);
         lie(&mut answer);
-        let told = rig.scheduler.complete(rig.now, answer.view());
+        let told = rig
+            .scheduler
+            .complete(rig.now, Duration::ZERO, answer.view());
         assert!(told.is_err(), "lie {index} was believed");
         assert_eq!(
             (rig.events(), rig.scheduler.stats().steps_in_flight),
@@ -89,7 +91,7 @@ fn what_nobody_asked_for_is_not_looked_at() {
     answer.top_ids[2..].fill(i32::MAX);
     answer.prompt_logprobs[2..].fill(f32::NAN);
     rig.scheduler
-        .complete(rig.now, answer.view())
+        .complete(rig.now, Duration::ZERO, answer.view())
         .expect("the rest is right");
 }
 
@@ -98,7 +100,9 @@ fn errors_say_where_and_what() {
     let (mut rig, plan) = asked();
     let mut answer = Answer::to(&plan, 1);
     answer.tokens[1] = 5;
-    let error = rig.scheduler.complete(rig.now, answer.view());
+    let error = rig
+        .scheduler
+        .complete(rig.now, Duration::ZERO, answer.view());
     let expected = ResultError::Token {
         number: 1,
         tensor: "TOKENS",
@@ -113,7 +117,8 @@ fn errors_say_where_and_what() {
     );
     let mut idle = Rig::new(LIMITS);
     assert_eq!(
-        idle.scheduler.complete(idle.now, answer.view()),
+        idle.scheduler
+            .complete(idle.now, Duration::ZERO, answer.view()),
         Err(ResultError::Unasked { number: 1 })
     );
 }

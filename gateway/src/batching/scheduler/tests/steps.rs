@@ -78,18 +78,16 @@ fn a_long_prompt_is_read_in_chunks() {
 }
 
 #[test]
-fn decodes_go_first_and_prefill_gets_its_share() {
+fn decodes_go_first_and_prefill_gets_what_they_leave() {
     let mut rig = Rig::new(LIMITS);
     let decoding = rig.submit(2, 20);
     rig.step(1);
     let reading = rig.submit(20, 5);
-    for _ in 0..5 {
+    for count in [15, 5, 1] {
         let plan = rig.step(1);
         assert_eq!(plan.ids, [decoding, reading]);
-        assert_eq!(counts(&plan), [1, 4], "a quarter of 16");
+        assert_eq!(counts(&plan), [1, count]);
     }
-    let plan = rig.step(1);
-    assert_eq!((plan.ids, plan.tokens.len()), (vec![decoding, reading], 2));
 }
 
 #[test]
@@ -153,11 +151,12 @@ fn a_sequence_starts_when_there_is_room_on_the_way() {
     let [first, second, third] = std::array::from_fn(|_| rig.submit(2, 5));
     let mut asked = 0;
     let plan = rig.scheduler.plan(rig.now, |sequence| {
-        assert_eq!(
-            (sequence.tenant, sequence.prompt.len()),
-            (TenantId::ANYONE, 2)
-        );
         asked += 1;
+        assert_eq!(
+            (sequence.tenant.0.get(), sequence.prompt.len()),
+            (asked, 2),
+            "on whose account"
+        );
         asked == 1
     });
     assert_eq!(
@@ -170,4 +169,36 @@ fn a_sequence_starts_when_there_is_room_on_the_way() {
     assert_eq!(none.expect("a decode needs none").ids, [first]);
     rig.complete(&plan, 1);
     assert_eq!(rig.plan().ids, [first, second, third]);
+}
+
+#[test]
+fn a_step_that_decodes_bears_as_much_prefill_as_keeps_it_short() {
+    let mut rig = Rig::new(Limits {
+        block_count: 128,
+        max_context: 512,
+        max_step_tokens: 256,
+        ..LIMITS
+    });
+    let step = |rig: &mut Rig| {
+        let plan = rig.plan();
+        let prefill = plan.tokens.len() - 3;
+        let busy = Duration::from_micros(30_000 + 500 * prefill as u64);
+        let answer = Answer::to(&plan, 1);
+        let done = rig.scheduler.complete(rig.now, busy, answer.view());
+        done.expect("a right answer");
+        plan
+    };
+    let running: [_; 3] = std::array::from_fn(|_| rig.submit(1, 40));
+    step(&mut rig);
+    step(&mut rig);
+    rig.submit(300, 1);
+    let plan = step(&mut rig);
+    assert_eq!(plan.ids[..3], running);
+    assert_eq!(counts(&plan), [1, 1, 1, 16], "nothing is known");
+    assert_eq!(counts(&step(&mut rig)), [1, 1, 1, 64], "four times as many");
+    assert_eq!(
+        counts(&step(&mut rig)),
+        [1, 1, 1, 72],
+        "66 instead of 30 ms"
+    );
 }
