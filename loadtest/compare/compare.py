@@ -42,7 +42,7 @@ class Setup:
     def __init__(self, work):
         self.work = work
         self.python = work / "venv/bin/python"
-        self.realm = ROOT / "target/release/realm"
+        self.realm = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release/realm"
         self.llama_server = work / "llama.cpp/bin/llama-server"
         work.mkdir(parents=True, exist_ok=True)
 

@@ -12,8 +12,12 @@ use std::ops::Range;
 use super::parallel::{Disjoint, Threads};
 use super::simd::{Element, Kernel, LANES, Simd, dispatch, exp};
 
-/// Most tokens of a row that one task takes.
-const SPAN: usize = 16;
+/// Tokens of a row that one task takes, at most: the largest of these of which every thread gets
+/// some tasks, so that all end together. A task that takes fewer reads keys and values as often.
+const SPANS: [usize; 3] = [16, 8, 4];
+
+/// How many tasks are some.
+const SOME: usize = 4;
 
 /// The shape of a layer's attention.
 #[derive(Debug, Clone)]
@@ -84,17 +88,24 @@ pub fn attend<T: Element>(
     values: &[T],
     out: &mut [f32],
 ) {
-    let parts: Vec<Span<'_>> = spans
-        .iter()
-        .flat_map(|span| {
-            (0..span.len).step_by(SPAN).map(|skip| Span {
+    let mut parts = Vec::new();
+    for most in SPANS {
+        parts.clear();
+        parts.extend(spans.iter().flat_map(|span| {
+            (0..span.len).step_by(most).map(move |skip| Span {
                 first: span.first + skip,
-                len: SPAN.min(span.len - skip),
+                len: most.min(span.len - skip),
                 context: span.context + skip,
                 blocks: span.blocks,
             })
-        })
-        .collect();
+        }));
+        let long = parts.iter().filter(|part| part.len > 1).count();
+        if long == 0 || long * shape.kv_heads >= SOME * threads.count() as usize {
+            break;
+        }
+    }
+    // The longest first: one that is left to the end would be waited for.
+    parts.sort_by_key(|part| std::cmp::Reverse(part.len * (part.context + part.len)));
     let out = Disjoint::new(out);
     threads.run(parts.len() * shape.kv_heads, |task| {
         dispatch(Task {

@@ -16,7 +16,7 @@ const PREFILL_SHARE: usize = 4;
 
 /// How many times as long as without prefill a step may take that also decodes, so that the time
 /// between two tokens of a stream stays flat when a long prompt arrives.
-const STRETCH: f64 = 2.2;
+const STRETCH: f64 = 1.8;
 
 /// The same where many wait for their first token, and few for their next one.
 const MOST_STRETCH: f64 = 4.0;

@@ -9,9 +9,9 @@ const MEMORY: f64 = 4.0;
 /// does not spoil it.
 const OUTLIER: f64 = 2.0;
 
-/// Tokens of prefill that a step bears in any case: less would cost more steps than it shortens
-/// them.
-const LEAST: usize = 16;
+/// Tokens of prefill that a step bears in any case: a prompt must be read some day, whatever it
+/// costs.
+const LEAST: usize = 4;
 
 /// How many times more than ever before may be tried.
 const GROWTH: usize = 4;
@@ -46,7 +46,7 @@ impl Pace {
         } else if let Some(alone) = self.alone(decodes) {
             let (added, all) = (seconds - alone, seconds / prefill as f64);
             // Noise may make it come out as nothing, which it never is.
-            let least = self.prefill.map_or(all / 10.0, |each| each / 4.0);
+            let least = self.prefill.map_or(all / 100.0, |each| each / 4.0);
             let each = (added / prefill as f64).max(least);
             self.prefill = Some(mixed(self.prefill, each));
             self.tried = self.tried.max(prefill);
@@ -75,7 +75,7 @@ impl Pace {
         let (Some(alone), Some(each)) = (self.alone(decodes), self.prefill) else {
             return LEAST;
         };
-        let tokens = (alone * (stretch - 1.0) / each) as usize;
+        let tokens = (alone * (stretch - 1.0) / each).round() as usize;
         tokens.min(self.tried * GROWTH).max(LEAST)
     }
 }
