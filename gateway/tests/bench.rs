@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Command, Output};
 
@@ -112,7 +113,52 @@ fn mistakes_are_told() {
     let output = bench(&["--url", &url, "--model", "nobody"]);
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(
-        stderr.contains("nobody") && !output.status.success(),
+        stderr.contains("nobody") && stderr.contains("404") && !output.status.success(),
         "{stderr}"
     );
+}
+
+#[test]
+fn a_server_that_keeps_no_connections_is_loaded() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("binds");
+    let url = format!("http://{}/v1", listener.local_addr().expect("bound"));
+    let stream = "data: {\"choices\":[{\"text\":\"a\"}]}\n\n\
+        data: {\"choices\":[],\"usage\":{\"prompt_tokens\":20,\"completion_tokens\":7}}\n\n\
+        data: [DONE]\n\n";
+    let length = stream.len();
+    let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n{stream}");
+    // Each connection ends after one answer that says nothing of it.
+    let server = std::thread::spawn(move || {
+        let mut answered = 0;
+        for connection in listener.incoming() {
+            let mut connection = connection.expect("a client");
+            let mut request = Vec::new();
+            let mut piece = [0; 4096];
+            while !request.ends_with(b"}") {
+                match connection.read(&mut piece).expect("reads") {
+                    0 => break,
+                    count => request.extend_from_slice(&piece[..count]),
+                }
+            }
+            connection.write_all(answer.as_bytes()).expect("writes");
+            answered += 1;
+            // One to warm up.
+            if answered == 5 {
+                break;
+            }
+        }
+    });
+    let args = [
+        "--url",
+        &url,
+        "--model",
+        "any",
+        "--concurrency",
+        "1",
+        "--requests",
+        "4",
+    ];
+    let output = bench(&[&WORK[..], &args].concat());
+    check(&runs(&output)[0], 4);
+    server.join().expect("it ends well");
 }

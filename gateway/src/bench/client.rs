@@ -26,6 +26,16 @@ pub struct Client {
 /// A connection that requests go through one after the other.
 pub(super) type Connection = SendRequest<Full<Bytes>>;
 
+/// A connection ended before anything of an answer came.
+#[derive(Debug)]
+pub(super) struct Unanswered;
+
+impl std::fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("the connection broke")
+    }
+}
+
 /// What became of a request.
 #[derive(Debug, Clone)]
 pub(super) struct Sample {
@@ -126,7 +136,7 @@ impl Client {
         let response = connection
             .send_request(request.body(Full::new(body))?)
             .await
-            .context("the connection broke")?;
+            .context(Unanswered)?;
         if response.status() != StatusCode::OK {
             let status = response.status();
             let body = response.into_body().collect().await?.to_bytes();
@@ -142,7 +152,7 @@ impl Client {
         body: &Value,
     ) -> anyhow::Result<Sample> {
         let body = body.to_string().into();
-        connection.ready().await.context("the connection broke")?;
+        connection.ready().await.context(Unanswered)?;
         let sent = Instant::now();
         let response = self
             .send(connection, Method::POST, "/completions", body)

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
 
-use super::client::{Client, Sample};
+use super::client::{Client, Sample, Unanswered};
 use super::summary::Summary;
 use crate::api::random;
 
@@ -133,18 +133,26 @@ pub async fn run(
     Ok(Summary::new(arrivals, samples, start.elapsed()))
 }
 
-/// Sends a request, over the connection of the one before it if that was answered.
+/// Sends a request, over the connection of the one before it if that was answered and its server
+/// keeps connections; some close them without saying so.
 async fn one(
     client: &Client,
     work: &Work,
     index: usize,
     connection: &mut Option<super::client::Connection>,
 ) -> anyhow::Result<Sample> {
-    let mut open = match connection.take() {
-        Some(open) if !open.is_closed() => open,
-        _ => client.connect().await?,
-    };
-    let sample = client.complete(&mut open, &work.body(index)).await?;
+    let body = work.body(index);
+    if let Some(mut open) = connection.take() {
+        match client.complete(&mut open, &body).await {
+            Err(error) if error.is::<Unanswered>() => {}
+            other => {
+                *connection = Some(open);
+                return other;
+            }
+        }
+    }
+    let mut open = client.connect().await?;
+    let sample = client.complete(&mut open, &body).await?;
     *connection = Some(open);
     Ok(sample)
 }

@@ -123,6 +123,9 @@ pub enum ConfigError {
         /// Line, key, and what is wrong with it.
         message: String,
     },
+    /// A model that is not there.
+    #[error("there is no model directory `{0}`")]
+    NoDirectory(PathBuf),
     /// Two models under one name.
     #[error("two models are named `{0}`: give one another name with --model NAME=DIR")]
     DuplicateModel(String),
@@ -253,6 +256,11 @@ impl WorkerSettings {
             if models[..i].iter().any(|other| other.name == m.name) {
                 return Err(ConfigError::DuplicateModel(m.name.clone()));
             }
+            if let ModelSource::Directory(dir) = &m.source
+                && !dir.is_dir()
+            {
+                return Err(ConfigError::NoDirectory(dir.clone()));
+            }
         }
         let attach = if self.attach.is_empty() {
             file.attach
@@ -366,7 +374,14 @@ mod tests {
             }
         );
         assert!("=x".parse::<ModelSpec>().is_err());
-        assert!("/no/such/place".parse::<ModelSpec>().is_err());
+        let nowhere = WorkerSettings {
+            model: vec!["/no/such/place".parse().expect("it has a name")],
+            ..Default::default()
+        };
+        assert!(matches!(
+            nowhere.resolve(Default::default()),
+            Err(ConfigError::NoDirectory(_))
+        ));
     }
 
     #[test]

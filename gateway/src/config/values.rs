@@ -217,15 +217,19 @@ impl FromStr for ModelSpec {
         let name = match (name, &source) {
             (Some(name), _) => name.to_owned(),
             (None, ModelSource::Embedded) => EMBEDDED_NAME.to_owned(),
-            // `.` and `models/..` have no name of their own until resolved.
-            (None, ModelSource::Directory(dir)) => dir
-                .canonicalize()
-                .map_err(|e| format!("model directory `{place}`: {e}"))?
-                .file_name()
-                .map(|n| n.to_string_lossy().into_owned())
-                .ok_or_else(|| {
+            (None, ModelSource::Directory(dir)) => {
+                // `.` and `models/..` have no name of their own until resolved.
+                let resolved = match dir.file_name() {
+                    Some(_) => dir.clone(),
+                    None => dir
+                        .canonicalize()
+                        .map_err(|e| format!("model directory `{place}`: {e}"))?,
+                };
+                let name = resolved.file_name().ok_or_else(|| {
                     format!("`{place}` has no last part to name the model by: use NAME=DIR")
-                })?,
+                })?;
+                name.to_string_lossy().into_owned()
+            }
         };
         Ok(ModelSpec {
             name,
