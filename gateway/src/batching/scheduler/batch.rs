@@ -19,7 +19,11 @@ const PREFILL_SHARE: usize = 4;
 const STRETCH: f64 = 1.8;
 
 /// The same where many wait for their first token, and few for their next one.
-const MOST_STRETCH: f64 = 4.0;
+const MOST_STRETCH: f64 = 16.0;
+
+/// How many that wait for their next token one counts for that waits for its first. Where requests
+/// arrive together, the sooner all of them are read the better the batch.
+const FIRST: f64 = 4.0;
 
 /// Tokens that a step which also decodes keeps for prefill.
 pub(super) fn prefill_share(budget: usize) -> usize {
@@ -185,7 +189,8 @@ impl Attached {
             _ if !table.prefills => return,
             decodes => {
                 let first = prefills.len() + waiting.len().min(self.slots.free());
-                let stretch = (1.0 + first as f64 / decodes as f64).clamp(STRETCH, MOST_STRETCH);
+                let stretch =
+                    (1.0 + FIRST * first as f64 / decodes as f64).clamp(STRETCH, MOST_STRETCH);
                 let bears = self.pace.prefill_beside(decodes, stretch);
                 bears.min(budget - decodes)
             }

@@ -176,30 +176,28 @@ fn a_sequence_starts_when_there_is_room_on_the_way() {
 fn a_step_that_decodes_bears_as_much_prefill_as_keeps_it_short() {
     let mut rig = Rig::new(Limits {
         block_count: 128,
+        max_sequences: 8,
         max_context: 512,
         max_step_tokens: 256,
         ..LIMITS
     });
     let step = |rig: &mut Rig| {
         let plan = rig.plan();
-        let prefill = plan.tokens.len() - 3;
+        let prefill = plan.tokens.len() - 7;
         let busy = Duration::from_micros(30_000 + 500 * prefill as u64);
         let answer = Answer::to(&plan, 1);
         let done = rig.scheduler.complete(rig.now, busy, answer.view());
         done.expect("a right answer");
         plan
     };
-    let running: [_; 3] = std::array::from_fn(|_| rig.submit(1, 40));
+    let running: [_; 7] = std::array::from_fn(|_| rig.submit(1, 40));
     step(&mut rig);
     step(&mut rig);
     rig.submit(300, 1);
     let plan = step(&mut rig);
-    assert_eq!(plan.ids[..3], running);
-    assert_eq!(counts(&plan), [1, 1, 1, 4], "nothing is known");
-    assert_eq!(counts(&step(&mut rig)), [1, 1, 1, 16], "four times as many");
-    assert_eq!(
-        counts(&step(&mut rig)),
-        [1, 1, 1, 48],
-        "54 instead of 30 ms"
-    );
+    assert_eq!(plan.ids[..7], running);
+    let prefill = |plan: &StepPlan| counts(plan)[7];
+    assert_eq!(prefill(&plan), 4, "nothing is known");
+    assert_eq!(prefill(&step(&mut rig)), 16, "four times as many");
+    assert_eq!(prefill(&step(&mut rig)), 48, "54 instead of 30 ms");
 }
