@@ -21,9 +21,10 @@ const STRETCH: f64 = 1.8;
 /// The same where many wait for their first token, and few for their next one.
 const MOST_STRETCH: f64 = 16.0;
 
-/// How many that wait for their next token one counts for that waits for its first. Where requests
-/// arrive together, the sooner all of them are read the better the batch.
-const FIRST: f64 = 4.0;
+/// How many that wait for their next token each counts for that waits for its first, beyond one of
+/// them. Where requests arrive together, the sooner all of them are read the better the batch; a
+/// lone one is to disturb nobody.
+const CROWD: f64 = 8.0;
 
 /// Tokens that a step which also decodes keeps for prefill.
 pub(super) fn prefill_share(budget: usize) -> usize {
@@ -189,8 +190,8 @@ impl Attached {
             _ if !table.prefills => return,
             decodes => {
                 let first = prefills.len() + waiting.len().min(self.slots.free());
-                let stretch =
-                    (1.0 + FIRST * first as f64 / decodes as f64).clamp(STRETCH, MOST_STRETCH);
+                let crowd = CROWD * first.saturating_sub(1) as f64 / decodes as f64;
+                let stretch = (1.0 + crowd).clamp(STRETCH, MOST_STRETCH);
                 let bears = self.pace.prefill_beside(decodes, stretch);
                 bears.min(budget - decodes)
             }
