@@ -191,6 +191,7 @@ def main():
             print(f"compare: measuring {name} on {shape}", file=sys.stderr, flush=True)
             for row, value in rows(SERVERS[name](setup, shape, args.threads)):
                 table.setdefault(row, {})[name] = value
+                print(f"compare: {row}: {value and round(value, 1)}", file=sys.stderr, flush=True)
         print(f"\n{shape}, bf16, {args.threads} threads, tok/s\n")
         print("| | " + " | ".join(servers) + " | Realm to the better peer |")
         print("|---|" + "---|" * (len(servers) + 1))
