@@ -82,7 +82,7 @@ impl Running {
 
     /// Lets others share the blocks that are full with what is sent by now. The worker executes
     /// in order: whoever reads them does so in a later step.
-    pub(super) fn name_blocks(&mut self, blocks: &mut Blocks) {
+    pub(super) fn offer_blocks(&mut self, blocks: &mut Blocks) {
         let names = self.live.names().iter().take(self.computed / blocks.size());
         for (at, name) in names.enumerate().skip(self.named) {
             blocks.name(&self.table, at, *name);
@@ -137,9 +137,7 @@ impl Attached {
 
     /// Blocks that the arena holds already of a sequence that is to start.
     pub(super) fn found(&self, live: &Live) -> Found {
-        let (names, size) = (live.names(), self.blocks.size());
-        let most = names.len().min(live.skippable() / size);
-        self.blocks.find(&names[..most])
+        self.blocks.find(live.usable_names())
     }
 
     /// Takes over the blocks that follow what is computed of a running sequence and that others
@@ -151,29 +149,24 @@ impl Attached {
         let Some(running) = self.running.get_mut(&id) else {
             return false;
         };
-        let end = |computed: usize| (computed / size + 1) * size;
-        let usable = running.live.skippable();
-        while end(running.computed) <= usable
-            && let at = running.computed / size
-            && let Some(name) = running.live.names().get(at)
+        let mut at = running.computed / size;
+        while let Some(name) = running.live.usable_names().get(at)
             && self.blocks.replace(&mut running.table, at, name)
         {
-            self.found += end(running.computed) - running.computed;
-            running.computed = end(running.computed);
+            at += 1;
+            self.found += at * size - running.computed;
+            running.computed = at * size;
         }
-        let computed = running.computed;
         let running = self.running.get(&id);
-        running.is_some_and(|running| self.is_coming(id, &running.live, computed))
+        running.is_some_and(|running| self.is_coming(id, &running.live, at))
     }
 
-    /// Whether a sequence that is older than this one and runs is about to compute the block that
-    /// comes after what is `computed` of it.
-    pub(super) fn is_coming(&self, id: SequenceId, live: &Live, computed: usize) -> bool {
-        let (at, size) = (computed / self.blocks.size(), self.blocks.size());
-        let end = (at + 1) * size;
-        let name = live.names().get(at).filter(|_| end <= live.skippable());
+    /// Whether a sequence that is older than this one and runs is about to compute block `at` of
+    /// it, so that it need not be computed again.
+    pub(super) fn is_coming(&self, id: SequenceId, live: &Live, at: usize) -> bool {
+        let end = (at + 1) * self.blocks.size();
         let mut older = self.running.range(..id).map(|(_, older)| older);
-        name.is_some_and(|name| {
+        live.usable_names().get(at).is_some_and(|name| {
             older.any(|o| o.computed < end && o.live.names().get(at) == Some(name))
         })
     }
@@ -190,7 +183,7 @@ impl Attached {
     pub(super) fn evict(&mut self, id: SequenceId) -> Option<Live> {
         let mut running = self.running.remove(&id)?;
         self.slots.give(running.slot);
-        running.name_blocks(&mut self.blocks);
+        running.offer_blocks(&mut self.blocks);
         self.blocks.release(running.table);
         Some(running.live)
     }

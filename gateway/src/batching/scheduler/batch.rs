@@ -6,7 +6,7 @@ use std::ops::Bound;
 use super::SequenceView;
 use super::attached::{Attached, Running};
 use super::live::Live;
-use crate::batching::blocks::BlockTable;
+use crate::batching::blocks::{BlockTable, Found};
 use crate::batching::plan::StepPlan;
 use crate::batching::sequence::SequenceId;
 
@@ -208,7 +208,7 @@ impl Attached {
             && !next.is_suspect()
             && table.widen(self.blocks.needed(next.known()), batch.rows.len())
             // Its opening needs a step to go with.
-            && (!batch.rows.is_empty() || !self.is_coming(id, next, self.found(next).blocks * self.blocks.size()))
+            && (!batch.rows.is_empty() || !self.is_coming(id, next, self.found(next).blocks))
             && let Some((id, running)) = self.admit(waiting, reserve)
         {
             batch.opens.push((running.slot, id));
@@ -230,12 +230,17 @@ impl Attached {
     /// left for each of them: a sequence that pushes others out, or is pushed out at once, only
     /// costs. Tokens in flight must arrive first: they are to be prefilled too.
     pub(super) fn has_room(&self, live: &Live) -> bool {
+        self.room(live).is_some()
+    }
+
+    /// The same, and what it would find.
+    fn room(&self, live: &Live) -> Option<Found> {
         if live.is_in_flight() || self.slots.free() == 0 {
-            return false;
+            return None;
         }
         let found = self.found(live);
         let taken = self.blocks.needed(live.known()) - found.blocks + found.idle;
-        taken + self.running.len() <= self.blocks.free()
+        (taken + self.running.len() <= self.blocks.free()).then_some(found)
     }
 
     /// Gives the oldest waiting sequence a slot and blocks for all its tokens, if there is room
@@ -247,13 +252,14 @@ impl Attached {
     ) -> Option<(SequenceId, &Running)> {
         let oldest = waiting.first_entry()?;
         let live = oldest.get();
-        if !self.has_room(live) || !reserve(&live.view()) {
+        let found = self.room(live)?.blocks;
+        if !reserve(&live.view()) {
             return None;
         }
         let extent = self.extent(live);
         let slot = self.slots.take()?;
         let mut table = BlockTable::default();
-        for name in &live.names()[..self.found(live).blocks] {
+        for name in live.names().iter().take(found) {
             let shared = self.blocks.share(&mut table, name);
             debug_assert!(shared);
         }

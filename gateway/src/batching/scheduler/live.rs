@@ -102,7 +102,7 @@ impl Live {
     /// Positions from the front of which nothing is wanted but what later ones read of them: they
     /// need not be computed where a block holds them. Never all, as the last one tells the next
     /// token.
-    pub(super) fn skippable(&self) -> usize {
+    fn skippable(&self) -> usize {
         let unscored = self.unscored(0..self.known());
         match unscored.is_empty() {
             true => self.known() - 1,
@@ -160,6 +160,12 @@ impl Live {
     /// The names of all its full blocks.
     pub(super) fn names(&self) -> &[Digest] {
         self.prefix.digests()
+    }
+
+    /// Those of them that need not be computed where the arena has them.
+    pub(super) fn usable_names(&self) -> &[Digest] {
+        let usable = self.skippable().checked_div(self.block_size).unwrap_or(0);
+        &self.names()[..usable.min(self.names().len())]
     }
 }
 

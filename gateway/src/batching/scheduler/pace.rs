@@ -41,14 +41,16 @@ impl Pace {
         let seconds = busy.as_secs_f64();
         if prefill == 0 {
             if let Some(mean) = self.decodes.get_mut(class as usize) {
-                *mean = Some(mixed(*mean, seconds));
+                *mean = Some(averaged(*mean, seconds));
             }
         } else if let Some(alone) = self.alone(decodes) {
-            let (added, all) = (seconds - alone, seconds / prefill as f64);
+            let tokens = prefill as f64;
             // Noise may make it come out as nothing, which it never is.
-            let least = self.prefill.map_or(all / 100.0, |each| each / 4.0);
-            let each = (added / prefill as f64).max(least);
-            self.prefill = Some(mixed(self.prefill, each));
+            let least = self
+                .prefill
+                .map_or(seconds / tokens / 100.0, |each| each / 4.0);
+            let each = ((seconds - alone) / tokens).max(least);
+            self.prefill = Some(averaged(self.prefill, each));
             self.tried = self.tried.max(prefill);
         } else {
             // Nothing to measure it by: the next step is to tell.
@@ -81,7 +83,7 @@ impl Pace {
 }
 
 /// A mean with one more measurement in it.
-fn mixed(mean: Option<f64>, measured: f64) -> f64 {
+fn averaged(mean: Option<f64>, measured: f64) -> f64 {
     match mean {
         None => measured,
         Some(mean) => mean + (measured.min(mean * OUTLIER) - mean) / MEMORY,

@@ -39,7 +39,7 @@ impl Attached {
         for (id, count) in batch.rows {
             if let Some(running) = self.running.get_mut(&id) {
                 flights.push(running.write(id, count, &mut plan));
-                running.name_blocks(&mut self.blocks);
+                running.offer_blocks(&mut self.blocks);
             }
         }
         if !plan.targets.is_empty() {
