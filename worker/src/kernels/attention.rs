@@ -133,36 +133,83 @@ struct Task<'a, T> {
     out: &'a Disjoint<'a, f32>,
 }
 
-/// Memory of a tile of queries.
-#[derive(Default)]
-struct Scratch {
-    /// `[dimension, query]`, scaled.
-    queries: Vec<f32>,
+/// Queries that are computed together: as many as leave their sums in registers.
+const TILE: usize = 8;
+
+/// What a task keeps of its queries from block to block. Queries are in the order of positions:
+/// all heads of a token, then the next token.
+struct Queries {
+    /// Tile after tile of `[dimension, query]`, scaled.
+    scaled: Vec<f32>,
+    softmax: Vec<Softmax>,
     /// `[query, dimension]`: weighted sums of the values so far.
     sums: Vec<f32>,
+}
+
+/// A softmax over the scores so far.
+#[derive(Clone, Copy)]
+struct Softmax {
+    /// The highest score, to which all weights are relative.
+    highest: f32,
+    /// Sums of weights, each of the tokens in one lane.
+    totals: [f32; LANES],
+}
+
+/// Keys and values of a block, of one kv head.
+#[derive(Clone, Copy)]
+struct Tokens<'a, E> {
+    /// Position of the first.
+    first: usize,
+    /// `[dimension, token]`
+    keys: &'a [E],
+    /// `[token, dimension]`, in whole vectors.
+    values: &'a [E],
 }
 
 impl<T: Element> Kernel for Task<'_, T> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let queries = self.span.len * (self.shape.heads / self.shape.kv_heads);
-        let mut scratch = Scratch::default();
-        let mut first = 0;
-        while first < queries {
-            first += match queries - first {
-                1 => self.tile::<S, 1>(s, first, &mut scratch),
-                2..4 => self.tile::<S, 2>(s, first, &mut scratch),
-                4..8 => self.tile::<S, 4>(s, first, &mut scratch),
-                _ => self.tile::<S, 8>(s, first, &mut scratch),
+        let Task {
+            shape,
+            span,
+            kv_head,
+            ..
+        } = self;
+        let (keys, values) = (shape.head_dim * LANES, LANES * shape.value_width());
+        let mut queries = self.queries();
+        let many = queries.softmax.len() > TILE;
+        // Several tiles read the same keys and values: those are widened once for all of them.
+        let mut wide = vec![0.0; if many { keys + values } else { 0 }];
+        let last = span.context + span.len - 1;
+        let seen = self.visible(span.context).start..last + 1;
+        for index in seen.start / LANES..seen.end.div_ceil(LANES) {
+            let block = span.blocks[index] as usize;
+            let tokens = Tokens {
+                first: index * LANES,
+                keys: &self.keys[shape.key_tile(block, kv_head)..][..keys],
+                values: &self.values[shape.value_tile(block, kv_head)..][..values],
             };
+            if many {
+                let (wide_keys, wide_values) = wide.split_at_mut(keys);
+                widen(s, tokens.keys, wide_keys);
+                widen(s, tokens.values, wide_values);
+                let tokens = Tokens {
+                    first: tokens.first,
+                    keys: &*wide_keys,
+                    values: &*wide_values,
+                };
+                self.attend(s, tokens, &mut queries);
+            } else {
+                self.attend(s, tokens, &mut queries);
+            }
         }
+        self.finish(s, &queries);
     }
 }
 
 impl<T: Element> Task<'_, T> {
-    /// Token (within the step), position and head of query `i`: all heads of a token, then the
-    /// next token.
+    /// Token (within the step), position and head of query `i`.
     #[inline(always)]
     fn query(&self, i: usize) -> (usize, usize, usize) {
         let group = self.shape.heads / self.shape.kv_heads;
@@ -177,82 +224,147 @@ impl<T: Element> Task<'_, T> {
         end.saturating_sub(self.window.unwrap_or(end))..end
     }
 
-    /// `Q` queries from `first` on, which read each key and value together. Returns `Q`.
+    /// The queries of all tokens, which have seen nothing yet.
     #[inline(always)]
-    fn tile<S: Simd, const Q: usize>(&self, s: S, first: usize, scratch: &mut Scratch) -> usize {
-        let (head_dim, value_width) = (self.shape.head_dim, self.shape.value_width());
+    fn queries(&self) -> Queries {
+        let head_dim = self.shape.head_dim;
         let row = (self.shape.heads + 2 * self.shape.kv_heads) * head_dim;
         let scale = 1.0 / (head_dim as f32).sqrt();
-        scratch.queries.clear();
-        scratch.queries.resize(head_dim * Q, 0.0);
-        scratch.sums.clear();
-        scratch.sums.resize(value_width * Q, 0.0);
-        let (queries, _) = scratch.queries.as_chunks_mut::<Q>();
-        for q in 0..Q {
-            let (token, _, head) = self.query(first + q);
-            let from = &self.qkv[token * row + head * head_dim..][..head_dim];
-            for (to, x) in queries.iter_mut().zip(from) {
-                to[q] = x * scale;
+        let count = self.span.len * (self.shape.heads / self.shape.kv_heads);
+        let mut scaled = vec![0.0; count * head_dim];
+        let mut first = 0;
+        while first < count {
+            let width = tile_of(count - first);
+            let tile = &mut scaled[first * head_dim..][..width * head_dim];
+            for q in 0..width {
+                let (token, _, head) = self.query(first + q);
+                let from = &self.qkv[token * row + head * head_dim..][..head_dim];
+                for (to, x) in tile.iter_mut().skip(q).step_by(width).zip(from) {
+                    *to = x * scale;
+                }
             }
+            first += width;
         }
-        let seen: [Range<usize>; Q] =
-            std::array::from_fn(|q| self.visible(self.query(first + q).1));
-        let mut best = [f32::NEG_INFINITY; Q];
-        let mut total = [s.splat(0.0); Q];
-        // Queries are in the order of positions: the first sees the lowest, the last the highest.
-        let all = seen[0].start..seen[Q - 1].end;
-        for index in all.start / LANES..all.end.div_ceil(LANES) {
-            let block = self.span.blocks[index] as usize;
-            let start = self.shape.key_tile(block, self.kv_head);
-            let keys = &self.keys[start..][..head_dim * LANES];
-            let scores = scores::<S, T, Q>(s, queries, keys.as_chunks().0);
-            let mut weights = [[0.0; LANES]; Q];
-            let base = index * LANES;
-            for q in 0..Q {
-                let part = seen[q].start.max(base)..seen[q].end.min(base + LANES);
-                if part.is_empty() {
-                    continue;
-                }
-                let mut scores = scores[q];
-                if part.len() < LANES {
-                    let mut lanes = s.to_array(scores);
-                    for (lane, score) in lanes.iter_mut().enumerate() {
-                        if !part.contains(&(base + lane)) {
-                            *score = f32::NEG_INFINITY;
-                        }
+        let nothing = Softmax {
+            highest: f32::NEG_INFINITY,
+            totals: [0.0; LANES],
+        };
+        Queries {
+            scaled,
+            softmax: vec![nothing; count],
+            sums: vec![0.0; count * self.shape.value_width()],
+        }
+    }
+
+    /// Adds the tokens of a block to what every query has seen.
+    #[inline(always)]
+    fn attend<S: Simd, E: Element>(&self, s: S, tokens: Tokens<'_, E>, queries: &mut Queries) {
+        let count = queries.softmax.len();
+        let mut first = 0;
+        while first < count {
+            let width = tile_of(count - first);
+            match width {
+                1 => self.tile::<S, E, 1>(s, tokens, first, queries),
+                2 => self.tile::<S, E, 2>(s, tokens, first, queries),
+                4 => self.tile::<S, E, 4>(s, tokens, first, queries),
+                _ => self.tile::<S, E, TILE>(s, tokens, first, queries),
+            }
+            first += width;
+        }
+    }
+
+    /// The same for the `Q` queries from `first` on, which read each key and value together.
+    #[inline(always)]
+    fn tile<S: Simd, E: Element, const Q: usize>(
+        &self,
+        s: S,
+        tokens: Tokens<'_, E>,
+        first: usize,
+        queries: &mut Queries,
+    ) {
+        let (head_dim, value_width) = (self.shape.head_dim, self.shape.value_width());
+        let base = tokens.first;
+        let seen: [Range<usize>; Q] = std::array::from_fn(|q| {
+            let seen = self.visible(self.query(first + q).1);
+            seen.start.max(base)..seen.end.min(base + LANES)
+        });
+        // The first query sees the lowest positions, the last one the highest.
+        let seen_by_any = seen[0].start..seen[Q - 1].end;
+        if seen_by_any.is_empty() {
+            return;
+        }
+        let scaled = &queries.scaled[first * head_dim..][..Q * head_dim];
+        let scores = scores::<S, E, Q>(s, scaled.as_chunks().0, tokens.keys.as_chunks().0);
+        let sums = &mut queries.sums[first * value_width..][..Q * value_width];
+        let mut weights = [[0.0; LANES]; Q];
+        for (q, softmax) in queries.softmax[first..][..Q].iter_mut().enumerate() {
+            if seen[q].is_empty() {
+                continue;
+            }
+            let mut scores = scores[q];
+            if seen[q].len() < LANES {
+                let mut lanes = s.to_array(scores);
+                for (lane, score) in lanes.iter_mut().enumerate() {
+                    if !seen[q].contains(&(base + lane)) {
+                        *score = f32::NEG_INFINITY;
                     }
-                    scores = s.load(&lanes);
                 }
+                scores = s.load(&lanes);
+            }
+            if s.any_above(scores, softmax.highest) {
+                // What was summed so far was relative to a lower maximum.
                 let highest = s.largest(scores);
-                if highest > best[q] {
-                    // What was summed so far was relative to a lower maximum.
-                    let shrink = exp(best[q] - highest);
-                    best[q] = highest;
-                    total[q] = s.mul(total[q], s.splat(shrink));
-                    for sum in &mut scratch.sums[q * value_width..][..value_width] {
-                        *sum *= shrink;
-                    }
+                let shrink = exp(softmax.highest - highest);
+                softmax.highest = highest;
+                for sum in &mut softmax.totals {
+                    *sum *= shrink;
                 }
-                let weight = s.exp(s.add(scores, s.splat(-best[q])));
-                total[q] = s.add(total[q], weight);
-                s.store(weight, &mut weights[q]);
+                for sum in &mut sums[q * value_width..][..value_width] {
+                    *sum *= shrink;
+                }
             }
-            let start = self.shape.value_tile(block, self.kv_head);
-            let values = &self.values[start..][..LANES * value_width];
-            let lanes = all.start.max(base) - base..all.end.min(base + LANES) - base;
-            add_values::<S, T, Q>(s, &weights, lanes, values, value_width, &mut scratch.sums);
+            let weight = s.exp(s.add(scores, s.splat(-softmax.highest)));
+            s.store(s.add(s.load(&softmax.totals), weight), &mut softmax.totals);
+            s.store(weight, &mut weights[q]);
         }
-        for (q, total) in total.into_iter().enumerate() {
-            let (token, _, head) = self.query(first + q);
-            let scale = 1.0 / s.sum(total);
+        let lanes = seen_by_any.start - base..seen_by_any.end - base;
+        add_values::<S, E, Q>(s, &weights, lanes, tokens.values, value_width, sums);
+    }
+
+    /// Writes the results of all queries.
+    #[inline(always)]
+    fn finish<S: Simd>(&self, s: S, queries: &Queries) {
+        let (head_dim, value_width) = (self.shape.head_dim, self.shape.value_width());
+        for (q, softmax) in queries.softmax.iter().enumerate() {
+            let (token, _, head) = self.query(q);
+            let scale = 1.0 / s.sum(s.load(&softmax.totals));
             let start = (token * self.shape.heads + head) * head_dim;
             // SAFETY: a token's head is computed by one task.
             let out = unsafe { self.out.slice(start..start + head_dim) };
-            for (out, sum) in out.iter_mut().zip(&scratch.sums[q * value_width..]) {
+            for (out, sum) in out.iter_mut().zip(&queries.sums[q * value_width..]) {
                 *out = sum * scale;
             }
         }
-        Q
+    }
+}
+
+/// How many of so many queries the next tile takes.
+#[inline(always)]
+fn tile_of(queries: usize) -> usize {
+    match queries {
+        1 => 1,
+        2..4 => 2,
+        4..TILE => 4,
+        _ => TILE,
+    }
+}
+
+/// The same values as `f32`.
+#[inline(always)]
+fn widen<S: Simd, T: Element>(s: S, from: &[T], to: &mut [f32]) {
+    let (from, to) = (from.as_chunks().0, to.as_chunks_mut().0);
+    for (from, to) in from.iter().zip(to) {
+        s.store(T::load(s, from), to);
     }
 }
 
@@ -289,20 +401,43 @@ fn add_values<S: Simd, T: Element, const Q: usize>(
     width: usize,
     sums: &mut [f32],
 ) {
+    /// Tokens of which one round takes the values: enough to hide what a round costs.
+    const ROUND: usize = 4;
     let (values, _) = values.as_chunks::<LANES>();
     let vectors = width / LANES;
     let (sums, _) = sums.as_chunks_mut::<LANES>();
     for vector in 0..vectors {
         let mut sum: [S::V; Q] = std::array::from_fn(|q| s.load(&sums[q * vectors + vector]));
-        for lane in lanes.clone() {
-            let value = T::load(s, &values[lane * vectors + vector]);
-            for q in 0..Q {
-                sum[q] = s.mul_add(s.splat(weights[q][lane]), value, sum[q]);
+        if lanes.len() == LANES {
+            for (round, values) in values.chunks_exact(ROUND * vectors).enumerate() {
+                for i in 0..ROUND {
+                    let value = T::load(s, &values[i * vectors + vector]);
+                    add_value(s, weights, round * ROUND + i, value, &mut sum);
+                }
+            }
+        } else {
+            for lane in lanes.clone() {
+                let value = T::load(s, &values[lane * vectors + vector]);
+                add_value(s, weights, lane, value, &mut sum);
             }
         }
         for q in 0..Q {
             s.store(sum[q], &mut sums[q * vectors + vector]);
         }
+    }
+}
+
+/// Adds one token's weighted value.
+#[inline(always)]
+fn add_value<S: Simd, const Q: usize>(
+    s: S,
+    weights: &[[f32; LANES]; Q],
+    lane: usize,
+    value: S::V,
+    sums: &mut [S::V; Q],
+) {
+    for q in 0..Q {
+        sums[q] = s.mul_add(s.splat(weights[q][lane]), value, sums[q]);
     }
 }
 

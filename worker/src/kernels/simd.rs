@@ -60,7 +60,7 @@ impl Element for bf16 {
     }
     #[inline(always)]
     fn load<S: Simd>(s: S, from: &[bf16; LANES]) -> S::V {
-        s.load(&from.map(Element::to_f32))
+        s.load_bf16(from)
     }
 }
 
@@ -101,6 +101,10 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn load_f16(self, from: &[f16; LANES]) -> Self::V {
         self.load(&from.map(f16::to_f32))
     }
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16; LANES]) -> Self::V {
+        self.load(&from.map(Element::to_f32))
+    }
     /// Has a cache line brought in that will be needed soon. Any address will do.
     #[inline(always)]
     fn prefetch(self, _line: *const u8) {}
@@ -123,6 +127,11 @@ pub(super) trait Simd: Copy + Send + Sync {
     #[inline(always)]
     fn largest(self, v: Self::V) -> f32 {
         fold(self.to_array(v), |a, b| if b > a { b } else { a })
+    }
+    /// Whether any lane is above `limit`.
+    #[inline(always)]
+    fn any_above(self, v: Self::V, limit: f32) -> bool {
+        self.to_array(v).iter().any(|lane| *lane > limit)
     }
     /// `v * 2^n`, where adding `n` to [`ROUND`] gave `shifted`.
     fn scale(self, v: Self::V, shifted: Self::V) -> Self::V;
@@ -417,6 +426,8 @@ pub(super) mod tests {
             out.extend(s.to_array(s.low_bf16(pairs)));
             out.extend(s.to_array(s.high_bf16(pairs)));
             out.extend([s.sum(v), s.largest(v)]);
+            let above = [-3.0, 4.0, 4.5, f32::NAN].map(|limit| s.any_above(v, limit));
+            out.extend(above.map(|above| f32::from(u8::from(above))));
             out.extend(s.to_array(s.max(s.splat(f32::NAN), v)));
             out
         }

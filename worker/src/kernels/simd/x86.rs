@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::{Kernel, LANES, Simd};
 
@@ -31,7 +31,7 @@ pub(crate) fn run_avx512<K: Kernel>(kernel: K, s: Avx512) -> K::Output {
 }
 
 // SAFETY of every block in this impl: the instructions exist, for `self` proves it; loads and
-// stores are unaligned ones of exactly the 64 (32 for f16) bytes of the array referred to.
+// stores are unaligned ones of exactly the 64 (32 for f16 and bf16) bytes of the array referred to.
 impl Simd for Avx512 {
     type V = __m512;
     const WIDE: bool = true;
@@ -103,6 +103,19 @@ impl Simd for Avx512 {
         unsafe {
             let high = _mm512_set1_epi32(HIGH_HALF);
             _mm512_castsi512_ps(_mm512_and_si512(_mm512_castps_si512(v), high))
+        }
+    }
+    #[inline(always)]
+    fn any_above(self, v: __m512, limit: f32) -> bool {
+        // SAFETY: see the impl.
+        unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(v, _mm512_set1_ps(limit)) != 0 }
+    }
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16; LANES]) -> __m512 {
+        // SAFETY: see the impl.
+        unsafe {
+            let halves = _mm256_loadu_si256(from.as_ptr().cast());
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
         }
     }
     #[inline(always)]
@@ -228,6 +241,25 @@ impl Simd for Avx2 {
             _mm256_castsi256_ps(_mm256_and_si256(_mm256_castps_si256(v), high))
         };
         (half(v.0), half(v.1))
+    }
+    #[inline(always)]
+    fn any_above(self, v: Self::V, limit: f32) -> bool {
+        // SAFETY: see the impl.
+        unsafe {
+            let limit = _mm256_set1_ps(limit);
+            let above = |v| _mm256_cmp_ps::<_CMP_GT_OQ>(v, limit);
+            _mm256_movemask_ps(_mm256_or_ps(above(v.0), above(v.1))) != 0
+        }
+    }
+    #[inline(always)]
+    fn load_bf16(self, from: &[bf16; LANES]) -> Self::V {
+        let (low, high) = from.split_at(LANES / 2);
+        // SAFETY: see the impl; each half has eight values of two bytes.
+        let half = |from: &[bf16]| unsafe {
+            let halves = _mm_loadu_si128(from.as_ptr().cast());
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
+        };
+        (half(low), half(high))
     }
     #[inline(always)]
     fn load_f16(self, from: &[f16; LANES]) -> Self::V {
