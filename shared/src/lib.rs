@@ -1,11 +1,12 @@
 //! What a gateway and its workers must agree on: message kinds, the tensors of a step, the
-//! description of a model, and the control messages that travel beside the rings.
+//! description of a model, the control messages that travel beside the rings, and how CPUs are named.
 //!
 //! Nothing here does I/O. A change to a type in [`wire`] is a change of protocol: raise
 //! [`ABI_VERSION`] with it, so that a gateway and a worker of different builds refuse each other
 //! in words instead of misreading tensors.
 
 pub mod control;
+pub mod cpus;
 pub mod wire;
 
 /// Version of everything in [`wire`] and [`control`].

@@ -10,7 +10,7 @@ use crate::kernels::{
     Attention, Buffer, Place, Rotary, Span, Threads, add_rms_norm, attend, rms_norm,
     rotate_and_store, silu_multiply,
 };
-use crate::linear::{Compute, Linear};
+use crate::linear::Linear;
 use crate::weights::{View, Weights, WeightsError};
 
 /// A model that can be stepped, whatever type it computes in.
@@ -34,35 +34,35 @@ pub trait Forward: Send {
 pub const HEAD_ROWS: usize = 32;
 
 /// A decoder's weights, its KV arena, and the memory that a step works in.
-pub struct Decoder<T: Compute> {
+pub struct Decoder<L: Linear> {
     config: DecoderConfig,
     shape: Attention,
     threads: Threads,
-    weights: DecoderWeights<T>,
+    weights: DecoderWeights<L>,
     rotary: Rotary,
-    arena: Arena<T>,
+    arena: Arena<L::Element>,
     work: Work,
 }
 
 /// All weights of a decoder.
-pub struct DecoderWeights<T: Compute> {
-    embedding: T::Linear,
+pub struct DecoderWeights<L: Linear> {
+    embedding: L,
     /// None if it is the embedding.
-    head: Option<T::Linear>,
-    layers: Vec<Layer<T>>,
+    head: Option<L>,
+    layers: Vec<Layer<L>>,
     norm: Vec<f32>,
 }
 
-struct Layer<T: Compute> {
+struct Layer<L> {
     attention_norm: Vec<f32>,
     /// Queries, keys and values in one matrix.
-    qkv: T::Linear,
+    qkv: L,
     query_key_norms: Option<(Vec<f32>, Vec<f32>)>,
-    output: T::Linear,
+    output: L,
     mlp_norm: Vec<f32>,
     /// Gates and ups in one matrix.
-    gate_up: T::Linear,
-    down: T::Linear,
+    gate_up: L,
+    down: L,
 }
 
 /// Activations of a step.
@@ -77,7 +77,7 @@ struct Work {
     logits: Buffer<f32>,
 }
 
-impl<T: Compute> DecoderWeights<T> {
+impl<L: Linear> DecoderWeights<L> {
     /// Reads and converts all weights, calling `progress` with the bytes read so far.
     ///
     /// # Errors
@@ -87,7 +87,7 @@ impl<T: Compute> DecoderWeights<T> {
         weights: &Weights,
         threads: &Threads,
         progress: &mut dyn FnMut(u64),
-    ) -> Result<DecoderWeights<T>, WeightsError> {
+    ) -> Result<DecoderWeights<L>, WeightsError> {
         let mut loader = Loader {
             weights,
             threads,
@@ -195,7 +195,7 @@ impl<'a> Loader<'a> {
     }
 
     /// One matrix of the tensors `names` on top of each other, `outputs` rows each.
-    fn linear<L: Linear<T>, T: Compute>(
+    fn linear<L: Linear>(
         &mut self,
         names: &[&str],
         outputs: &[usize],
@@ -226,18 +226,18 @@ impl<'a> Loader<'a> {
     }
 }
 
-impl<T: Compute> Decoder<T> {
+impl<L: Linear> Decoder<L> {
     /// A decoder with an arena of `blocks` blocks, for steps of up to `max_step_tokens`.
     ///
     /// # Errors
     /// If there is no address space for the arena.
     pub fn new(
         config: DecoderConfig,
-        weights: DecoderWeights<T>,
+        weights: DecoderWeights<L>,
         threads: Threads,
         blocks: usize,
         max_step_tokens: usize,
-    ) -> io::Result<Decoder<T>> {
+    ) -> io::Result<Decoder<L>> {
         let shape = attention(&config);
         let rows = max_step_tokens;
         let query = config.heads * config.head_dim;
@@ -289,7 +289,7 @@ fn compact(buffer: &mut Buffer<f32>, rows: usize, wanted: &[usize]) {
     }
 }
 
-impl<T: Compute> Forward for Decoder<T> {
+impl<L: Linear> Forward for Decoder<L> {
     fn forward(&mut self, batch: &Batch<'_>, tokens: &[u32], wanted: &[usize]) {
         let Decoder {
             config,

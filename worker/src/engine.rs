@@ -11,8 +11,8 @@ use crate::arena::Arena;
 use crate::batch::{Batch, BatchError, Limits, Step};
 use crate::config::{ConfigError, DType, DecoderConfig};
 use crate::decoder::{Decoder, DecoderWeights, Forward, HEAD_ROWS, attention};
-use crate::kernels::{Attention, Threads};
-use crate::linear::Compute;
+use crate::kernels::{Attention, Threads, has_matrix_units};
+use crate::linear::{Exact, Linear, Torch};
 use crate::sampler::{Logprobs, Sampler, SamplerError, Scored, clean};
 use crate::weights::{Weights, WeightsError};
 use crate::{embedded, memory};
@@ -38,6 +38,9 @@ pub struct Options {
     pub dtype: Option<DType>,
     /// Compute threads; by default one less than there are cores.
     pub threads: Option<u32>,
+    /// Compute every row as if it were alone, where what is fastest would not: `bf16` on matrix
+    /// units. All else is so in any case.
+    pub batch_invariant: bool,
     /// Bytes for the KV arena; by default a quarter of what is available.
     pub kv_memory: Option<u64>,
     /// Most tokens of a sequence; by default what the model has, if the arena can hold it.
@@ -196,9 +199,13 @@ impl Engine {
             progress,
         };
         match dtype {
-            DType::F32 => load.decoder::<f32>(),
-            DType::BF16 => load.decoder::<bf16>(),
-            DType::F16 => load.decoder::<f16>(),
+            DType::F32 => load.decoder::<Exact<f32>>(),
+            // Nothing else comes near them in large products.
+            DType::BF16 if has_matrix_units() && !options.batch_invariant => {
+                load.decoder::<Torch>()
+            }
+            DType::BF16 => load.decoder::<Exact<bf16>>(),
+            DType::F16 => load.decoder::<Exact<f16>>(),
         }
     }
 
@@ -470,7 +477,7 @@ struct Load<'a> {
 }
 
 impl Load<'_> {
-    fn decoder<T: Compute>(self) -> Result<Engine, LoadError> {
+    fn decoder<L: Linear>(self) -> Result<Engine, LoadError> {
         let Load {
             config,
             weights,
@@ -478,15 +485,15 @@ impl Load<'_> {
             options,
             progress,
         } = self;
-        let threads = T::threads(options.threads.unwrap_or_else(default_threads));
+        let threads = L::threads(options.threads.unwrap_or_else(default_threads));
         let total = weights.bytes();
         progress(0, total);
         let loaded = {
             let mut on_bytes = |done: u64| progress(done.min(total), total);
-            DecoderWeights::<T>::load(&config, &weights, &threads, &mut on_bytes)?
+            DecoderWeights::<L>::load(&config, &weights, &threads, &mut on_bytes)?
         };
         let shape = attention(&config);
-        let block_bytes = Arena::<T>::block_bytes(config.layers(), &shape);
+        let block_bytes = Arena::<L::Element>::block_bytes(config.layers(), &shape);
         let (block_count, max_context) = arena_size(&config, block_bytes, options)?;
         let limits = Limits {
             vocab: config.vocab,

@@ -1,11 +1,18 @@
 //! Weight matrices: how each element type holds and multiplies them.
 
-use half::{bf16, f16};
+use half::bf16;
 
-use crate::kernels::{Buffer, Element, Packable, Packed, Threads, has_matrix_units};
+use crate::kernels::{Buffer, Element, Packable, Packed, Threads};
 
-/// A weight matrix `[outputs, inputs]` with an optional bias.
-pub trait Linear<T: Element>: Sized + Send {
+/// A weight matrix `[outputs, inputs]` with an optional bias. Activations are `f32` whatever its
+/// elements are, but for products on matrix units, which round them.
+pub trait Linear: Sized + Send + 'static {
+    /// What weights, keys and values are held in.
+    type Element: Element;
+
+    /// The threads that suit it.
+    fn threads(count: u32) -> Threads;
+
     /// Takes a matrix in. `read(row, column, into)` fills `into` with the values of `row` from
     /// `column` on, and is called on any thread.
     fn new(
@@ -13,7 +20,7 @@ pub trait Linear<T: Element>: Sized + Send {
         outputs: usize,
         inputs: usize,
         bias: Option<Vec<f32>>,
-        read: impl Fn(usize, usize, &mut [T]) + Sync,
+        read: impl Fn(usize, usize, &mut [Self::Element]) + Sync,
     ) -> Self;
 
     /// `out[r] = weight * x[r] + bias` for the first `rows` rows.
@@ -26,44 +33,19 @@ pub trait Linear<T: Element>: Sized + Send {
     fn bytes(&self) -> usize;
 }
 
-/// An element type that a decoder can hold weights, keys and values in. Activations are `f32`
-/// whatever it is, but for products on matrix units, which round them.
-pub trait Compute: Element {
-    /// How it holds matrices.
-    type Linear: Linear<Self>;
-
-    /// The threads that suit them.
-    fn threads(count: u32) -> Threads {
-        Threads::own(count)
-    }
-}
-
-impl Compute for f32 {
-    type Linear = Exact<f32>;
-}
-
-impl Compute for f16 {
-    type Linear = Exact<f16>;
-}
-
-impl Compute for bf16 {
-    type Linear = Fastest;
-
-    fn threads(count: u32) -> Threads {
-        match has_matrix_units() {
-            true => Threads::of_libtorch(count),
-            false => Threads::own(count),
-        }
-    }
-}
-
 /// Multiplied by our own kernel, reproducibly.
 pub struct Exact<T> {
     matrix: Packed<T>,
     bias: Option<Vec<f32>>,
 }
 
-impl<T: Packable> Linear<T> for Exact<T> {
+impl<T: Packable> Linear for Exact<T> {
+    type Element = T;
+
+    fn threads(count: u32) -> Threads {
+        Threads::own(count)
+    }
+
     fn new(
         threads: &Threads,
         outputs: usize,
@@ -103,7 +85,13 @@ pub struct Torch {
     bias: Option<tch::Tensor>,
 }
 
-impl Linear<bf16> for Torch {
+impl Linear for Torch {
+    type Element = bf16;
+
+    fn threads(count: u32) -> Threads {
+        Threads::of_libtorch(count)
+    }
+
     fn new(
         threads: &Threads,
         outputs: usize,
@@ -126,7 +114,7 @@ impl Linear<bf16> for Torch {
     }
 
     fn multiply(&self, _: &Threads, rows: usize, x: &Buffer<f32>, out: &mut Buffer<f32>) {
-        let x = x.view(rows).to_kind(bf16::KIND);
+        let x = x.view(rows).to_kind(<bf16 as Element>::KIND);
         let product = x.linear(&self.weight.view(self.outputs), None::<tch::Tensor>);
         let mut out = out.view(rows);
         out.copy_(&product);
@@ -155,56 +143,12 @@ impl Linear<bf16> for Torch {
     }
 }
 
-/// With matrix units where the CPU has them, else by our own kernel.
-pub enum Fastest {
-    /// Matrix units.
-    Torch(Torch),
-    /// None.
-    Exact(Exact<bf16>),
-}
-
-impl Linear<bf16> for Fastest {
-    fn new(
-        threads: &Threads,
-        outputs: usize,
-        inputs: usize,
-        bias: Option<Vec<f32>>,
-        read: impl Fn(usize, usize, &mut [bf16]) + Sync,
-    ) -> Self {
-        match has_matrix_units() {
-            true => Fastest::Torch(Torch::new(threads, outputs, inputs, bias, read)),
-            false => Fastest::Exact(Exact::new(threads, outputs, inputs, bias, read)),
-        }
-    }
-
-    fn multiply(&self, threads: &Threads, rows: usize, x: &Buffer<f32>, out: &mut Buffer<f32>) {
-        match self {
-            Fastest::Torch(matrix) => matrix.multiply(threads, rows, x, out),
-            Fastest::Exact(matrix) => matrix.multiply(threads, rows, x, out),
-        }
-    }
-
-    fn gather(&self, threads: &Threads, rows: &[u32], into: &mut [f32]) {
-        match self {
-            Fastest::Torch(matrix) => matrix.gather(threads, rows, into),
-            Fastest::Exact(matrix) => matrix.gather(threads, rows, into),
-        }
-    }
-
-    fn bytes(&self) -> usize {
-        match self {
-            Fastest::Torch(matrix) => matrix.bytes(),
-            Fastest::Exact(matrix) => matrix.bytes(),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// The products of a matrix that is not the same forwards and backwards.
-    fn products<L: Linear<bf16>>() -> Vec<f32> {
+    fn products<L: Linear<Element = bf16>>() -> Vec<f32> {
         let (rows, outputs, inputs) = (5, 70, 96);
         let threads = Threads::own(1);
         let value = |i: usize| ((i * 37 % 101) as f32 - 50.0) / 50.0;

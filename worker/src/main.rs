@@ -4,10 +4,13 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
+use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use realm_shared::cpus::Cpus;
 use realm_worker::config::DType;
 use realm_worker::engine::{ModelSource, Options, default_threads};
 use realm_worker::serve::{Gateway, serve};
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 /// Computes tokens for a Realm gateway, which starts it or attaches to it.
 #[derive(Parser)]
@@ -56,6 +59,12 @@ struct Serve {
     /// Compute threads; by default one less than there are cores.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Option<u32>,
+    /// CPUs to compute on, such as 0-3,8; by default all that the system allows.
+    #[arg(long, value_name = "LIST")]
+    cpus: Option<Cpus>,
+    /// Compute every row as if it were alone, also where that is slower: bf16 on matrix units.
+    #[arg(long)]
+    batch_invariant: bool,
     /// Bytes for keys and values; `auto` takes up to a quarter of the memory available.
     #[arg(long, value_parser = bytes_or_auto, default_value = "auto")]
     kv_memory: Auto,
@@ -126,6 +135,9 @@ fn main() -> ExitCode {
 
 fn run(args: Serve) -> anyhow::Result<()> {
     let Device::Cpu = args.device;
+    if let Some(cpus) = args.cpus {
+        confine(&cpus).with_context(|| format!("cannot compute on the CPUs {cpus}"))?;
+    }
     let gateway = match args.gateway.socket {
         None => Gateway::Stdin,
         Some(path) => Gateway::Listen {
@@ -146,10 +158,20 @@ fn run(args: Serve) -> anyhow::Result<()> {
             DTypeArg::F16 => Some(DType::F16),
         },
         threads: args.threads,
+        batch_invariant: args.batch_invariant,
         kv_memory: args.kv_memory.0,
         max_context: args.max_context,
     };
     serve(&gateway, &model, &options)
+}
+
+/// Keeps this thread, and those that it starts, on some CPUs.
+fn confine(cpus: &Cpus) -> rustix::io::Result<()> {
+    let mut set = CpuSet::new();
+    for &cpu in cpus.numbers() {
+        set.set(cpu);
+    }
+    sched_setaffinity(None, &set)
 }
 
 fn info(json: bool) {
