@@ -24,7 +24,7 @@ const MOST_STRETCH: f64 = 16.0;
 /// How many that wait for their next token each counts for that waits for its first, beyond one of
 /// them. Where requests arrive together, the sooner all of them are read the better the batch; a
 /// lone one is to disturb nobody.
-const CROWD: f64 = 8.0;
+const CROWD: f64 = 32.0;
 
 /// Tokens that a step which also decodes keeps for prefill.
 pub(super) fn prefill_share(budget: usize) -> usize {
@@ -189,9 +189,9 @@ impl Attached {
             0 => budget,
             _ if !table.prefills => return,
             decodes => {
-                let first = prefills.len() + waiting.len().min(self.slots.free());
-                let crowd = CROWD * first.saturating_sub(1) as f64 / decodes as f64;
-                let stretch = (1.0 + crowd).clamp(STRETCH, MOST_STRETCH);
+                let others = (self.crowd(decodes, waiting) - 1.0).max(0.0);
+                let stretch = 1.0 + CROWD * others / decodes as f64;
+                let stretch = stretch.clamp(STRETCH, MOST_STRETCH);
                 let bears = self.pace.prefill_beside(decodes, stretch);
                 bears.min(budget - decodes)
             }
@@ -214,6 +214,17 @@ impl Attached {
             batch.opens.push((running.slot, id));
             left -= self.add_chunk(batch, id, left);
         }
+    }
+
+    /// How many wait for their first token, of those that there is a slot for. A prompt too long for
+    /// any step beside so many decodes counts as the part of it that one reads: to hurry it would
+    /// disturb the streams for long, and help but one.
+    fn crowd(&self, decodes: usize, waiting: &BTreeMap<SequenceId, Live>) -> f64 {
+        let most = self.pace.bears(decodes, MOST_STRETCH) as f64;
+        let running = self.running.values().map(Running::remaining);
+        let waiting = waiting.values().take(self.slots.free()).map(Live::known);
+        let unread = running.filter(|&left| left > 1).chain(waiting);
+        unread.map(|left| (most / left as f64).min(1.0)).sum()
     }
 
     /// Adds what fits of a prompt, unless it is to wait for another one that begins alike; returns

@@ -74,6 +74,11 @@ impl Pace {
             self.mixed = 0;
             return 0;
         }
+        self.bears(decodes, stretch)
+    }
+
+    /// The same, without counting the step.
+    pub(super) fn bears(&self, decodes: usize, stretch: f64) -> usize {
         let (Some(alone), Some(each)) = (self.alone(decodes), self.prefill) else {
             return LEAST;
         };
