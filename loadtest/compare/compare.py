@@ -1,6 +1,6 @@
 """Compare Realm with llama.cpp's server and OpenVINO GenAI on this machine's CPU.
 
-    python loadtest/compare/compare.py [--work DIR] [--threads N] [--shape 135m] [--shape 1.1b]
+    python loadtest/compare/compare.py [--work DIR] [--threads N] [--shape 135m] [--streams 32]
 
 All compute the same weights in bf16 with the same number of threads, one server after the other.
 Realm and llama.cpp are loaded over HTTP by `realm bench`; OpenVINO GenAI has no server in its
@@ -120,12 +120,12 @@ def serving(log, command, health):
             server.terminate()
 
 
-def bench(setup, url, model):
+def bench(setup, works, url, model):
     """The streams and the prompts of `realm bench`, as two lists of runs."""
     warm_up = [setup.realm, "bench", "--url", url, "--model", model, "--concurrency", 4, "--requests", 4, "--seed", 1]
     subprocess.run([str(part) for part in warm_up], check=True, stdout=subprocess.DEVNULL)
     runs = []
-    for work in (STREAMS, PROMPT):
+    for work in works:
         command = [setup.realm, "bench", "--url", url, "--model", model, "--json",
                    "--concurrency", ",".join(map(str, work["concurrency"])),
                    "--prompt", work["prompt"], "--output", work["output"]]
@@ -136,25 +136,25 @@ def bench(setup, url, model):
     return runs
 
 
-def realm(setup, shape, threads):
+def realm(setup, works, shape, threads):
     port, admin = free_port(), free_port()
     command = [setup.realm, "serve", "--model", f"{shape}={setup.work / shape}", "--threads", threads,
                "--port", port, "--admin-addr", f"127.0.0.1:{admin}", "--log", "warn"]
     with serving(setup.work / "realm.log", command, f"http://127.0.0.1:{admin}/ready"):
-        return bench(setup, f"http://127.0.0.1:{port}/v1", shape)
+        return bench(setup, works, f"http://127.0.0.1:{port}/v1", shape)
 
 
-def llama_cpp(setup, shape, threads):
+def llama_cpp(setup, works, shape, threads):
     port = free_port()
     command = [setup.llama_server, "-m", setup.gguf(shape), "--alias", shape, "-np", 32, "-c", 32 * 640, "-t", threads,
                "-tb", threads, "--host", "127.0.0.1", "--port", port, "--no-webui", "--cache-ram", 0]
     with serving(setup.work / "llama.cpp.log", command, f"http://127.0.0.1:{port}/health"):
-        return bench(setup, f"http://127.0.0.1:{port}/v1", shape)
+        return bench(setup, works, f"http://127.0.0.1:{port}/v1", shape)
 
 
-def openvino(setup, shape, threads):
+def openvino(setup, works, shape, threads):
     runs = []
-    for work in (STREAMS, PROMPT):
+    for work in works:
         jobs = [dict(concurrency=n, requests=6 if work is PROMPT else 3 * n, prompt=work["prompt"], output=work["output"])
                 for n in work["concurrency"]]
         command = [setup.python, HERE / "openvino_load.py", "run", setup.ir(shape), threads, json.dumps(jobs)]
@@ -180,16 +180,18 @@ def main():
     cli.add_argument("--work", type=Path, default=Path.home() / ".cache/realm/compare", help="where peers and models are kept")
     cli.add_argument("--threads", type=int, default=2)
     cli.add_argument("--shape", action="append", choices=["135m", "1.1b"], help="both unless given")
+    cli.add_argument("--streams", type=int, action="append", help="1, 8 and 32 unless given")
     cli.add_argument("--only", action="append", choices=SERVERS, help="all unless given")
     args = cli.parse_args()
     shapes, servers = args.shape or ["135m", "1.1b"], args.only or list(SERVERS)
+    works = dict(STREAMS, concurrency=args.streams or STREAMS["concurrency"]), PROMPT
     setup = Setup(args.work.resolve())
     setup.prepare(shapes)
     for shape in shapes:
         table = {}
         for name in servers:
             print(f"compare: measuring {name} on {shape}", file=sys.stderr, flush=True)
-            for row, value in rows(SERVERS[name](setup, shape, args.threads)):
+            for row, value in rows(SERVERS[name](setup, works, shape, args.threads)):
                 table.setdefault(row, {})[name] = value
                 print(f"compare: {row}: {value and round(value, 1)}", file=sys.stderr, flush=True)
         print(f"\n{shape}, bf16, {args.threads} threads, tok/s\n")
