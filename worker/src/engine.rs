@@ -36,7 +36,7 @@ pub enum ModelSource {
 pub struct Options {
     /// Type of the forward pass; by default that of the checkpoint.
     pub dtype: Option<DType>,
-    /// Compute threads; by default one less than there are cores.
+    /// Compute threads; by default as many as there are cores, one less on matrix units.
     pub threads: Option<u32>,
     /// Compute every row as if it were alone, where what is fastest would not: `bf16` on matrix
     /// units. All else is so in any case.
@@ -485,7 +485,7 @@ impl Load<'_> {
             options,
             progress,
         } = self;
-        let threads = L::threads(options.threads.unwrap_or_else(default_threads));
+        let threads = L::threads(options.threads);
         let total = weights.bytes();
         progress(0, total);
         let loaded = {
@@ -541,12 +541,6 @@ impl Load<'_> {
 fn read_config(directory: &Path) -> Result<String, LoadError> {
     let path = directory.join("config.json");
     std::fs::read_to_string(&path).map_err(|source| LoadError::Unreadable { path, source })
-}
-
-/// One core is left to the gateway.
-pub fn default_threads() -> u32 {
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    cores.saturating_sub(1).clamp(1, 1024) as u32
 }
 
 /// Number of blocks and longest context.

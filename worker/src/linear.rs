@@ -10,8 +10,8 @@ pub trait Linear: Sized + Send + 'static {
     /// What weights, keys and values are held in.
     type Element: Element;
 
-    /// The threads that suit it.
-    fn threads(count: u32) -> Threads;
+    /// The threads that suit it: so many, or as many as suit this machine.
+    fn threads(count: Option<u32>) -> Threads;
 
     /// Takes a matrix in. `read(row, column, into)` fills `into` with the values of `row` from
     /// `column` on, and is called on any thread.
@@ -33,6 +33,12 @@ pub trait Linear: Sized + Send + 'static {
     fn bytes(&self) -> usize;
 }
 
+/// Cores that the system lets us use.
+pub fn cores() -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    cores.clamp(1, 1024) as u32
+}
+
 /// Multiplied by our own kernel, reproducibly.
 pub struct Exact<T> {
     matrix: Packed<T>,
@@ -42,8 +48,9 @@ pub struct Exact<T> {
 impl<T: Packable> Linear for Exact<T> {
     type Element = T;
 
-    fn threads(count: u32) -> Threads {
-        Threads::own(count)
+    /// All cores: a thread that has to make way for the gateway holds nobody up for long.
+    fn threads(count: Option<u32>) -> Threads {
+        Threads::own(count.unwrap_or_else(cores))
     }
 
     fn new(
@@ -88,8 +95,9 @@ pub struct Torch {
 impl Linear for Torch {
     type Element = bf16;
 
-    fn threads(count: u32) -> Threads {
-        Threads::of_libtorch(count)
+    /// One core is left to the gateway: all threads wait for one that has to make way.
+    fn threads(count: Option<u32>) -> Threads {
+        Threads::of_libtorch(count.unwrap_or_else(|| cores() - 1))
     }
 
     fn new(

@@ -8,7 +8,8 @@ use anyhow::Context;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use realm_shared::cpus::Cpus;
 use realm_worker::config::DType;
-use realm_worker::engine::{ModelSource, Options, default_threads};
+use realm_worker::engine::{ModelSource, Options};
+use realm_worker::linear::cores;
 use realm_worker::serve::{Gateway, serve};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
@@ -56,7 +57,7 @@ struct Serve {
     /// Type of the forward pass; `auto` takes the checkpoint's.
     #[arg(long, value_enum, default_value = "auto")]
     dtype: DTypeArg,
-    /// Compute threads; by default one less than there are cores.
+    /// Compute threads; by default as many as there are cores, for bf16 on matrix units one less.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Option<u32>,
     /// CPUs to compute on, such as 0-3,8; by default all that the system allows.
@@ -177,13 +178,13 @@ fn confine(cpus: &Cpus) -> rustix::io::Result<()> {
 fn info(json: bool) {
     let libtorch = env!("REALM_LIBTORCH_VERSION");
     let cpu = realm_worker::kernels::capability();
-    let threads = default_threads();
+    let cores = cores();
     if json {
         let value = serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"),
             "libtorch": libtorch,
             "cpu_capability": cpu,
-            "threads": threads,
+            "cores": cores,
             "devices": ["cpu"],
         });
         println!("{value}");
@@ -191,7 +192,7 @@ fn info(json: bool) {
         println!("realm-worker {}", env!("CARGO_PKG_VERSION"));
         println!("libtorch     {libtorch}");
         println!("CPU          {cpu}");
-        println!("threads      {threads}");
+        println!("cores        {cores}");
         println!("devices      cpu");
     }
 }

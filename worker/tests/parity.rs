@@ -81,7 +81,7 @@ fn decoder<L: Linear>(
     limits: &Limits,
     threads: u32,
 ) -> Box<dyn Forward> {
-    let threads = L::threads(threads);
+    let threads = L::threads(Some(threads));
     let weights = DecoderWeights::<L>::load(&config, weights, &threads, &mut |_| {}).expect("fits");
     let (blocks, tokens) = (limits.block_count, limits.max_step_tokens);
     Box::new(Decoder::new(config, weights, threads, blocks, tokens).expect("fits"))
