@@ -98,6 +98,8 @@ impl Clients {
             .stdin(Stdio::null())
             .env("REALM_BASE_URL", format!("http://{}/v1", server.api))
             .env("REALM_ADMIN_URL", format!("http://{}", server.admin))
+            // For suites that need servers with other settings.
+            .env("REALM_BINARY", &server.realm)
             .env("PYTHONDONTWRITEBYTECODE", "1");
         run(command).map_err(|error| {
             anyhow!(

@@ -24,6 +24,8 @@ const LOG_LINES: usize = 40;
 pub(crate) struct Server {
     process: Child,
     log: PathBuf,
+    /// The binary that it runs.
+    pub(crate) realm: PathBuf,
     /// `HOST:PORT` of the API.
     pub(crate) api: String,
     /// `HOST:PORT` of the admin listener.
@@ -53,6 +55,7 @@ impl Server {
         let mut server = Server {
             process,
             log,
+            realm: realm.to_owned(),
             api: String::new(),
             admin: String::new(),
         };

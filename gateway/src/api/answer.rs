@@ -1,5 +1,6 @@
 //! The common course of a request that generates: check, cut into tokens, submit, respond.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::Response;
@@ -10,6 +11,7 @@ use super::params::Params;
 use super::random;
 use super::run::{Format, Run, respond_stream, respond_whole};
 use crate::batching::sequence::{FinishReason, Sequence};
+use crate::tenants::{Caller, Permit};
 use crate::workers::{Model, ModelLimits};
 
 /// Bodies up to this many bytes are cut into tokens in place, as that takes less time than
@@ -51,11 +53,14 @@ pub(super) fn finish_name(reason: FinishReason) -> &'static str {
     }
 }
 
-/// What the model can take, once a worker has told.
-pub(super) fn limits(model: &Model) -> Result<ModelLimits, ApiError> {
-    model
-        .limits()
-        .ok_or_else(|| ApiError::unavailable(LOADING, "it is being loaded"))
+/// What the model can take of this caller, once a worker has told.
+pub(super) fn limits(model: &Model, caller: &Caller) -> Result<ModelLimits, ApiError> {
+    let limits = model.limits();
+    let mut limits = limits.ok_or_else(|| ApiError::unavailable(LOADING, "it is being loaded"))?;
+    if let Some(most) = caller.tenant.settings().max_context {
+        limits.max_context = limits.max_context.min(most.get());
+    }
+    Ok(limits)
 }
 
 /// Runs `work` on a body of `size` bytes where it does not keep other requests waiting.
@@ -74,11 +79,19 @@ pub(super) async fn off_reactor<T: Send + 'static>(
 /// Starts the generation and responds as the request asked.
 pub(super) async fn submit<F: Format>(
     model: &Model,
-    sequences: Vec<Sequence>,
+    caller: &Caller,
+    mut sequences: Vec<Sequence>,
     run: Run<F>,
     params: &Params,
 ) -> Result<Response<Body>, ApiError> {
-    let generation = model.generate(sequences)?;
+    let output: u64 = sequences.iter().map(|s| u64::from(s.max_tokens)).sum();
+    let tokens = run.prompt_tokens() as u64 + output;
+    for sequence in &mut sequences {
+        sequence.tenant = caller.tenant.id;
+    }
+    let reserve = |permit: &Arc<Permit>| permit.reserve(sequences.len(), tokens);
+    let reservation = caller.permit.as_ref().map(reserve).transpose()?;
+    let generation = model.generate(sequences, reservation)?;
     if params.stream {
         Ok(respond_stream(run, generation, params.include_usage))
     } else {

@@ -14,10 +14,12 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::logprobs::ChatLogprobs;
 use super::messages::{self, Message};
+use super::models::find;
 use super::params::{MAX_COUNT, Params, count};
 use super::run::{Events, Format, Run, Usage};
 use super::unsupported::{CHAT, refuse};
 use crate::batching::sequence::Sequence;
+use crate::tenants::Caller;
 use crate::text::{Detokenizer, Text};
 use crate::workers::{ModelLimits, Models};
 
@@ -69,12 +71,14 @@ impl Request {
 }
 
 /// Answers a request.
-pub(super) async fn respond(models: &Models, body: &Bytes) -> Result<Response<Body>, ApiError> {
+pub(super) async fn respond(
+    models: &Models,
+    caller: &Caller,
+    body: &Bytes,
+) -> Result<Response<Body>, ApiError> {
     let request = Request::parse(body)?;
-    let model = models
-        .get(&request.model)
-        .ok_or_else(|| ApiError::model_not_found(&request.model))?;
-    let limits = limits(&model)?;
+    let model = find(models, caller, &request.model)?;
+    let limits = limits(&model, caller)?;
     request.check(limits)?;
 
     let Request {
@@ -82,14 +86,17 @@ pub(super) async fn respond(models: &Models, body: &Bytes) -> Result<Response<Bo
     } = request;
     let text = model.text.clone();
     let prompt = off_reactor(body.len(), move || encode(&text, &messages)).await??;
+    // What an answer may have by default: all that there is room for.
+    let default = caller.tenant.most_output(prompt.len(), params.n);
     let (sequences, run) = prepare(
         Head::new("chatcmpl", &model.name),
         &params,
         model.text.clone(),
         prompt,
         limits,
+        default,
     )?;
-    submit(&model, sequences, run, &params).await
+    submit(&model, caller, sequences, run, &params).await
 }
 
 fn encode(text: &Text, messages: &[Message]) -> Result<Vec<u32>, ApiError> {
@@ -122,9 +129,10 @@ fn prepare(
     text: Arc<Text>,
     prompt: Vec<u32>,
     limits: ModelLimits,
+    default: u32,
 ) -> Result<(Vec<Sequence>, Run<ChatFormat>), ApiError> {
     let prompt_tokens = prompt.len();
-    let max_tokens = params.budget("messages", prompt_tokens, limits.max_context, u32::MAX)?;
+    let max_tokens = params.budget("messages", prompt_tokens, limits.max_context, default)?;
     let prompt: Arc<[u32]> = prompt.into();
     let seed = params.seed();
     let sequences: Vec<Sequence> = (0..params.n)

@@ -31,7 +31,7 @@ fn start(extra: Value) -> (Vec<Sequence>, Run<ChatFormat>) {
         created: 7,
         model: "m".into(),
     };
-    prepare(head, &request.params, text, prompt, LIMITS).expect("fits")
+    prepare(head, &request.params, text, prompt, LIMITS, u32::MAX).expect("fits")
 }
 
 fn whole(extra: Value, script: Vec<(usize, Event)>) -> Value {

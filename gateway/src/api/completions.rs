@@ -13,11 +13,13 @@ use super::choice::{Choice, Delta};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::logprobs::CompletionLogprobs;
+use super::models::find;
 use super::params::{MAX_CHOICES, Params, count};
 use super::prompts::{self, Encoded, Prompt};
 use super::run::{Events, Format, Run, Usage};
 use super::unsupported::{COMPLETIONS, refuse};
 use crate::batching::sequence::Sequence;
+use crate::tenants::Caller;
 use crate::text::{Detokenizer, Text};
 use crate::workers::{ModelLimits, Models};
 
@@ -77,12 +79,14 @@ impl Request {
 }
 
 /// Answers a request.
-pub(super) async fn respond(models: &Models, body: &Bytes) -> Result<Response<Body>, ApiError> {
+pub(super) async fn respond(
+    models: &Models,
+    caller: &Caller,
+    body: &Bytes,
+) -> Result<Response<Body>, ApiError> {
     let request = Request::parse(body)?;
-    let model = models
-        .get(&request.model)
-        .ok_or_else(|| ApiError::model_not_found(&request.model))?;
-    let limits = limits(&model)?;
+    let model = find(models, caller, &request.model)?;
+    let limits = limits(&model, caller)?;
     request.check(limits)?;
 
     let Request {
@@ -102,7 +106,7 @@ pub(super) async fn respond(models: &Models, body: &Bytes) -> Result<Response<Bo
         encoded,
         limits,
     )?;
-    submit(&model, sequences, run, &params).await
+    submit(&model, caller, sequences, run, &params).await
 }
 
 /// The sequences of all choices, and what becomes of their events.

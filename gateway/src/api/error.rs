@@ -10,19 +10,24 @@ use serde_json::Value;
 
 use super::body::{self, Body};
 use crate::batching::sequence::FailReason;
+use crate::tenants::{BadKey, Limit, OverLimit, Unauthenticated};
 use crate::workers::{Refused, SwapError};
 
 /// Longest part of a client's own words that an error repeats, in characters.
 const MAX_ECHO: usize = 64;
 
 /// Waits above this make OpenAI's Python SDK give up instead of retrying.
-const MAX_RETRY_AFTER: u64 = 120;
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(120);
+/// It does not obey waits of nothing, but takes its own.
+const MIN_RETRY_AFTER: Duration = Duration::from_millis(1);
 
 /// When to try again after a model's worker could not be replaced.
 const RETRY_AFTER_LOSS: Duration = Duration::from_secs(30);
 
 /// Overrides what OpenAI's SDKs make of a status code.
 const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
+/// Where they look before `Retry-After`, which has no fractions.
+const RETRY_AFTER_MS: HeaderName = HeaderName::from_static("retry-after-ms");
 
 /// A refusal or failure that the client hears about.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -152,6 +157,32 @@ impl ApiError {
             "This model's maximum context length is {max_context} tokens. However, you requested {requested} tokens ({prompt} in the {param}, {max_tokens} in the completion). Please reduce the length of the {param} or completion."
         );
         Self::request("context_length_exceeded", param, message)
+    }
+
+    /// 401: the request shows no key.
+    fn no_key() -> Self {
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "invalid_request_error",
+            None,
+            "You didn't provide an API key. Send it in the header 'Authorization: Bearer YOUR_KEY'."
+                .into(),
+        )
+    }
+
+    /// 401: the request shows a key that is no good.
+    fn bad_key(prefix: Option<&str>, why: BadKey) -> Self {
+        let shown = prefix.map_or(String::new(), |prefix| format!(": {}***", echo(prefix)));
+        let message = match why {
+            BadKey::Unknown => format!("Incorrect API key provided{shown}"),
+            BadKey::Ended(state) => format!("The API key provided is {state}{shown}"),
+        };
+        Self::new(
+            StatusCode::UNAUTHORIZED,
+            "invalid_request_error",
+            Some("invalid_api_key"),
+            message,
+        )
     }
 
     /// 403: not from this caller.
@@ -298,12 +329,10 @@ impl ApiError {
             headers.insert(X_SHOULD_RETRY, HeaderValue::from_static("false"));
         }
         if let Some(wait) = self.retry_after {
-            let seconds = wait.as_millis().div_ceil(1000);
-            let seconds = u64::try_from(seconds).unwrap_or(MAX_RETRY_AFTER);
-            headers.insert(
-                RETRY_AFTER,
-                HeaderValue::from(seconds.clamp(1, MAX_RETRY_AFTER)),
-            );
+            let wait = wait.clamp(MIN_RETRY_AFTER, MAX_RETRY_AFTER);
+            let milliseconds = wait.as_micros().div_ceil(1000) as u64;
+            headers.insert(RETRY_AFTER, milliseconds.div_ceil(1000).into());
+            headers.insert(RETRY_AFTER_MS, milliseconds.into());
         }
         if let Some(allow) = self.allow {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
@@ -326,6 +355,49 @@ impl From<Refused> for ApiError {
                 ),
             ),
             Refused::QueueFull { retry_after } => Self::queue_full(retry_after),
+        }
+    }
+}
+
+impl From<Unauthenticated> for ApiError {
+    fn from(refused: Unauthenticated) -> Self {
+        match refused {
+            Unauthenticated::Missing => Self::no_key(),
+            Unauthenticated::Bad { prefix, why } => Self::bad_key(prefix.as_deref(), why),
+        }
+    }
+}
+
+impl From<OverLimit> for ApiError {
+    fn from(over: OverLimit) -> Self {
+        let (kind, code, wanted) = match over.limit {
+            Limit::Requests | Limit::Concurrency => ("requests", "rate_limit_exceeded", None),
+            Limit::Queue => ("requests", "rate_limit_exceeded", None),
+            Limit::Tokens(wanted) => ("tokens", "rate_limit_exceeded", Some(wanted)),
+            Limit::DailyTokens(wanted) => {
+                ("insufficient_quota", "insufficient_quota", Some(wanted))
+            }
+        };
+        let asked = wanted.map_or(String::new(), |wanted| {
+            format!(" This request needs {wanted}, its prompt and what it may generate.")
+        });
+        let then = match over.retry_after {
+            _ if code == "insufficient_quota" => String::new(),
+            Some(wait) => format!(" Please try again in {:.1} s.", wait.as_secs_f64().max(0.1)),
+            None => " It can never be served; ask for less.".to_owned(),
+        };
+        ApiError {
+            retry_after: over.retry_after.filter(|_| code != "insufficient_quota"),
+            never_retry: over.retry_after.is_none() || code == "insufficient_quota",
+            ..Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                kind,
+                Some(code),
+                format!(
+                    "You have reached your limit of {} {}.{asked}{then}",
+                    over.most, over.limit
+                ),
+            )
         }
     }
 }
@@ -447,10 +519,16 @@ mod tests {
 
     #[test]
     fn retry_after_is_whole_seconds_that_sdks_obey() {
-        for (wait, header) in [(0, "1"), (1, "1"), (1001, "2"), (9_000_000, "120")] {
+        for (wait, header, precisely) in [
+            (0, "1", "1"),
+            (1, "1", "1"),
+            (1001, "2", "1001"),
+            (9_000_000, "120", "120000"),
+        ] {
             let response = ApiError::queue_full(Duration::from_millis(wait)).into_response();
             assert_eq!(response.status(), 429);
             assert_eq!(response.headers()[RETRY_AFTER], header);
+            assert_eq!(response.headers()[RETRY_AFTER_MS], precisely);
         }
     }
 

@@ -28,26 +28,27 @@ use http::Response;
 pub use body::Body;
 pub use error::ApiError;
 
+use crate::tenants::Caller;
 use crate::workers::Models;
 
 /// `POST /v1/chat/completions`.
-pub async fn chat_completions(models: &Models, body: Bytes) -> Response<Body> {
-    let response = chat::respond(models, &body).await;
+pub async fn chat_completions(models: &Models, caller: &Caller, body: Bytes) -> Response<Body> {
+    let response = chat::respond(models, caller, &body).await;
     response.unwrap_or_else(ApiError::into_response)
 }
 
 /// `POST /v1/completions`.
-pub async fn completions(models: &Models, body: Bytes) -> Response<Body> {
-    let response = completions::respond(models, &body).await;
+pub async fn completions(models: &Models, caller: &Caller, body: Bytes) -> Response<Body> {
+    let response = completions::respond(models, caller, &body).await;
     response.unwrap_or_else(ApiError::into_response)
 }
 
 /// `GET /v1/models`.
-pub fn list_models(models: &Models) -> Response<Body> {
-    models::list(models)
+pub fn list_models(models: &Models, caller: &Caller) -> Response<Body> {
+    models::list(models, caller)
 }
 
 /// `GET /v1/models/{id}`. Names may hold slashes.
-pub fn get_model(models: &Models, id: &str) -> Response<Body> {
-    models::get(models, id).unwrap_or_else(ApiError::into_response)
+pub fn get_model(models: &Models, caller: &Caller, id: &str) -> Response<Body> {
+    models::get(models, caller, id).unwrap_or_else(ApiError::into_response)
 }

@@ -1,10 +1,13 @@
 //! `/v1/models`.
 
+use std::sync::Arc;
+
 use http::{Response, StatusCode};
 use serde::Serialize;
 
 use super::body::{self, Body};
 use super::error::ApiError;
+use crate::tenants::Caller;
 use crate::workers::{Model, Models};
 
 #[derive(Serialize)]
@@ -33,21 +36,28 @@ fn object(model: &Model) -> ModelObject<'_> {
     }
 }
 
-/// All served models, the default one first.
-pub(super) fn list(models: &Models) -> Response<Body> {
-    let models = models.all();
+/// The model that a caller means by a name. To those who may not use it, it does not exist.
+pub(super) fn find(models: &Models, caller: &Caller, name: &str) -> Result<Arc<Model>, ApiError> {
+    let model = models.get(name);
+    model
+        .filter(|model| caller.tenant.settings().allows(&model.name))
+        .ok_or_else(|| ApiError::model_not_found(name))
+}
+
+/// All served models that the caller may use, the default one first.
+pub(super) fn list(models: &Models, caller: &Caller) -> Response<Body> {
+    let (models, settings) = (models.all(), caller.tenant.settings());
+    let allowed = models.iter().filter(|model| settings.allows(&model.name));
     let list = List {
         object: "list",
-        data: models.iter().map(|model| object(model)).collect(),
+        data: allowed.map(|model| object(model)).collect(),
     };
     body::json_response(StatusCode::OK, body::json(&list).into())
 }
 
 /// One model.
-pub(super) fn get(models: &Models, id: &str) -> Result<Response<Body>, ApiError> {
-    let model = models
-        .get(id)
-        .ok_or_else(|| ApiError::model_not_found(id))?;
+pub(super) fn get(models: &Models, caller: &Caller, id: &str) -> Result<Response<Body>, ApiError> {
+    let model = find(models, caller, id)?;
     Ok(body::json_response(
         StatusCode::OK,
         body::json(&object(&model)).into(),

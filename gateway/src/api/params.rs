@@ -160,8 +160,8 @@ impl Params {
         max_tokens: u32,
     ) -> Sequence {
         Sequence {
-            id: SequenceId(0), // assigned on submission
-            tenant: TenantId::ANYONE,
+            id: SequenceId(0),        // assigned on submission
+            tenant: TenantId::ANYONE, // so is this
             prompt,
             max_tokens,
             sampling: Sampling {

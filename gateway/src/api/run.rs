@@ -129,6 +129,11 @@ impl<F: Format> Run<F> {
         Ok(self.format.whole(deltas, usage))
     }
 
+    /// Tokens of all prompts, each once however many choices it has.
+    pub(super) fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens
+    }
+
     fn is_over(&self) -> bool {
         self.choices.iter().all(Choice::is_over)
     }

@@ -11,9 +11,10 @@ use serde_json::json;
 
 use crate::api::random;
 use crate::bench::{self, Arrivals, Client, Summary, Work};
-use crate::config::{Listen, ModelSource, ModelSpec, WorkerSettings};
+use crate::config::{Listen, ModelSource, ModelSpec, TenantTable, WorkerSettings};
 use crate::http::{self, Bound};
 use crate::metrics;
+use crate::tenants::Access;
 use crate::workers::{Model, Models};
 
 #[derive(Debug, clap::Args)]
@@ -165,7 +166,9 @@ async fn serve(workers: WorkerSettings, file: WorkerSettings) -> anyhow::Result<
     let model = Model::load(spec.clone(), workers.clone()).await?;
     model.ready().await?;
     let models = Models::new(vec![model], workers);
-    tokio::spawn(http::serve(bound, models, recorder, std::future::pending()));
+    let access = Arc::new(Access::new(None, TenantTable::default()));
+    let never = std::future::pending();
+    tokio::spawn(http::serve(bound, models, access, recorder, never));
     Ok((client, name))
 }
 

@@ -1,6 +1,7 @@
 //! The command line.
 
 mod admin;
+mod api_key;
 mod bench;
 mod info;
 mod log;
@@ -20,7 +21,7 @@ use crate::config::{File, LogSettings};
 #[derive(Debug, Parser)]
 #[command(name = "realm", version, max_term_width = 100)]
 struct Cli {
-    /// Settings file with the sections [server], [worker] and [log]; flags and REALM_* override it
+    /// Settings file, see realm.example.toml; flags and REALM_* override it
     #[arg(long, env = "REALM_CONFIG", global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -33,6 +34,9 @@ struct Cli {
 enum Command {
     /// Serve models over the OpenAI API
     Serve(serve::Args),
+    /// Make, show and disable the keys that callers must show
+    #[command(subcommand)]
+    ApiKey(api_key::Command),
     /// Ask a model one thing, or chat with it
     Run(run::Args),
     /// Show devices, CPU features, libtorch and the limits of models
@@ -57,21 +61,22 @@ pub fn main() -> ExitCode {
 }
 
 fn run_command(cli: Cli) -> anyhow::Result<ExitCode> {
-    let file = File::read(cli.config.as_deref())?;
+    let mut file = File::read(cli.config.as_deref())?;
     // `serve` tells what it does; the others answer on standard output and only warn beside it.
     let default_level = if matches!(cli.command, Command::Serve(_)) {
         "info"
     } else {
         "warn"
     };
-    log::init(cli.log, file.log, default_level)?;
+    log::init(cli.log, std::mem::take(&mut file.log), default_level)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the async runtime")?;
     runtime.block_on(async {
         match cli.command {
-            Command::Serve(args) => serve::serve(args, file.server, file.worker).await,
+            Command::Serve(args) => serve::serve(args, cli.config, file).await,
+            Command::ApiKey(command) => api_key::api_key(command, file.access.api_keys),
             Command::Run(args) => run::run(args, file.worker).await,
             Command::Info(args) => info::info(args, file.worker).await,
             Command::Bench(args) => bench::bench(args, file.worker).await,

@@ -125,7 +125,7 @@ async fn answer(model: &Model, args: &Args, messages: &[Message]) -> anyhow::Res
         );
     }
     let max_tokens = args.max_tokens.unwrap_or(left).clamp(1, left);
-    let mut generation = model.generate(vec![Sequence {
+    let sequence = Sequence {
         id: SequenceId(0),
         tenant: TenantId::ANYONE,
         prompt: prompt.into(),
@@ -133,7 +133,8 @@ async fn answer(model: &Model, args: &Args, messages: &[Message]) -> anyhow::Res
         sampling: sampling(model, args)?,
         bias: Arc::new([]),
         prompt_logprobs: false,
-    }])?;
+    };
+    let mut generation = model.generate(vec![sequence], None)?;
     let mut detokenizer = if text.template.is_some() {
         Detokenizer::at_start(&text.tokenizer)
     } else {

@@ -1,5 +1,6 @@
 //! `realm serve`
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -7,9 +8,10 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
-use crate::config::{ListenSettings, WorkerSettings};
+use crate::config::{AccessSettings, File, ListenSettings, WorkerSettings};
 use crate::http::{self, Bound};
 use crate::metrics;
+use crate::tenants::{Access, Keys};
 use crate::workers::{Model, Models};
 
 /// Exit code of a process that a second signal ended, as shells report SIGINT.
@@ -18,18 +20,39 @@ const INTERRUPTED: u8 = 130;
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     #[command(flatten)]
+    access: AccessSettings,
+    #[command(flatten)]
     listen: ListenSettings,
     #[command(flatten)]
     workers: WorkerSettings,
+    /// Check the settings and the files that they name, and say what is wrong; serve nothing
+    #[arg(long)]
+    check: bool,
 }
 
+/// `config` is where `file` was read.
 pub(super) async fn serve(
     args: Args,
-    listen: ListenSettings,
-    workers: WorkerSettings,
+    config: Option<PathBuf>,
+    file: File,
 ) -> anyhow::Result<ExitCode> {
-    let listen = args.listen.resolve(listen)?;
-    let workers = Arc::new(args.workers.resolve(workers)?);
+    let keys = match args.access.api_keys.or(file.access.api_keys) {
+        Some(path) => Some(Keys::open(&path)?),
+        None => None,
+    };
+    let listen = args.listen.resolve(file.server, keys.is_some())?;
+    let workers = Arc::new(args.workers.resolve(file.worker)?);
+    let access = Arc::new(Access::new(keys.clone(), file.tenants));
+    if args.check {
+        println!("the settings are right");
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(keys) = keys {
+        tokio::spawn(keys.follow());
+    }
+    if let Some(config) = config {
+        follow_tenants(config, access.clone())?;
+    }
     let recorder = metrics::install().context("cannot set up metrics")?;
     tokio::spawn(metrics::upkeep(recorder.clone()));
     let bound = Bound::new(listen).await?;
@@ -49,7 +72,13 @@ pub(super) async fn serve(
         }
         anyhow::Ok(())
     };
-    let mut serving = std::pin::pin!(http::serve(bound, models, recorder, shutdown_signal()?));
+    let mut serving = std::pin::pin!(http::serve(
+        bound,
+        models,
+        access,
+        recorder,
+        shutdown_signal()?
+    ));
     let drained = tokio::select! {
         // A model that cannot be loaded at all is a mistake in the command, to be seen at once.
         // One that fails later leaves the others serving.
@@ -65,6 +94,23 @@ pub(super) async fn serve(
         tracing::warn!("the drain timeout passed; ending the requests that still run");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Has tenants use what the config file says at each SIGHUP. Nothing else of it is read again.
+fn follow_tenants(config: PathBuf, access: Arc<Access>) -> anyhow::Result<()> {
+    let mut hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            match File::read(Some(&config)) {
+                Ok(file) => {
+                    access.configure(file.tenants);
+                    tracing::info!("read the limits of tenants again");
+                }
+                Err(error) => tracing::error!(%error, "the limits of tenants stay as they are"),
+            }
+        }
+    });
+    Ok(())
 }
 
 /// Resolves at the first SIGTERM or SIGINT. A second one ends the process at once.

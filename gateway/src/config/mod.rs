@@ -1,6 +1,7 @@
 //! Settings of `realm serve` and `realm run`: flags, then `REALM_*`, then `realm.toml`, then
 //! defaults. One struct is both the command line and the file, so that the two cannot drift apart.
 
+mod tenants;
 mod values;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -10,7 +11,9 @@ use std::time::Duration;
 use clap::Args;
 use realm_shared::cpus::Cpus;
 use serde::Deserialize;
+use toml::Spanned;
 
+pub use tenants::{TenantSettings, TenantTable};
 pub use values::{
     AdminAddr, Attach, ByteSize, Dtype, EMBEDDED, EMBEDDED_NAME, LogFormat, ModelSource, ModelSpec,
 };
@@ -73,7 +76,7 @@ pub struct WorkerSettings {
     /// Data type of the forward pass: auto (the checkpoint's), f32, bf16 or f16 [default: auto]
     #[arg(long, env = "REALM_DTYPE")]
     pub dtype: Option<Dtype>,
-    /// Compute threads of each worker [default: one less than there are cores]
+    /// Compute threads of each worker [default: one per core; one less for bf16 on matrix units]
     #[arg(long, env = "REALM_THREADS")]
     pub threads: Option<u32>,
     /// CPUs that the workers compute on, e.g. 0-3,8 [default: all that the system allows]
@@ -104,6 +107,15 @@ pub struct WorkerSettings {
     /// The realm-worker binary [default: beside this one]
     #[arg(long, env = "REALM_WORKER", value_name = "PATH")]
     pub worker: Option<PathBuf>,
+}
+
+/// Who may call.
+#[derive(Debug, Clone, Default, Args)]
+pub struct AccessSettings {
+    /// File of the API keys that requests must show one of, see `realm api-key` [default: none, so
+    /// that anybody may call]
+    #[arg(long, env = "REALM_API_KEYS", value_name = "FILE")]
+    pub api_keys: Option<PathBuf>,
 }
 
 /// How to log.
@@ -152,21 +164,49 @@ pub enum ConfigError {
     /// Everyone could reach the server, and nobody has to show a key.
     #[error(
         "{0} can be reached from other machines and no API keys are configured: listen on 127.0.0.1, \
-         or pass --allow-unauthenticated if something in front of Realm checks who calls"
+         give --api-keys, or pass --allow-unauthenticated if something in front of Realm checks who \
+         calls"
     )]
     Unauthenticated(IpAddr),
+    /// The same of the admin listener, which never asks for a key.
+    #[error(
+        "the admin listener's {0} can be reached from other machines, and asks nobody for a key: \
+         listen on 127.0.0.1, or pass --allow-unauthenticated if something in front of Realm checks \
+         who calls"
+    )]
+    UnauthenticatedAdmin(IpAddr),
 }
 
-/// A `realm.toml`: the flags by their long names, with `_` for `-`, in three sections.
-#[derive(Debug, Clone, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+/// A `realm.toml`: the flags by their long names, with `_` for `-`, in three sections; the file of
+/// API keys; and the tenants, for which there are no flags.
+#[derive(Debug, Clone, Default)]
 pub struct File {
+    /// `api_keys`, a path from the folder of this file on.
+    pub access: AccessSettings,
     /// `[server]`
     pub server: ListenSettings,
     /// `[worker]`
     pub worker: WorkerSettings,
     /// `[log]`
     pub log: LogSettings,
+    /// `[tenant_defaults]` and each `[[tenant]]`.
+    pub tenants: TenantTable,
+}
+
+/// The same as it is written.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sections {
+    api_keys: Option<PathBuf>,
+    #[serde(default)]
+    server: ListenSettings,
+    #[serde(default)]
+    worker: WorkerSettings,
+    #[serde(default)]
+    log: LogSettings,
+    tenant_defaults: Option<Spanned<TenantSettings>>,
+    #[serde(default)]
+    tenant: Vec<Spanned<TenantSettings>>,
 }
 
 impl File {
@@ -179,9 +219,28 @@ impl File {
             path: path.to_owned(),
             source,
         })?;
-        toml::from_str(&text).map_err(|e| ConfigError::Parse {
+        let parse = |message| ConfigError::Parse {
             path: path.to_owned(),
-            message: e.to_string(),
+            message,
+        };
+        let sections: Sections = toml::from_str(&text).map_err(|e| parse(e.to_string()))?;
+        let tenants = TenantTable::new(sections.tenant_defaults, sections.tenant);
+        let tenants = tenants.map_err(|(offset, message)| {
+            let before = text.get(..offset).unwrap_or_default();
+            parse(format!(
+                "line {}: {message}",
+                1 + before.matches('\n').count()
+            ))
+        })?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        Ok(File {
+            access: AccessSettings {
+                api_keys: sections.api_keys.map(|keys| folder.join(keys)),
+            },
+            server: sections.server,
+            worker: sections.worker,
+            log: sections.log,
+            tenants,
         })
     }
 }
@@ -200,8 +259,8 @@ pub struct Listen {
 }
 
 impl ListenSettings {
-    /// Flags and environment over the file over defaults.
-    pub fn resolve(self, file: Self) -> Result<Listen, ConfigError> {
+    /// Flags and environment over the file over defaults. `keys`: whether requests must show one.
+    pub fn resolve(self, file: Self, keys: bool) -> Result<Listen, ConfigError> {
         let host = self
             .host
             .or(file.host)
@@ -212,11 +271,14 @@ impl ListenSettings {
             .unwrap_or(false);
         let admin = self.admin_addr.or(file.admin_addr);
         let admin = admin.unwrap_or_default().addr();
-        let open = [Some(host), admin.map(|addr| addr.ip())];
-        if let Some(ip) = open.into_iter().flatten().find(|ip| !ip.is_loopback())
+        if !unauthenticated && !keys && !host.is_loopback() {
+            return Err(ConfigError::Unauthenticated(host));
+        }
+        if let Some(ip) = admin.map(|addr| addr.ip())
             && !unauthenticated
+            && !ip.is_loopback()
         {
-            return Err(ConfigError::Unauthenticated(ip));
+            return Err(ConfigError::UnauthenticatedAdmin(ip));
         }
         Ok(Listen {
             api: SocketAddr::new(host, self.port.or(file.port).unwrap_or(8080)),
@@ -316,6 +378,8 @@ impl WorkerSettings {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU32;
+
     use super::*;
 
     fn file(text: &str) -> Result<File, String> {
@@ -333,7 +397,7 @@ mod tests {
             port: Some(2),
             ..Default::default()
         };
-        let listen = flags.resolve(f.server).expect("valid");
+        let listen = flags.resolve(f.server, false).expect("valid");
         assert_eq!((listen.api.port(), listen.max_body_bytes), (2, 7));
         assert_eq!(listen.api.ip(), IpAddr::from(Ipv4Addr::LOCALHOST));
         let workers = WorkerSettings::default().resolve(f.worker).expect("valid");
@@ -345,7 +409,7 @@ mod tests {
     fn the_example_holds_the_defaults() {
         let example = file(include_str!("../../../realm.example.toml")).expect("valid");
         let [listen, default] = [example.server, ListenSettings::default()]
-            .map(|s| format!("{:?}", s.resolve(Default::default())));
+            .map(|s| format!("{:?}", s.resolve(Default::default(), false)));
         assert_eq!(listen, default);
         let [workers, default] = [example.worker, WorkerSettings::default()]
             .map(|s| format!("{:?}", s.resolve(Default::default())));
@@ -359,22 +423,68 @@ mod tests {
     }
 
     #[test]
+    fn tenants_are_read_over_their_defaults() {
+        let file = file(
+            "api_keys = \"keys.json\"\n\
+             [tenant_defaults]\nrequests_per_minute = 60\nmax_context = 2\n\
+             [[tenant]]\nid = \"acme\"\nmax_context = 5\nmodels = [\"a\"]\n\
+             [[tenant]]\nid = \"other\"\n",
+        )
+        .expect("valid");
+        let [acme, other, unnamed] = ["acme", "other", "x"].map(|name| file.tenants.of(name));
+        assert_eq!(acme.max_context, NonZeroU32::new(5));
+        assert_eq!(acme.requests_per_minute, other.requests_per_minute);
+        assert!(acme.allows("a") && !acme.allows("b") && other.allows("b"));
+        assert_eq!(unnamed.max_context, NonZeroU32::new(2));
+        assert_eq!(unnamed.id, None);
+        let keys = file.access.api_keys.expect("given");
+        assert!(
+            keys.is_absolute() && keys.ends_with("keys.json"),
+            "{keys:?}"
+        );
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_tenant_is_named_with_its_line() {
+        for (text, line, what) in [
+            ("[[tenant]]\nid = \"a\"\n\n[[tenant]]\nid = \"a\"", 4, "`a`"),
+            ("\n[[tenant]]\nmax_context = 1", 2, "id"),
+            ("[[tenant]]\nid = \"a\"\nmax_contxet = 1", 3, "max_contxet"),
+            ("[[tenant]]\nid = \"a\"\ntokens_per_minute = 0", 3, "zero"),
+            ("[[tenant]]\nid = \"a\"\nmodels = \"a\"", 3, "sequence"),
+            ("[tenant_defaults]\nid = \"a\"", 1, "id"),
+        ] {
+            let e = file(text).expect_err(text);
+            assert!(
+                e.contains(&format!("line {line}")) && e.contains(what),
+                "{text}: {e}"
+            );
+        }
+    }
+
+    #[test]
     fn the_open_network_needs_a_word() {
         let open = ListenSettings {
             host: Some([0, 0, 0, 0].into()),
             ..Default::default()
         };
-        assert!(open.clone().resolve(Default::default()).is_err());
+        let resolve = |settings: &ListenSettings, keys| {
+            let settings = settings.clone();
+            settings.resolve(Default::default(), keys)
+        };
+        assert!(resolve(&open, false).is_err());
+        assert!(resolve(&open, true).is_ok());
         let admin = ListenSettings {
             admin_addr: Some("0.0.0.0:9090".parse().expect("valid")),
             ..Default::default()
         };
-        assert!(admin.resolve(Default::default()).is_err());
+        assert!(resolve(&admin, false).is_err());
+        assert!(resolve(&admin, true).is_err());
         let said = ListenSettings {
             allow_unauthenticated: Some(true),
             ..open
         };
-        assert!(said.resolve(Default::default()).is_ok());
+        assert!(resolve(&said, false).is_ok());
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -16,8 +17,10 @@ use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetReques
 use tower_http::trace::TraceLayer;
 
 use super::accept::HttpService;
+use super::access::AccessLayer;
 use crate::api::{self, ApiError, Body};
 use crate::metrics::http_response;
+use crate::tenants::{Access, Caller};
 use crate::workers::Models;
 
 /// Time for a client to send its request body.
@@ -33,8 +36,9 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// 1. request id: a client's own, if it is sane, or a new one; on the answer too
 /// 2. trace: one span a request, which every log line inside it carries
 /// 3. panics become a 500, so that a fault in one request ends that request alone
-/// 4. routes
-pub(super) fn service(models: Models, max_body: usize) -> impl HttpService {
+/// 4. whose it is, by its API key, and whether that tenant may ask for more
+/// 5. routes
+pub(super) fn service(models: Models, access: Arc<Access>, max_body: usize) -> impl HttpService {
     let span = |request: &Request<Incoming>| {
         let id = request
             .headers()
@@ -49,21 +53,25 @@ pub(super) fn service(models: Models, max_body: usize) -> impl HttpService {
         .layer(TraceLayer::new_for_http().make_span_with(span))
         .layer(PropagateRequestIdLayer::new(REQUEST_ID))
         .layer(CatchPanicLayer::custom(panic_response))
+        .layer(AccessLayer::new(access))
         .service(service_fn(move |request| {
             let models = models.clone();
             async move { Ok::<_, Infallible>(route(&models, max_body, request).await) }
         }))
 }
 
-async fn route(models: &Models, max_body: usize, request: Request<Incoming>) -> Response<Body> {
+async fn route(models: &Models, max_body: usize, mut request: Request<Incoming>) -> Response<Body> {
+    let Some(caller) = request.extensions_mut().remove::<Caller>() else {
+        return ApiError::internal("nobody asked whose this request is").into_response();
+    };
     let path = request.uri().path().to_owned();
     let method = request.method().clone();
     let (route, response) = match path.strip_prefix("/v1/").unwrap_or("") {
-        "models" if method == Method::GET => ("/v1/models", api::list_models(models)),
+        "models" if method == Method::GET => ("/v1/models", api::list_models(models, &caller)),
         "models" => ("/v1/models", not_allowed(&method, "GET")),
         "chat/completions" if method == Method::POST => {
             let response = match read_json(request, max_body).await {
-                Ok(body) => api::chat_completions(models, body).await,
+                Ok(body) => api::chat_completions(models, &caller, body).await,
                 Err(error) => error.into_response(),
             };
             ("/v1/chat/completions", response)
@@ -71,14 +79,16 @@ async fn route(models: &Models, max_body: usize, request: Request<Incoming>) -> 
         "chat/completions" => ("/v1/chat/completions", not_allowed(&method, "POST")),
         "completions" if method == Method::POST => {
             let response = match read_json(request, max_body).await {
-                Ok(body) => api::completions(models, body).await,
+                Ok(body) => api::completions(models, &caller, body).await,
                 Err(error) => error.into_response(),
             };
             ("/v1/completions", response)
         }
         "completions" => ("/v1/completions", not_allowed(&method, "POST")),
         rest => match rest.strip_prefix("models/") {
-            Some(id) if method == Method::GET => ("/v1/models/{id}", api::get_model(models, id)),
+            Some(id) if method == Method::GET => {
+                ("/v1/models/{id}", api::get_model(models, &caller, id))
+            }
             Some(_) => ("/v1/models/{id}", not_allowed(&method, "GET")),
             None => (
                 "other",
@@ -138,7 +148,7 @@ pub(super) async fn read_json(
 
 /// Swallows what still comes of a refused body, for a while. A client reads the refusal only
 /// once it has sent everything; closing on it would look like a broken connection.
-fn linger(mut body: Incoming) {
+pub(super) fn linger(mut body: Incoming) {
     tokio::spawn(tokio::time::timeout(LINGER, async move {
         while let Some(Ok(_)) = body.frame().await {}
     }));

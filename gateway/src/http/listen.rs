@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
@@ -9,6 +10,7 @@ use tokio::net::TcpListener;
 use super::accept::Acceptor;
 use super::{admin, api};
 use crate::config::Listen;
+use crate::tenants::Access;
 use crate::workers::Models;
 
 /// An address cannot be listened on.
@@ -65,6 +67,7 @@ async fn bind(addr: SocketAddr, flag: &'static str) -> Result<TcpListener, BindE
 pub async fn serve(
     bound: Bound,
     models: Models,
+    access: Arc<Access>,
     metrics: PrometheusHandle,
     shutdown: impl Future<Output = ()>,
 ) -> bool {
@@ -74,7 +77,7 @@ pub async fn serve(
         // Health and metrics answer until the very end, so they are not part of the drain.
         tokio::spawn(async move { Acceptor::new(listener, service).accept().await })
     });
-    let service = api::service(models, bound.settings.max_body_bytes);
+    let service = api::service(models, access, bound.settings.max_body_bytes);
     let api = Acceptor::new(bound.api, service);
     tokio::select! {
         () = api.accept() => {}

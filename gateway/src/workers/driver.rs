@@ -22,6 +22,7 @@ use crate::batching::{
 };
 use crate::config::{ModelSpec, Workers};
 use crate::metrics::ModelMetrics;
+use crate::tenants::Reservation;
 
 /// Shortest and longest pause before a worker that ended is replaced.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(30));
@@ -70,8 +71,25 @@ struct Live {
     submitted: Instant,
     last_token: Option<Instant>,
     prompt_tokens: usize,
+    /// Whether another choice of the request has the same prompt, which counts once.
+    shares_prompt: bool,
+    reservation: Option<Arc<Reservation>>,
     /// Given back when the sequence ends.
     _place: Option<Places>,
+}
+
+impl Live {
+    /// Counts what the request's tenant gets by an event.
+    fn settle(&self, event: &Event) {
+        let tokens = match event {
+            Event::Started { .. } if !self.shares_prompt => self.prompt_tokens as u64,
+            Event::Token { .. } => 1,
+            _ => return,
+        };
+        if let Some(reservation) = &self.reservation {
+            reservation.take(tokens);
+        }
+    }
 }
 
 impl Driver {
@@ -330,7 +348,9 @@ impl Driver {
         match command {
             Command::Start(mut start) => {
                 let sequences = start.sequences.into_iter().zip(start.backlogs);
+                let mut prompt = None;
                 for (index, (mut sequence, backlog)) in sequences.enumerate() {
+                    let before = prompt.replace(sequence.prompt.clone());
                     let id = self.new_id();
                     sequence.id = id;
                     let live = Live {
@@ -341,6 +361,9 @@ impl Driver {
                         submitted: now,
                         last_token: None,
                         prompt_tokens: sequence.prompt.len(),
+                        shares_prompt: before
+                            .is_some_and(|before| Arc::ptr_eq(&before, &sequence.prompt)),
+                        reservation: start.reservation.clone(),
                         _place: start.places.split_one(),
                     };
                     if let Err(refused) = self.scheduler.submit(sequence) {
@@ -437,6 +460,7 @@ impl Driver {
                     Some(last) => self.metrics.next_token(now - last),
                 }
             }
+            live.settle(&event);
             let last = event.is_last().then(|| event.clone());
             // A request that is gone cancels its sequences by itself.
             let _ = live.events.send((live.index, event));

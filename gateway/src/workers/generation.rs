@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use crate::batching::{Event, Sequence};
+use crate::tenants::Reservation;
 
 /// Why no generation could be started. Nothing was done yet.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -69,6 +70,8 @@ pub(super) struct Start {
     /// One of each sequence.
     pub(super) backlogs: Vec<Arc<Backlog>>,
     pub(super) places: Places,
+    /// What their tokens are counted on.
+    pub(super) reservation: Option<Arc<Reservation>>,
 }
 
 /// Places in a model's queue: one per live sequence, given back when dropped.
@@ -151,6 +154,8 @@ pub struct Generation {
     backlogs: Vec<Arc<Backlog>>,
     events: mpsc::UnboundedReceiver<(usize, Event)>,
     commands: mpsc::UnboundedSender<Command>,
+    /// Held until the request is over, however it ends.
+    _reservation: Option<Arc<Reservation>>,
 }
 
 impl Generation {
@@ -159,6 +164,7 @@ impl Generation {
         backlogs: Vec<Arc<Backlog>>,
         events: mpsc::UnboundedReceiver<(usize, Event)>,
         commands: mpsc::UnboundedSender<Command>,
+        reservation: Option<Arc<Reservation>>,
     ) -> Self {
         Generation {
             request,
@@ -166,6 +172,7 @@ impl Generation {
             backlogs,
             events,
             commands,
+            _reservation: reservation,
         }
     }
 

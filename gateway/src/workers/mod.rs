@@ -33,6 +33,7 @@ pub use process::{WorkerError, default_binary};
 
 use crate::batching::Sequence;
 use crate::config::{ModelSource, ModelSpec, Workers};
+use crate::tenants::Reservation;
 use crate::text::Text;
 use generation::{Command, Places, Start};
 
@@ -207,8 +208,13 @@ impl Model {
         }
     }
 
-    /// Admits all sequences of a request, or none. Their ids are assigned here.
-    pub fn generate(&self, sequences: Vec<Sequence>) -> Result<Generation, Refused> {
+    /// Admits all sequences of a request, or none. Their ids are assigned here. What they take is
+    /// counted on the `reservation`, which lasts until the request is over.
+    pub fn generate(
+        &self,
+        sequences: Vec<Sequence>,
+        reservation: Option<Reservation>,
+    ) -> Result<Generation, Refused> {
         let reason = match &*self.shared.state.borrow() {
             // While a worker is replaced, requests wait with those that it left behind.
             State::Ready | State::Restarting { .. } => None,
@@ -233,12 +239,14 @@ impl Model {
         let (sender, events) = mpsc::unbounded_channel();
         let backlogs: Vec<_> = sequences.iter().map(|_| Arc::default()).collect();
         let request = self.next_request.fetch_add(1, Ordering::Relaxed);
+        let reservation = reservation.map(Arc::new);
         let start = Start {
             request,
             sequences,
             events: sender,
             places,
             backlogs: backlogs.clone(),
+            reservation: reservation.clone(),
         };
         if self.commands.send(Command::Start(start)).is_err() {
             let reason = "the gateway is shutting down".to_owned();
@@ -252,6 +260,7 @@ impl Model {
             backlogs,
             events,
             self.commands.clone(),
+            reservation,
         ))
     }
 }

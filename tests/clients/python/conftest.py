@@ -1,6 +1,7 @@
 """What every test of the Python suite has at hand: clients of a running server.
 
-REALM_BASE_URL is the API with its /v1, REALM_ADMIN_URL the admin listener. Nothing here depends on
+REALM_BASE_URL is the API with its /v1, REALM_ADMIN_URL the admin listener, REALM_BINARY what serves
+them. Nothing here depends on
 what the model says, only on the form of its answers and on their being the same for the same seed.
 """
 

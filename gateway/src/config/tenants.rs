@@ -1,0 +1,96 @@
+//! What a `realm.toml` says of tenants.
+
+use std::collections::HashMap;
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
+
+use serde::Deserialize;
+use toml::Spanned;
+
+/// What a tenant may use: `[tenant_defaults]`, and each `[[tenant]]`. What is absent is not
+/// limited.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TenantSettings {
+    /// The name that API keys give; of a `[[tenant]]` only.
+    pub id: Option<String>,
+    /// Requests that may start in a minute.
+    pub requests_per_minute: Option<NonZeroU32>,
+    /// Tokens, of prompts and answers, in any minute.
+    pub tokens_per_minute: Option<NonZeroU64>,
+    /// The same in any 24 hours.
+    pub tokens_per_day: Option<NonZeroU64>,
+    /// Requests at once.
+    pub max_concurrent: Option<NonZeroUsize>,
+    /// Sequences running or waiting, of each model.
+    pub max_queue: Option<NonZeroUsize>,
+    /// Longest sequence in tokens.
+    pub max_context: Option<NonZeroU32>,
+    /// Models that it may use; all, if absent.
+    pub models: Option<Vec<String>>,
+}
+
+impl TenantSettings {
+    /// These, with what is absent as in `defaults`.
+    fn over(self, defaults: &Self) -> Self {
+        let d = defaults;
+        TenantSettings {
+            id: self.id,
+            requests_per_minute: self.requests_per_minute.or(d.requests_per_minute),
+            tokens_per_minute: self.tokens_per_minute.or(d.tokens_per_minute),
+            tokens_per_day: self.tokens_per_day.or(d.tokens_per_day),
+            max_concurrent: self.max_concurrent.or(d.max_concurrent),
+            max_queue: self.max_queue.or(d.max_queue),
+            max_context: self.max_context.or(d.max_context),
+            models: self.models.or_else(|| d.models.clone()),
+        }
+    }
+
+    /// Whether it may use a model.
+    pub fn allows(&self, model: &str) -> bool {
+        let models = self.models.as_ref();
+        models.is_none_or(|models| models.iter().any(|allowed| allowed == model))
+    }
+}
+
+/// What every tenant may use.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TenantTable {
+    defaults: TenantSettings,
+    named: HashMap<String, TenantSettings>,
+}
+
+impl TenantTable {
+    /// Puts the sections of a file together. An error tells which place in the file is wrong,
+    /// and how.
+    pub(super) fn new(
+        defaults: Option<Spanned<TenantSettings>>,
+        tenants: Vec<Spanned<TenantSettings>>,
+    ) -> Result<Self, (usize, String)> {
+        let (place, defaults) = match defaults {
+            Some(defaults) => (defaults.span().start, defaults.into_inner()),
+            None => Default::default(),
+        };
+        if defaults.id.is_some() {
+            let message =
+                "`id` in [tenant_defaults]: these are everybody's; name a tenant in [[tenant]]";
+            return Err((place, message.to_owned()));
+        }
+        let mut named = HashMap::new();
+        for tenant in tenants {
+            let place = tenant.span().start;
+            let tenant = tenant.into_inner();
+            let Some(id) = tenant.id.clone().filter(|id| !id.is_empty()) else {
+                return Err((place, "a [[tenant]] without `id`".to_owned()));
+            };
+            if named.insert(id.clone(), tenant.over(&defaults)).is_some() {
+                return Err((place, format!("a second [[tenant]] with the id `{id}`")));
+            }
+        }
+        Ok(TenantTable { defaults, named })
+    }
+
+    /// What a tenant may use; one that is not named, what `[tenant_defaults]` say.
+    pub fn of(&self, name: &str) -> &TenantSettings {
+        self.named.get(name).unwrap_or(&self.defaults)
+    }
+}

@@ -1,0 +1,160 @@
+//! The layer that tells whose a request is, turns away who has no key or too many requests, and
+//! tells everybody else what is left.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+use http::{Method, Request, Response};
+use hyper::body::Incoming;
+use tower::{Layer, Service};
+
+use super::api::linger;
+use crate::api::{ApiError, Body};
+use crate::metrics::http_response;
+use crate::tenants::{Access, Caller, Left, Tenant};
+
+/// Puts the [`Caller`] into the extensions of every request that it lets through, with a permit if
+/// it is one that computes. The bodies of others are not read.
+#[derive(Debug, Clone)]
+pub(super) struct AccessLayer(Arc<Access>);
+
+impl AccessLayer {
+    pub(super) fn new(access: Arc<Access>) -> Self {
+        AccessLayer(access)
+    }
+}
+
+impl<S> Layer<S> for AccessLayer {
+    type Service = Guarded<S>;
+
+    fn layer(&self, inner: S) -> Guarded<S> {
+        let access = self.0.clone();
+        Guarded { inner, access }
+    }
+}
+
+/// See [`AccessLayer`].
+#[derive(Debug, Clone)]
+pub(super) struct Guarded<S> {
+    inner: S,
+    access: Arc<Access>,
+}
+
+type Answer<F> = Pin<Box<dyn Future<Output = F> + Send>>;
+
+impl<S> Service<Request<Incoming>> for Guarded<S>
+where
+    S: Service<Request<Incoming>, Response = Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Answer<Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Incoming>) -> Self::Future {
+        let caller = match self.access.caller(request.headers()) {
+            Ok(caller) => caller,
+            Err(refused) => return refuse(request, "unauthenticated", refused.into()),
+        };
+        let tenant = caller.tenant.clone();
+        let answer = match start(caller, request.method()) {
+            Ok(caller) => {
+                request.extensions_mut().insert(caller);
+                Box::pin(self.inner.call(request))
+            }
+            Err(over) => refuse(request, "limited", over),
+        };
+        Box::pin(async move {
+            let mut response = answer.await?;
+            tell_left(&tenant, response.headers_mut());
+            Ok(response)
+        })
+    }
+}
+
+/// Lets a request run that is to compute.
+fn start(mut caller: Caller, method: &Method) -> Result<Caller, ApiError> {
+    if method == Method::POST {
+        caller.permit = Some(caller.tenant.start()?);
+    }
+    Ok(caller)
+}
+
+fn refuse(
+    request: Request<Incoming>,
+    route: &'static str,
+    why: ApiError,
+) -> Answer<Result<Response<Body>, Infallible>> {
+    tracing::info!(refused = %why);
+    linger(request.into_body());
+    http_response(route, why.status().as_u16());
+    Box::pin(std::future::ready(Ok(why.into_response())))
+}
+
+/// Writes what is left of the limits by the minute into the headers that OpenAI's have.
+fn tell_left(tenant: &Tenant, headers: &mut HeaderMap) {
+    let mut tell = |left: Option<Left>, [limit, remaining, reset]: [HeaderName; 3]| {
+        let Some(left) = left else {
+            return;
+        };
+        headers.insert(limit, left.limit.into());
+        headers.insert(remaining, left.remaining.into());
+        if let Ok(value) = HeaderValue::try_from(span(left.reset)) {
+            headers.insert(reset, value);
+        }
+    };
+    let (requests, tokens) = tenant.left();
+    tell(
+        requests,
+        [
+            HeaderName::from_static("x-ratelimit-limit-requests"),
+            HeaderName::from_static("x-ratelimit-remaining-requests"),
+            HeaderName::from_static("x-ratelimit-reset-requests"),
+        ],
+    );
+    tell(
+        tokens,
+        [
+            HeaderName::from_static("x-ratelimit-limit-tokens"),
+            HeaderName::from_static("x-ratelimit-remaining-tokens"),
+            HeaderName::from_static("x-ratelimit-reset-tokens"),
+        ],
+    );
+}
+
+/// A time as OpenAI writes it: `120ms`, `7.66s`, `6m0s`.
+fn span(time: Duration) -> String {
+    let milliseconds = time.as_millis();
+    if milliseconds < 1000 {
+        return format!("{milliseconds}ms");
+    }
+    let (minutes, rest) = (milliseconds / 60_000, milliseconds % 60_000);
+    let seconds = rest as f64 / 1e3;
+    match minutes {
+        0 => format!("{seconds}s"),
+        _ => format!("{minutes}m{seconds}s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_openai_does() {
+        let written = |milliseconds| span(Duration::from_millis(milliseconds));
+        assert_eq!(written(0), "0ms");
+        assert_eq!(written(120), "120ms");
+        assert_eq!(written(7660), "7.66s");
+        assert_eq!(written(360_000), "6m0s");
+        assert_eq!(written(90_500), "1m30.5s");
+    }
+}

@@ -1,0 +1,408 @@
+//! Whose requests are answered, and how many of them.
+
+mod common;
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use common::{Server, chat, completion, fail_to_start, setting, wait_until};
+use nix::sys::signal::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// What came of a request.
+struct Reply {
+    status: u16,
+    headers: ureq::http::HeaderMap,
+    body: Value,
+}
+
+impl Reply {
+    fn header(&self, name: &str) -> &str {
+        let value = self.headers.get(name);
+        let value = value.unwrap_or_else(|| panic!("no {name} in {:?}", self.headers));
+        value.to_str().expect("text")
+    }
+
+    fn code(&self) -> &str {
+        self.body["error"]["code"].as_str().unwrap_or_default()
+    }
+}
+
+/// A folder with settings and keys, and a server that uses them.
+struct Place {
+    dir: TempDir,
+}
+
+impl Place {
+    fn new(settings: &str) -> Self {
+        let place = Place {
+            dir: tempfile::tempdir().expect("temporary directory"),
+        };
+        place.configure(settings);
+        place
+    }
+
+    fn configure(&self, settings: &str) {
+        // `api_keys` is a path from the folder of the settings on.
+        let text = format!("api_keys = \"keys.json\"\n{settings}");
+        std::fs::write(self.config(), text).expect("writes");
+    }
+
+    fn config(&self) -> PathBuf {
+        self.dir.path().join("realm.toml")
+    }
+
+    fn keys(&self) -> PathBuf {
+        self.dir.path().join("keys.json")
+    }
+
+    fn key(&self, tenant: &str) -> String {
+        api_key(
+            &self.keys(),
+            &["generate", "--tenant", tenant, "--name", "test"],
+        )
+    }
+
+    fn serve(&self) -> Server {
+        let config = self.config();
+        let config = config.to_str().expect("UTF-8");
+        Server::start(&["--config", config])
+    }
+}
+
+/// What `realm api-key` prints.
+fn api_key(file: &Path, args: &[&str]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_realm"));
+    let output = command
+        .arg("api-key")
+        .args(args)
+        .arg("--file")
+        .arg(file)
+        .output();
+    let output = output.expect("realm runs");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout)
+        .expect("UTF-8")
+        .trim()
+        .to_owned()
+}
+
+fn ask(server: &Server, key: Option<&str>, path: &str, body: Option<&Value>) -> Reply {
+    let agent = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(Duration::from_secs(120)))
+        .build()
+        .new_agent();
+    let url = format!("http://{}{path}", server.api_address());
+    let bearer = key.map(|key| format!("Bearer {key}"));
+    let response = match body {
+        Some(body) => {
+            let mut request = agent.post(url).content_type("application/json");
+            if let Some(bearer) = bearer {
+                request = request.header("authorization", bearer);
+            }
+            request.send(body.to_string())
+        }
+        None => {
+            let mut request = agent.get(url);
+            if let Some(bearer) = bearer {
+                request = request.header("authorization", bearer);
+            }
+            request.call()
+        }
+    };
+    let mut response = response.expect("the server answers");
+    let text = response.body_mut().read_to_string().expect("a body");
+    Reply {
+        status: response.status().as_u16(),
+        headers: response.headers().clone(),
+        body: serde_json::from_str(&text).unwrap_or_else(|_| text.into()),
+    }
+}
+
+#[test]
+fn a_key_opens_what_its_tenant_may_use() {
+    let place = Place::new(
+        "[tenant_defaults]\nmodels = [\"realm-tiny\"]\n[[tenant]]\nid = \"other\"\nmodels = [\"x\"]",
+    );
+    let (acme, other) = (place.key("acme"), place.key("other"));
+    let server = place.serve();
+    let models = |key: Option<&str>| ask(&server, key, "/v1/models", None);
+    let complete =
+        |key: Option<&str>| ask(&server, key, "/v1/completions", Some(&completion("The")));
+
+    for reply in [models(None), complete(None)] {
+        assert_eq!((reply.status, reply.code()), (401, ""));
+        assert_eq!(reply.body["error"]["type"], "invalid_request_error");
+    }
+    for wrong in ["sk-nothing", "x", &format!("{acme}x"), &acme[..20]] {
+        let reply = complete(Some(wrong));
+        assert_eq!(
+            (reply.status, reply.code()),
+            (401, "invalid_api_key"),
+            "{wrong}"
+        );
+    }
+    let text = complete(Some(&format!("{}wrong", &acme[..20])))
+        .body
+        .to_string();
+    assert!(
+        text.contains(&acme[..11]) && !text.contains(&acme[..20]),
+        "{text}"
+    );
+
+    assert_eq!(models(Some(&acme)).body["data"][0]["id"], "realm-tiny");
+    assert_eq!(complete(Some(&acme)).status, 200);
+    // To a tenant that may not use it, a model does not exist.
+    assert_eq!(models(Some(&other)).body["data"], json!([]));
+    let reply = complete(Some(&other));
+    assert_eq!((reply.status, reply.code()), (404, "model_not_found"));
+    let reply = ask(&server, Some(&other), "/v1/models/realm-tiny", None);
+    assert_eq!((reply.status, reply.code()), (404, "model_not_found"));
+
+    // A key that is disabled ends without a restart, and so does a new one begin.
+    api_key(&place.keys(), &["disable", &acme[..11]]);
+    wait_until("the key is disabled", || models(Some(&acme)).status == 401);
+    let text = models(Some(&acme)).body.to_string();
+    assert!(text.contains("disabled"), "{text}");
+    api_key(&place.keys(), &["enable", &acme]);
+    let new = place.key("acme");
+    wait_until("both keys are good", || {
+        models(Some(&acme)).status == 200 && models(Some(&new)).status == 200
+    });
+    let listed = api_key(&place.keys(), &["list"]);
+    assert_eq!(listed.lines().count(), 4);
+    assert!(
+        listed.contains(&acme[..11]) && !listed.contains(&acme[..12]),
+        "{listed}"
+    );
+}
+
+#[test]
+fn requests_above_a_limit_are_refused_in_the_words_of_openai() {
+    let settings = |requests: u32| {
+        format!(
+            "[tenant_defaults]\nmax_context = 60\n\
+             [[tenant]]\nid = \"few\"\nrequests_per_minute = {requests}\n\
+             [[tenant]]\nid = \"short\"\ntokens_per_minute = 50\n\
+             [[tenant]]\nid = \"poor\"\ntokens_per_day = 40\n"
+        )
+    };
+    let place = Place::new(&settings(2));
+    let (few, short, poor) = (place.key("few"), place.key("short"), place.key("poor"));
+    let server = place.serve();
+    let complete = |key: &str, max_tokens: u32| {
+        let mut body = completion("The");
+        body["max_tokens"] = max_tokens.into();
+        body["ignore_eos"] = true.into();
+        ask(&server, Some(key), "/v1/completions", Some(&body))
+    };
+
+    let reply = complete(&few, 1);
+    assert_eq!(reply.status, 200);
+    assert_eq!(reply.header("x-ratelimit-limit-requests"), "2");
+    assert_eq!(reply.header("x-ratelimit-remaining-requests"), "1");
+    // Looking is free.
+    assert_eq!(
+        ask(&server, Some(&few), "/v1/models", None).header("x-ratelimit-remaining-requests"),
+        "1"
+    );
+    assert_eq!(complete(&few, 1).status, 200);
+    let reply = complete(&few, 1);
+    assert_eq!((reply.status, reply.code()), (429, "rate_limit_exceeded"));
+    assert_eq!(reply.body["error"]["type"], "requests");
+    let wait: u64 = reply.header("retry-after").parse().expect("seconds");
+    let precisely: u64 = reply
+        .header("retry-after-ms")
+        .parse()
+        .expect("milliseconds");
+    assert!(
+        wait <= 30 && precisely.div_ceil(1000) == wait,
+        "{wait} {precisely}"
+    );
+    assert_eq!(reply.header("x-ratelimit-remaining-requests"), "0");
+
+    let used = |reply: &Reply| {
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        reply.body["usage"]["total_tokens"]
+            .as_u64()
+            .expect("a number")
+    };
+    let first = complete(&short, 20);
+    let left = 50 - used(&first);
+    // What was reserved is settled when the answer is there; the head tells how it stands then.
+    assert_eq!(
+        first.header("x-ratelimit-remaining-tokens"),
+        left.to_string()
+    );
+    let reply = complete(&short, 40);
+    assert_eq!((reply.status, reply.code()), (429, "rate_limit_exceeded"));
+    assert_eq!(reply.body["error"]["type"], "tokens");
+    assert_eq!(
+        reply.header("x-ratelimit-remaining-tokens"),
+        left.to_string()
+    );
+    assert!(!reply.headers.contains_key("x-should-retry"));
+    let reply = complete(&short, 51);
+    assert_eq!(
+        (reply.status, reply.header("x-should-retry")),
+        (429, "false")
+    );
+    // An answer of no given length takes no more than there may ever be.
+    let mut open = chat("Hello");
+    open.as_object_mut()
+        .expect("an object")
+        .remove("max_tokens");
+    let reply = ask(&server, Some(&short), "/v1/chat/completions", Some(&open));
+    assert_eq!((reply.status, reply.code()), (429, "rate_limit_exceeded"));
+    assert!(
+        !reply.headers.contains_key("x-should-retry"),
+        "{}",
+        reply.body
+    );
+
+    used(&complete(&poor, 20));
+    let reply = complete(&poor, 35);
+    assert_eq!((reply.status, reply.code()), (429, "insufficient_quota"));
+    assert_eq!(reply.header("x-should-retry"), "false");
+    assert!(!reply.headers.contains_key("retry-after"));
+    let reply = complete(&poor, 61);
+    assert_eq!(
+        (reply.status, reply.code()),
+        (400, "context_length_exceeded")
+    );
+
+    // Limits are read again, and nothing is dropped for it.
+    let mut stream = server_stream(&server, &short);
+    place.configure(&settings(100));
+    server.signal(Signal::SIGHUP);
+    wait_until("more requests are allowed", || {
+        complete(&few, 1).status == 200
+    });
+    let mut rest = String::new();
+    stream.read_to_string(&mut rest).expect("reads");
+    assert!(rest.ends_with("data: [DONE]\n\n"), "{rest}");
+}
+
+/// The body of a streamed answer that is still being written.
+fn server_stream(server: &Server, key: &str) -> impl Read {
+    let mut body = completion("The");
+    body["stream"] = true.into();
+    let request = ureq::post(format!("http://{}/v1/completions", server.api_address()))
+        .header("authorization", format!("Bearer {key}"))
+        .content_type("application/json")
+        .send(body.to_string());
+    request
+        .expect("the server answers")
+        .into_body()
+        .into_reader()
+}
+
+/// Eager clients whose requests end in every way there is: what the worker computes for their
+/// tenant in a minute is what it may use, and not more than one step above.
+#[test]
+fn a_tenant_gets_its_tokens_and_no_more() {
+    const CLIENTS: u64 = 16;
+    let limit = setting("REALM_TOKENS_PER_MINUTE", 3000);
+    let place = Place::new(&format!(
+        "[[tenant]]\nid = \"acme\"\ntokens_per_minute = {limit}"
+    ));
+    let key = place.key("acme");
+    let server = place.serve();
+    let before = served(&server);
+    let (over, refused) = (AtomicBool::new(false), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for client in 0..CLIENTS {
+            let (server, key, over, refused) = (&server, &key, &over, &refused);
+            scope.spawn(move || {
+                for round in client.. {
+                    if over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    let mut body = completion("Once upon a time");
+                    // Some end by themselves before, and give back what they reserved.
+                    body["max_tokens"] = (4 + round % 5 * 4).into();
+                    let status = match round % 4 {
+                        0 => {
+                            body["stream"] = true.into();
+                            abandon(server, key, &body)
+                        }
+                        1 => {
+                            body["temperature"] = "hot".into();
+                            ask(server, Some(key), "/v1/completions", Some(&body)).status
+                        }
+                        _ => ask(server, Some(key), "/v1/completions", Some(&body)).status,
+                    };
+                    if status == 429 {
+                        refused.fetch_add(1, Ordering::Relaxed);
+                        std::thread::sleep(Duration::from_millis(20));
+                    }
+                }
+            });
+        }
+        wait_until("the limit is reached", || {
+            let reply = ask(&server, Some(&key), "/v1/models", None);
+            let left: u64 = reply
+                .header("x-ratelimit-remaining-tokens")
+                .parse()
+                .expect("a number");
+            left * 100 < limit && server.metric("vllm:num_requests_running") == 0.0
+        });
+        over.store(true, Ordering::Relaxed);
+    });
+    wait_until("all is settled", || {
+        server.metric("vllm:num_requests_running") == 0.0
+    });
+    let used = served(&server) - before;
+    // One that is abandoned computes for another step, which is on nobody's account.
+    let step = CLIENTS as f64;
+    assert!(used <= limit as f64 + step, "{used} of {limit}");
+    assert!(used >= limit as f64 * 0.98, "{used} of {limit}");
+    assert!(refused.into_inner() > 0);
+}
+
+/// Tokens of prompts and answers that the worker has computed for requests.
+fn served(server: &Server) -> f64 {
+    server.metric("vllm:prompt_tokens_total") + server.metric("vllm:generation_tokens_total")
+}
+
+/// Reads the beginning of an answer and leaves.
+fn abandon(server: &Server, key: &str, body: &Value) -> u16 {
+    let agent = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .build()
+        .new_agent();
+    let response = agent
+        .post(format!("http://{}/v1/completions", server.api_address()))
+        .header("authorization", format!("Bearer {key}"))
+        .content_type("application/json")
+        .send(body.to_string())
+        .expect("the server answers");
+    let status = response.status().as_u16();
+    let mut some = [0; 100];
+    let _ = response.into_body().into_reader().read(&mut some);
+    status
+}
+
+#[test]
+fn settings_can_be_checked_without_serving() {
+    let place = Place::new("[[tenant]]\nid = \"acme\"\nmodells = []");
+    let config = place.config();
+    let config = config.to_str().expect("UTF-8");
+    let (status, said) = fail_to_start(&["--check", "--config", config]);
+    assert!(!status.success());
+    assert!(
+        said.contains("line 4") && said.contains("modells"),
+        "{said}"
+    );
+    place.configure("[[tenant]]\nid = \"acme\"");
+    let (status, said) = fail_to_start(&["--check", "--config", config]);
+    assert!(!status.success() && said.contains("keys.json"), "{said}");
+    place.key("acme");
+    let (status, said) = fail_to_start(&["--check", "--config", config]);
+    assert!(status.success(), "{said}");
+}
