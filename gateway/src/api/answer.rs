@@ -1,6 +1,5 @@
 //! The common course of a request that generates: check, cut into tokens, submit, respond.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::Response;
@@ -11,7 +10,7 @@ use super::params::Params;
 use super::random;
 use super::run::{Format, Run, respond_stream, respond_whole};
 use crate::batching::sequence::{FinishReason, Sequence};
-use crate::tenants::{Caller, Permit};
+use crate::tenants::Caller;
 use crate::workers::{Model, ModelLimits};
 
 /// Bodies up to this many bytes are cut into tokens in place, as that takes less time than
@@ -89,9 +88,8 @@ pub(super) async fn submit<F: Format>(
     for sequence in &mut sequences {
         sequence.tenant = caller.tenant.id;
     }
-    let reserve = |permit: &Arc<Permit>| permit.reserve(sequences.len(), tokens);
-    let reservation = caller.permit.as_ref().map(reserve).transpose()?;
-    let generation = model.generate(sequences, reservation)?;
+    let reservation = caller.tenant.reserve(sequences.len(), tokens)?;
+    let generation = model.generate(sequences, Some(reservation))?;
     if params.stream {
         Ok(respond_stream(run, generation, params.include_usage))
     } else {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Method, Response, StatusCode};
 use serde::Serialize;
 use serde_json::Value;
@@ -334,6 +334,9 @@ impl ApiError {
             headers.insert(RETRY_AFTER, milliseconds.div_ceil(1000).into());
             headers.insert(RETRY_AFTER_MS, milliseconds.into());
         }
+        if self.status == StatusCode::UNAUTHORIZED {
+            headers.insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if let Some(allow) = self.allow {
             headers.insert(ALLOW, HeaderValue::from_static(allow));
         }
@@ -374,6 +377,10 @@ impl From<OverLimit> for ApiError {
             Limit::Requests | Limit::Concurrency => ("requests", "rate_limit_exceeded", None),
             Limit::Queue => ("requests", "rate_limit_exceeded", None),
             Limit::Tokens(wanted) => ("tokens", "rate_limit_exceeded", Some(wanted)),
+            // What others only hold may be given back in a moment.
+            Limit::DailyTokens(wanted) if over.retry_after.is_some() => {
+                ("tokens", "rate_limit_exceeded", Some(wanted))
+            }
             Limit::DailyTokens(wanted) => {
                 ("insufficient_quota", "insufficient_quota", Some(wanted))
             }
@@ -387,8 +394,8 @@ impl From<OverLimit> for ApiError {
             None => " It can never be served; ask for less.".to_owned(),
         };
         ApiError {
-            retry_after: over.retry_after.filter(|_| code != "insufficient_quota"),
-            never_retry: over.retry_after.is_none() || code == "insufficient_quota",
+            retry_after: over.retry_after,
+            never_retry: over.retry_after.is_none(),
             ..Self::new(
                 StatusCode::TOO_MANY_REQUESTS,
                 kind,

@@ -127,7 +127,10 @@ fn generate(path: &Path, args: &Generate) -> anyhow::Result<ExitCode> {
             .context("the system has no random numbers")
     })?;
     // The key alone, for scripts; what else there is to say beside it.
-    println!("{}", key.reveal());
+    writeln!(std::io::stdout(), "{}", key.reveal()).with_context(|| {
+        let prefix = prefix(key.reveal()).unwrap_or_default();
+        format!("the key was made and cannot be shown: disable {prefix}")
+    })?;
     if std::io::stderr().is_terminal() {
         let tenant = &args.tenant;
         eprintln!(
@@ -188,7 +191,8 @@ fn seconds(time: Timestamp) -> String {
 
 fn switch(path: &Path, key: &str, enabled: bool) -> anyhow::Result<ExitCode> {
     // A whole key names itself too.
-    let wanted = prefix(key).with_context(|| format!("`{key}` is too short to name a key"))?;
+    let wanted =
+        prefix(key).with_context(|| format!("`{key}` names no key: give what `list` shows"))?;
     KeyFile::edit(path, |file| {
         let found = file.keys.iter_mut().find(|key| key.prefix == wanted);
         let key =

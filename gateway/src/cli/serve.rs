@@ -101,7 +101,13 @@ fn follow_tenants(config: PathBuf, access: Arc<Access>) -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            match File::read(Some(&config)) {
+            let config = config.clone();
+            let read = tokio::task::spawn_blocking(move || File::read(Some(&config)));
+            match read
+                .await
+                .map_err(anyhow::Error::from)
+                .and_then(|file| Ok(file?))
+            {
                 Ok(file) => {
                     access.configure(file.tenants);
                     tracing::info!("read the limits of tenants again");

@@ -21,7 +21,7 @@ pub struct TenantSettings {
     pub tokens_per_day: Option<NonZeroU64>,
     /// Requests at once.
     pub max_concurrent: Option<NonZeroUsize>,
-    /// Sequences running or waiting, of each model.
+    /// Sequences of its requests that are not over, of all models.
     pub max_queue: Option<NonZeroUsize>,
     /// Longest sequence in tokens.
     pub max_context: Option<NonZeroU32>,

@@ -7,18 +7,21 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{Method, Request, Response};
+use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use tower::{Layer, Service};
 
 use super::api::linger;
 use crate::api::{ApiError, Body};
 use crate::metrics::http_response;
-use crate::tenants::{Access, Caller, Left, Tenant};
+use crate::tenants::{Access, Left, Permit, Tenant};
 
-/// Puts the [`Caller`] into the extensions of every request that it lets through, with a permit if
-/// it is one that computes. The bodies of others are not read.
+/// Puts the [`Caller`](crate::tenants::Caller) into the extensions of every request that it lets
+/// through. The bodies of others are not read.
 #[derive(Debug, Clone)]
 pub(super) struct AccessLayer(Arc<Access>);
 
@@ -44,7 +47,7 @@ pub(super) struct Guarded<S> {
     access: Arc<Access>,
 }
 
-type Answer<F> = Pin<Box<dyn Future<Output = F> + Send>>;
+type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
 
 impl<S> Service<Request<Incoming>> for Guarded<S>
 where
@@ -53,7 +56,7 @@ where
 {
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Answer<Result<Response<Body>, Infallible>>;
+    type Future = Answer;
 
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
         self.inner.poll_ready(cx)
@@ -64,35 +67,61 @@ where
             Ok(caller) => caller,
             Err(refused) => return refuse(request, "unauthenticated", refused.into()),
         };
+        let span = tracing::Span::current();
+        span.record("tenant", &caller.tenant.name);
+        if let Some(key) = &caller.key {
+            span.record("key", &key.prefix);
+        }
         let tenant = caller.tenant.clone();
-        let answer = match start(caller, request.method()) {
-            Ok(caller) => {
+        // Only what computes is limited.
+        let permit = (request.method() == Method::POST).then(|| tenant.start());
+        let (permit, answer) = match permit.transpose() {
+            Ok(permit) => {
                 request.extensions_mut().insert(caller);
-                Box::pin(self.inner.call(request))
+                let answer: Answer = Box::pin(self.inner.call(request));
+                (permit, answer)
             }
-            Err(over) => refuse(request, "limited", over),
+            Err(over) => (None, refuse(request, "limited", over.into())),
         };
         Box::pin(async move {
             let mut response = answer.await?;
             tell_left(&tenant, response.headers_mut());
-            Ok(response)
+            Ok(match permit {
+                Some(permit) => response.map(|inner| Held { inner, permit }.boxed_unsync()),
+                None => response,
+            })
         })
     }
 }
 
-/// Lets a request run that is to compute.
-fn start(mut caller: Caller, method: &Method) -> Result<Caller, ApiError> {
-    if method == Method::POST {
-        caller.permit = Some(caller.tenant.start()?);
-    }
-    Ok(caller)
+/// The body of an answer to a request that counts as running until it is sent, or given up.
+struct Held {
+    inner: Body,
+    #[expect(dead_code, reason = "its end is what it is for")]
+    permit: Permit,
 }
 
-fn refuse(
-    request: Request<Incoming>,
-    route: &'static str,
-    why: ApiError,
-) -> Answer<Result<Response<Body>, Infallible>> {
+impl http_body::Body for Held {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        Pin::new(&mut self.inner).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+fn refuse(request: Request<Incoming>, route: &'static str, why: ApiError) -> Answer {
     tracing::info!(refused = %why);
     linger(request.into_body());
     http_response(route, why.status().as_u16());

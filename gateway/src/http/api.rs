@@ -15,6 +15,7 @@ use tower::{ServiceBuilder, service_fn};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
 use tower_http::trace::TraceLayer;
+use tracing::field::Empty;
 
 use super::accept::HttpService;
 use super::access::AccessLayer;
@@ -45,7 +46,14 @@ pub(super) fn service(models: Models, access: Arc<Access>, max_body: usize) -> i
             .get(REQUEST_ID)
             .and_then(|v| v.to_str().ok())
             .unwrap_or_default();
-        tracing::info_span!("request", id, method = %request.method(), path = request.uri().path())
+        tracing::info_span!(
+            "request",
+            id,
+            method = %request.method(),
+            path = request.uri().path(),
+            tenant = Empty,
+            key = Empty,
+        )
     };
     ServiceBuilder::new()
         .map_request(drop_bad_request_id)

@@ -95,6 +95,8 @@ impl RequestRate {
         match self.limiter.check() {
             Ok(state) => {
                 self.last = (state.remaining_burst_capacity(), now);
+                // It may be one of those that were told to wait.
+                self.line = self.line.checked_sub(self.each()).unwrap_or(now);
                 Ok(())
             }
             Err(until) => {
@@ -185,6 +187,22 @@ impl Account {
         })
     }
 
+    /// Tokens that a request may take that does not say how many: what is left, but not so little
+    /// that waiting for more is better.
+    pub(super) fn share(&mut self, now: Instant) -> u64 {
+        let mut share = u64::MAX;
+        for (window, limit) in [
+            (&mut self.minute, self.settings.tokens_per_minute),
+            (&mut self.day, self.settings.tokens_per_day),
+        ] {
+            if let Some(limit) = limit {
+                let (left, _) = window.left(now, limit.get());
+                share = share.min(left.max(limit.get() / 2));
+            }
+        }
+        share
+    }
+
     fn start(&mut self, now: Instant) -> Result<(), OverLimit> {
         if let Some(most) = self.settings.max_concurrent
             && self.concurrent >= most.get()
@@ -212,22 +230,28 @@ impl Account {
                 retry_after: (sequences <= most.get()).then_some(SOON),
             });
         }
-        let over = |limit, most, full| OverLimit {
+        let over = |limit, most, retry_after| OverLimit {
             limit,
             most,
-            retry_after: match full {
-                Full::Never => None,
-                Full::For(wait) => Some(wait),
-            },
+            retry_after,
         };
         // What is not limited is counted all the same, as a limit may come while requests run.
         let most = self.settings.tokens_per_day.map_or(u64::MAX, u64::from);
         let day = self.day.reserve(now, most, tokens);
-        day.map_err(|full| over(Limit::DailyTokens(tokens), most, full))?;
+        day.map_err(|full| {
+            // Who has spent what there is for a day is not to come back in a moment.
+            let retry_after = (full == Full::Reserved).then_some(SOON);
+            over(Limit::DailyTokens(tokens), most, retry_after)
+        })?;
         let most = self.settings.tokens_per_minute.map_or(u64::MAX, u64::from);
         if let Err(full) = self.minute.reserve(now, most, tokens) {
             self.day.release(tokens);
-            return Err(over(Limit::Tokens(tokens), most, full));
+            let retry_after = match full {
+                Full::Never => None,
+                Full::Reserved => Some(SOON),
+                Full::Spent(wait) => Some(wait),
+            };
+            return Err(over(Limit::Tokens(tokens), most, retry_after));
         }
         self.sequences += sequences;
         Ok(())
@@ -241,31 +265,10 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Starts a request.
-    ///
-    /// # Errors
-    /// If there are too many, at once or in a minute.
-    pub(super) fn new(account: &Arc<Mutex<Account>>) -> Result<Arc<Self>, OverLimit> {
+    pub(super) fn new(account: &Arc<Mutex<Account>>) -> Result<Self, OverLimit> {
         lock(account).start(Instant::now())?;
         let account = account.clone();
-        Ok(Arc::new(Permit { account }))
-    }
-
-    /// Reserves what the request may use: all of its prompt, and as many tokens as may be generated.
-    ///
-    /// # Errors
-    /// If that is more than the tenant may use now.
-    pub fn reserve(
-        self: &Arc<Self>,
-        sequences: usize,
-        tokens: u64,
-    ) -> Result<Reservation, OverLimit> {
-        lock(&self.account).reserve(Instant::now(), sequences, tokens)?;
-        Ok(Reservation {
-            permit: self.clone(),
-            sequences,
-            left: Mutex::new(tokens),
-        })
+        Ok(Permit { account })
     }
 }
 
@@ -278,19 +281,32 @@ impl Drop for Permit {
 /// What a running request may use. What it has not taken is given back when this is dropped.
 #[derive(Debug)]
 pub struct Reservation {
-    permit: Arc<Permit>,
+    account: Arc<Mutex<Account>>,
     sequences: usize,
     /// Tokens reserved and not taken.
     left: Mutex<u64>,
 }
 
 impl Reservation {
+    pub(super) fn new(
+        account: &Arc<Mutex<Account>>,
+        sequences: usize,
+        tokens: u64,
+    ) -> Result<Self, OverLimit> {
+        lock(account).reserve(Instant::now(), sequences, tokens)?;
+        Ok(Reservation {
+            account: account.clone(),
+            sequences,
+            left: Mutex::new(tokens),
+        })
+    }
+
     /// Counts tokens that were computed, or found, for the request.
     pub fn take(&self, tokens: u64) {
         let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
         let tokens = tokens.min(*left);
         *left -= tokens;
-        let (now, mut account) = (Instant::now(), lock(&self.permit.account));
+        let (now, mut account) = (Instant::now(), lock(&self.account));
         account.minute.take(now, tokens);
         account.day.take(now, tokens);
     }
@@ -299,7 +315,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         let left = *self.left.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let mut account = lock(&self.permit.account);
+        let mut account = lock(&self.account);
         account.minute.release(left);
         account.day.release(left);
         account.sequences -= self.sequences;
@@ -322,11 +338,11 @@ mod tests {
     #[test]
     fn what_is_reserved_is_settled_by_what_is_taken() {
         let account = account("tokens_per_minute = 100\ntokens_per_day = 150");
-        let permit = || Permit::new(&account).expect("not limited");
+        let reserve = |tokens| Reservation::new(&account, 1, tokens);
         let left = || lock(&account).tokens_left(Instant::now()).expect("limited");
-        let first = permit().reserve(1, 80).expect("fits");
+        let first = reserve(80).expect("fits");
         assert_eq!(left().remaining, 20);
-        let over = permit().reserve(1, 30).expect_err("does not fit");
+        let over = reserve(30).expect_err("does not fit");
         assert_eq!((over.limit, over.most), (Limit::Tokens(30), 100));
         first.take(10);
         drop(first);
@@ -337,20 +353,27 @@ mod tests {
         );
         assert!(left().reset > Duration::from_secs(59));
 
-        let over = permit().reserve(1, 101).expect_err("never fits");
+        let over = reserve(101).expect_err("never fits");
         assert_eq!((over.limit, over.retry_after), (Limit::Tokens(101), None));
         assert_eq!(left().remaining, 90, "who is refused takes nothing");
         assert_eq!(lock(&account).concurrent, 0);
 
-        let second = permit().reserve(1, 90).expect("fits");
+        let second = reserve(90).expect("fits");
         second.take(90);
         second.take(1); // no more than was reserved
         drop(second);
         assert_eq!(left().remaining, 0);
         lock(&account).configure(toml::from_str("tokens_per_day = 150").expect("valid"));
-        let over = permit().reserve(1, 51).expect_err("100 of 150 are taken");
+        let over = reserve(51).expect_err("100 of 150 are taken");
         assert_eq!((over.limit, over.most), (Limit::DailyTokens(51), 150));
-        permit().reserve(1, 50).expect("fits");
+        assert_eq!(over.retry_after, None);
+        let third = reserve(50).expect("fits");
+        let over = reserve(50).expect_err("50 of 150 are reserved");
+        assert_eq!(
+            (over.limit, over.retry_after),
+            (Limit::DailyTokens(50), Some(SOON))
+        );
+        drop(third);
     }
 
     #[test]
@@ -365,12 +388,11 @@ mod tests {
                 .expect("limited")
         };
         assert_eq!((left().limit, left().remaining), (2, 1));
-        let over = permit.reserve(4, 0).expect_err("four sequences");
-        assert_eq!((over.limit, over.retry_after), (Limit::Queue, None));
         drop(permit);
-        let second = Permit::new(&account).expect("the first is over");
-        second.reserve(3, 0).expect("three sequences");
-        drop(second);
+        let over = Reservation::new(&account, 4, 0).expect_err("four sequences");
+        assert_eq!((over.limit, over.retry_after), (Limit::Queue, None));
+        drop(Reservation::new(&account, 3, 0).expect("three sequences"));
+        drop(Permit::new(&account).expect("the first is over"));
         let over = Permit::new(&account).expect_err("the third in a minute");
         assert_eq!((over.limit, over.most), (Limit::Requests, 2));
         let wait = over.retry_after.expect("soon");

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use std::fmt::{self, Display, Formatter};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
@@ -24,7 +24,7 @@ const MARK: &str = "sk-";
 /// Characters of a key that name it in lists and logs, its mark included.
 const PREFIX: usize = MARK.len() + 8;
 /// Characters of a key.
-const LENGTH: usize = PREFIX + 32;
+pub(super) const LENGTH: usize = PREFIX + 32;
 /// Characters that a double click selects as one word.
 const ALPHABET: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
 
@@ -54,9 +54,9 @@ impl Secret {
     }
 }
 
-/// The part of a key that names it and is no secret. `None`: too short for a key.
+/// The part of a key that names it and is no secret. `None`: this is no key.
 pub fn prefix(key: &str) -> Option<&str> {
-    key.get(..PREFIX)
+    key.get(..PREFIX).filter(|prefix| prefix.starts_with(MARK))
 }
 
 /// SHA-256 of a key, as 64 hexadecimal digits in the file.
@@ -250,6 +250,9 @@ impl KeyFile {
         path: &Path,
         change: impl FnOnce(&mut KeyFile) -> Result<T, E>,
     ) -> Result<T, E> {
+        // Of a link, the file that it leads to: others may read that one by its own name.
+        let real = path.canonicalize();
+        let path = real.as_deref().unwrap_or(path);
         let _lock = lock(path)?;
         let mut file = match KeyFile::read(path) {
             Err(KeyFileError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -273,6 +276,7 @@ impl KeyFile {
             _ => {}
         }
         let mut file = private().write(true).create_new(true).open(&new)?;
+        belong_like(path, &file)?;
         file.write_all(&text)?;
         file.sync_all()?;
         std::fs::rename(&new, path)?;
@@ -283,15 +287,30 @@ impl KeyFile {
 
 /// Waits until nobody else changes the file at `path`; it is ours until the lock is dropped.
 fn lock(path: &Path) -> Result<Flock<File>, KeyFileError> {
-    let path = beside(path, ".lock");
+    let lock = beside(path, ".lock");
     let file = private()
         .write(true)
         .create(true)
         .truncate(false)
-        .open(&path);
-    let file = file.map_err(io_error("open", &path))?;
+        .open(&lock);
+    let file = file.map_err(io_error("open", &lock))?;
+    // Whoever may change the keys may take the lock. It may be somebody else's, who has seen to it.
+    let _ = belong_like(path, &file);
     Flock::lock(file, FlockArg::LockExclusive)
-        .map_err(|(_, error)| io_error("lock", &path)(error.into()))
+        .map_err(|(_, error)| io_error("lock", &lock)(error.into()))
+}
+
+/// Gives a file the owner, group and mode of the one at `path`, if that is there: a gateway that
+/// could read the keys is to be able to read those that take their place.
+fn belong_like(path: &Path, file: &File) -> io::Result<()> {
+    let Ok(old) = std::fs::metadata(path) else {
+        return Ok(());
+    };
+    let new = file.metadata()?;
+    if (new.uid(), new.gid()) != (old.uid(), old.gid()) {
+        fchown(file, Some(old.uid()), Some(old.gid()))?;
+    }
+    file.set_permissions(old.permissions())
 }
 
 /// Nobody else needs to read digests of keys.

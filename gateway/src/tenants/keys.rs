@@ -66,42 +66,59 @@ impl Keys {
     /// Follows the changes of the file for ever. While it cannot be read, what was read last stays
     /// in force: a gateway that serves is not to stop for a slip of an editor.
     pub async fn follow(self: Arc<Self>) {
-        let mut seen = None;
+        let mut seen = Seen::default();
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             look.tick().await;
             let keys = self.clone();
             // A file system that hangs must not take a thread of the runtime.
-            let looked = tokio::task::spawn_blocking(move || keys.look(seen)).await;
+            let before = seen.clone();
+            let looked = tokio::task::spawn_blocking(move || keys.look(before)).await;
             seen = looked.unwrap_or(seen);
         }
     }
 
     /// Reads the file if it is not as it was `seen`. Returns how it is.
-    fn look(&self, seen: Option<Stamp>) -> Option<Stamp> {
+    fn look(&self, seen: Seen) -> Seen {
         // What is written while we read will have another stamp than the one taken before.
         let stamp = std::fs::metadata(&self.path).ok().map(|m| Stamp::of(&m));
-        if stamp.is_some() && stamp == seen {
+        if stamp.is_some() && stamp == seen.read {
             return seen;
         }
-        match KeyFile::read(&self.path) {
+        let error = match KeyFile::read(&self.path) {
             Ok(file) => {
                 let keys = by_prefix(file);
                 let count = keys.len();
                 *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
-                if seen.is_some() {
+                if seen.read.is_some() {
                     tracing::info!(path = %self.path.display(), count, "read the API keys again");
                 }
+                return Seen {
+                    read: stamp,
+                    complaint: None,
+                };
             }
-            // Once for each state of the file.
-            Err(error) if stamp != seen => {
-                tracing::error!(%error, "the API keys read last stay in force");
-            }
-            Err(_) => {}
+            // It may be read the next time, whether it changes or not.
+            Err(error) => error.to_string(),
+        };
+        if seen.complaint.as_ref() != Some(&error) {
+            tracing::error!(error, "the API keys read last stay in force");
         }
-        stamp
+        Seen {
+            complaint: Some(error),
+            ..seen
+        }
     }
+}
+
+/// What is known of the file.
+#[derive(Debug, Clone, Default, PartialEq)]
+struct Seen {
+    /// How it was when it was read.
+    read: Option<Stamp>,
+    /// What was wrong with it since, as the log says once.
+    complaint: Option<String>,
 }
 
 fn by_prefix(file: KeyFile) -> HashMap<String, Arc<KeyRecord>> {
@@ -159,19 +176,23 @@ mod tests {
         }
 
         edit(&|file| file.keys[0].enabled = false);
-        let seen = keys.look(None);
+        let seen = keys.look(Seen::default());
         assert_eq!(
             tenant(first.reveal()),
             Err(BadKey::Ended(KeyState::Disabled))
         );
         assert_eq!(tenant(second.reveal()), Ok("acme".to_owned()));
-        assert_eq!(keys.look(seen), seen);
+        assert_eq!(keys.look(seen.clone()), seen);
 
         // What is no file of keys changes nothing.
         std::fs::write(&path, "{").expect("writes");
         let seen = keys.look(seen);
         std::fs::remove_file(&path).expect("removes");
-        assert_eq!(keys.look(seen), None);
+        let seen = keys.look(seen);
+        assert!(seen.complaint.is_some());
         assert_eq!(tenant(second.reveal()), Ok("acme".to_owned()));
+        edit(&|file| *file = KeyFile::default());
+        assert_eq!(keys.look(seen).complaint, None);
+        assert_eq!(tenant(second.reveal()), Err(BadKey::Unknown));
     }
 }

@@ -19,6 +19,7 @@ use http::header::AUTHORIZATION;
 
 use account::{Account, lock};
 pub use account::{Left, Limit, OverLimit, Permit, Reservation};
+use key_file::LENGTH;
 pub use key_file::{KeyFile, KeyFileError, KeyRecord, KeyState, Secret, prefix};
 pub use keys::{BadKey, Keys};
 
@@ -56,8 +57,16 @@ impl Tenant {
     ///
     /// # Errors
     /// If the tenant has too many, at once or in a minute.
-    pub fn start(&self) -> Result<Arc<Permit>, OverLimit> {
+    pub fn start(&self) -> Result<Permit, OverLimit> {
         Permit::new(&self.account)
+    }
+
+    /// Reserves what a request may use: all of its prompts, and as many tokens as may be generated.
+    ///
+    /// # Errors
+    /// If that is more than the tenant may use now.
+    pub fn reserve(&self, sequences: usize, tokens: u64) -> Result<Reservation, OverLimit> {
+        Reservation::new(&self.account, sequences, tokens)
     }
 
     /// What is left of its requests and of its tokens by the minute, where these are limited.
@@ -66,13 +75,12 @@ impl Tenant {
         (account.requests_left(now), account.tokens_left(now))
     }
 
-    /// Tokens that each of so many choices may have after a prompt, if the request takes all that
-    /// the tenant may ever use at once; at least one.
+    /// Tokens that each of so many choices may have after a prompt, where the request does not say;
+    /// at least one. All that the tenant has left, but not less than half of its limit: rather than
+    /// a few words, it is to get an answer later.
     pub fn most_output(&self, prompt: usize, choices: usize) -> u32 {
-        let settings = self.settings();
-        let limits = [settings.tokens_per_minute, settings.tokens_per_day];
-        let most = limits.into_iter().flatten().map(|limit| limit.get()).min();
-        let output = most.unwrap_or(u64::MAX).saturating_sub(prompt as u64) / choices.max(1) as u64;
+        let share = lock(&self.account).share(Instant::now());
+        let output = share.saturating_sub(prompt as u64) / choices.max(1) as u64;
         u32::try_from(output).unwrap_or(u32::MAX).max(1)
     }
 }
@@ -84,8 +92,6 @@ pub struct Caller {
     pub tenant: Arc<Tenant>,
     /// The key that was shown, where there are keys.
     pub key: Option<Arc<KeyRecord>>,
-    /// Of a request that is limited: held until it is over.
-    pub permit: Option<Arc<Permit>>,
 }
 
 /// A request shows no key that is any good.
@@ -143,21 +149,19 @@ impl Access {
     pub fn caller(&self, headers: &HeaderMap) -> Result<Caller, Unauthenticated> {
         let Some(keys) = &self.keys else {
             let tenant = self.lock().anyone.clone();
-            return Ok(Caller {
-                tenant,
-                key: None,
-                permit: None,
-            });
+            return Ok(Caller { tenant, key: None });
         };
         let shown = bearer(headers).ok_or(Unauthenticated::Missing)?;
         let key = keys.check(shown).map_err(|why| Unauthenticated::Bad {
-            prefix: prefix(shown).map(str::to_owned),
+            // What is no key of ours may be somebody's password.
+            prefix: (shown.len() == LENGTH)
+                .then(|| prefix(shown).map(str::to_owned))
+                .flatten(),
             why,
         })?;
         Ok(Caller {
             tenant: self.lock().get(&key.tenant),
             key: Some(key),
-            permit: None,
         })
     }
 
@@ -239,7 +243,9 @@ mod tests {
         assert_eq!(error("Basic YTpi"), Unauthenticated::Missing);
         assert_eq!(error("Bearer"), Unauthenticated::Missing);
         assert_eq!(error("Bearer x"), bad(None));
-        assert_eq!(error("Bearer sk-12345678xyz"), bad(Some("sk-12345678")));
+        assert_eq!(error("Bearer sk-12345678xyz"), bad(None));
+        let like_ours = format!("Bearer sk-12345678{:x<32}", "");
+        assert_eq!(error(&like_ours), bad(Some("sk-12345678")));
         assert_eq!(
             access.caller(&HeaderMap::new()).map(|_| ()),
             Err(Unauthenticated::Missing)

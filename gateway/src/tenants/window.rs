@@ -14,9 +14,6 @@ use std::time::{Duration, Instant};
 /// and leave it together, the earliest of them that much too late.
 const GRAINS: u32 = 1000;
 
-/// When to ask again for what only the end of running requests can free.
-const SOON: Duration = Duration::from_secs(1);
-
 /// What was taken lately, and what may yet be.
 #[derive(Debug)]
 pub(super) struct Window {
@@ -33,9 +30,10 @@ pub(super) struct Window {
 pub(super) enum Full {
     /// They are more than any window takes.
     Never,
-    /// They may be after so long; sooner, if others give back what they reserved, and later, if
-    /// others take it.
-    For(Duration),
+    /// Others have reserved what is left, and may give it back.
+    Reserved,
+    /// So much is taken that they may be after so long; later, if others take what they reserved.
+    Spent(Duration),
 }
 
 impl Window {
@@ -59,21 +57,26 @@ impl Window {
             self.reserved += tokens;
             return Ok(());
         }
-        // Of those that hold it, what is taken leaves the window on its own.
+        let over = (self.taken + tokens).saturating_sub(limit);
+        if over == 0 {
+            return Err(Full::Reserved);
+        }
         let mut freed = 0;
         let enough = self.entries.iter().find(|(_, entry)| {
             freed += entry;
             freed >= over
         });
-        // If that is not enough, what runs now must end first: it may soon.
-        Err(Full::For(
-            enough.map_or(SOON, |&(at, _)| self.leaves(at) - now),
-        ))
+        // There is one, for the request alone is not above the limit.
+        let wait = enough.map_or(self.length, |&(at, _)| self.leaves(at) - now);
+        Err(Full::Spent(wait))
     }
 
     /// Turns tokens from reserved to taken.
     pub(super) fn take(&mut self, now: Instant, tokens: u64) {
         debug_assert!(tokens <= self.reserved);
+        if tokens == 0 {
+            return;
+        }
         self.reserved = self.reserved.saturating_sub(tokens);
         self.taken += tokens;
         match self.entries.back_mut() {
@@ -137,7 +140,7 @@ mod tests {
         }
         assert_eq!(
             window.reserve(at(10.0), 1000, 150),
-            Err(Full::For(Duration::from_millis(51_060)))
+            Err(Full::Spent(Duration::from_millis(51_060)))
         );
         assert_eq!(window.left(at(10.0), 1000).0, 0);
         assert_eq!(window.reserve(at(60.1), 1000, 100), Ok(()));
@@ -168,7 +171,11 @@ mod tests {
                     }
                     Err(full) => {
                         prop_assert!(wanted > left);
-                        prop_assert!(matches!(full, Full::For(wait) if wait <= MINUTE * 2));
+                        let soon = match full {
+                            Full::Spent(wait) => wait <= MINUTE * 2,
+                            full => full == Full::Reserved,
+                        };
+                        prop_assert!(soon);
                         // Somebody else is done meanwhile.
                         if let Some(reserved) = held.pop_front() {
                             let used = produced.min(reserved);

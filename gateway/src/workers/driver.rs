@@ -75,17 +75,20 @@ struct Live {
     shares_prompt: bool,
     reservation: Option<Arc<Reservation>>,
     /// Given back when the sequence ends.
-    _place: Option<Places>,
+    place: Option<Places>,
 }
 
 impl Live {
     /// Counts what the request's tenant gets by an event.
     fn settle(&self, event: &Event) {
-        let tokens = match event {
-            Event::Started { .. } if !self.shares_prompt => self.prompt_tokens as u64,
-            Event::Token { .. } => 1,
-            _ => return,
-        };
+        match event {
+            Event::Started { .. } if !self.shares_prompt => self.take(self.prompt_tokens as u64),
+            Event::Token { .. } => self.take(1),
+            _ => {}
+        }
+    }
+
+    fn take(&self, tokens: u64) {
         if let Some(reservation) = &self.reservation {
             reservation.take(tokens);
         }
@@ -364,7 +367,7 @@ impl Driver {
                         shares_prompt: before
                             .is_some_and(|before| Arc::ptr_eq(&before, &sequence.prompt)),
                         reservation: start.reservation.clone(),
-                        _place: start.places.split_one(),
+                        place: start.places.split_one(),
                     };
                     if let Err(refused) = self.scheduler.submit(sequence) {
                         tracing::error!(%refused, "a sequence that was admitted is refused");
@@ -387,10 +390,11 @@ impl Driver {
                 let Some(id) = self.by_request.remove(&(request, index)) else {
                     return;
                 };
-                self.scheduler.cancel(id);
+                let unheard = self.scheduler.cancel(id);
                 let Some(live) = self.live.remove(&id) else {
                     return;
                 };
+                live.take(unheard as u64);
                 match why {
                     Cancel::Satisfied => {
                         let finished = Event::Finished(FinishReason::Stop);
@@ -461,17 +465,20 @@ impl Driver {
                 }
             }
             live.settle(&event);
-            let last = event.is_last().then(|| event.clone());
-            // A request that is gone cancels its sequences by itself.
-            let _ = live.events.send((live.index, event));
-            if live.backlog.push() {
-                self.scheduler.hold(id);
-            }
-            if let Some(event) = last
-                && let Some(live) = self.live.remove(&id)
-            {
+            if !event.is_last() {
+                // A request that is gone cancels its sequences by itself.
+                let _ = live.events.send((live.index, event));
+                if live.backlog.push() {
+                    self.scheduler.hold(id);
+                }
+            } else if let Some(mut live) = self.live.remove(&id) {
                 self.by_request.remove(&(live.request, live.index));
                 self.metrics.ended(&event, now - live.submitted);
+                // Whoever hears that it is over finds all given back.
+                live.reservation = None;
+                live.place = None;
+                live.backlog.push();
+                let _ = live.events.send((live.index, event));
             }
         }
         self.metrics.record(&self.scheduler.stats());

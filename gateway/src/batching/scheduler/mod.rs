@@ -254,12 +254,21 @@ impl Scheduler {
     }
 
     /// Ends a sequence wherever it is. No event of it follows. Unknown and ended sequences are
-    /// no error: the end may have crossed the cancellation.
-    pub fn cancel(&mut self, id: SequenceId) {
+    /// no error: the end may have crossed the cancellation. Returns how many tokens nobody will hear
+    /// of that the worker has drawn for it, or is drawing.
+    pub fn cancel(&mut self, id: SequenceId) -> usize {
+        let drawing = self.live(id).map_or(0, Live::draws_in_flight);
         if self.remove(id) {
             self.stats.cancelled += 1;
         }
+        let is_token = |event: &Event| matches!(event, Event::Token { .. });
+        let unheard = self
+            .events
+            .iter()
+            .filter(|(of, event)| *of == id && is_token(event));
+        let tokens = drawing + unheard.count();
         self.events.retain(|&(of, _)| of != id);
+        tokens
     }
 
     /// The next step to send to the worker. None if there is nothing to do, no worker, or two
