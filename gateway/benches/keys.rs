@@ -18,16 +18,14 @@ const TENANTS: usize = 100;
 const ROUNDS: usize = 20;
 
 fn main() -> anyhow::Result<()> {
-    let dir = std::env::temp_dir().join(format!("realm-keys-{}", std::process::id()));
-    std::fs::create_dir_all(&dir)?;
-    let path = dir.join("keys.json");
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("keys.json");
     let keys = KeyFile::edit(&path, |file| {
         let made = (0..KEYS).map(|i| file.add(&format!("tenant {}", i % TENANTS), "bench", None));
         made.collect::<Result<Vec<_>, _>>()
             .context("random numbers")
     })?;
     let access = Access::new(Some(Keys::open(&path)?), TenantTable::default());
-    std::fs::remove_dir_all(&dir)?;
     let shown = keys.iter().map(|key| {
         let value = format!("Bearer {}", key.reveal()).parse()?;
         anyhow::Ok(HeaderMap::from_iter([(AUTHORIZATION, value)]))

@@ -91,31 +91,41 @@ fn api_key(file: &Path, args: &[&str]) -> String {
         .to_owned()
 }
 
-fn ask(server: &Server, key: Option<&str>, path: &str, body: Option<&Value>) -> Reply {
+/// Sends a request, with a key and with a body if there are such; the answer is still to be read.
+fn send(
+    server: &Server,
+    key: Option<&str>,
+    path: &str,
+    body: Option<&Value>,
+) -> ureq::http::Response<ureq::Body> {
     let agent = ureq::Agent::config_builder()
         .http_status_as_error(false)
         .timeout_global(Some(Duration::from_secs(120)))
         .build()
         .new_agent();
     let url = format!("http://{}{path}", server.api_address());
-    let bearer = key.map(|key| format!("Bearer {key}"));
+    let mut headers = ureq::http::HeaderMap::new();
+    if let Some(key) = key {
+        let bearer = format!("Bearer {key}").parse().expect("a header");
+        headers.insert("authorization", bearer);
+    }
     let response = match body {
         Some(body) => {
             let mut request = agent.post(url).content_type("application/json");
-            if let Some(bearer) = bearer {
-                request = request.header("authorization", bearer);
-            }
+            request.headers_mut().expect("valid").extend(headers);
             request.send(body.to_string())
         }
         None => {
             let mut request = agent.get(url);
-            if let Some(bearer) = bearer {
-                request = request.header("authorization", bearer);
-            }
+            request.headers_mut().expect("valid").extend(headers);
             request.call()
         }
     };
-    let mut response = response.expect("the server answers");
+    response.expect("the server answers")
+}
+
+fn ask(server: &Server, key: Option<&str>, path: &str, body: Option<&Value>) -> Reply {
+    let mut response = send(server, key, path, body);
     let text = response.body_mut().read_to_string().expect("a body");
     Reply {
         status: response.status().as_u16(),
@@ -302,14 +312,9 @@ fn server_stream(server: &Server, key: &str) -> impl Read {
     body["max_tokens"] = 400.into();
     body["ignore_eos"] = true.into();
     body["stream"] = true.into();
-    let request = ureq::post(format!("http://{}/v1/completions", server.api_address()))
-        .header("authorization", format!("Bearer {key}"))
-        .content_type("application/json")
-        .send(body.to_string());
-    request
-        .expect("the server answers")
-        .into_body()
-        .into_reader()
+    let response = send(server, Some(key), "/v1/completions", Some(&body));
+    assert_eq!(response.status(), 200);
+    response.into_body().into_reader()
 }
 
 /// Eager clients whose requests end in every way there is: what the worker computes for their
@@ -403,16 +408,7 @@ fn served(server: &Server) -> f64 {
 
 /// Reads the beginning of an answer and leaves.
 fn abandon(server: &Server, key: &str, body: &Value) -> u16 {
-    let agent = ureq::Agent::config_builder()
-        .http_status_as_error(false)
-        .build()
-        .new_agent();
-    let response = agent
-        .post(format!("http://{}/v1/completions", server.api_address()))
-        .header("authorization", format!("Bearer {key}"))
-        .content_type("application/json")
-        .send(body.to_string())
-        .expect("the server answers");
+    let response = send(server, Some(key), "/v1/completions", Some(body));
     let status = response.status().as_u16();
     let mut some = [0; 100];
     let _ = response.into_body().into_reader().read(&mut some);

@@ -374,8 +374,9 @@ impl From<Unauthenticated> for ApiError {
 impl From<OverLimit> for ApiError {
     fn from(over: OverLimit) -> Self {
         let (kind, code, wanted) = match over.limit {
-            Limit::Requests | Limit::Concurrency => ("requests", "rate_limit_exceeded", None),
-            Limit::Queue => ("requests", "rate_limit_exceeded", None),
+            Limit::Requests | Limit::Concurrency | Limit::Queue => {
+                ("requests", "rate_limit_exceeded", None)
+            }
             Limit::Tokens(wanted) => ("tokens", "rate_limit_exceeded", Some(wanted)),
             // What others only hold may be given back in a moment.
             Limit::DailyTokens(wanted) if over.retry_after.is_some() => {

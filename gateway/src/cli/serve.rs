@@ -101,13 +101,7 @@ fn follow_tenants(config: PathBuf, access: Arc<Access>) -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            let config = config.clone();
-            let read = tokio::task::spawn_blocking(move || File::read(Some(&config)));
-            match read
-                .await
-                .map_err(anyhow::Error::from)
-                .and_then(|file| Ok(file?))
-            {
+            match read_again(config.clone()).await {
                 Ok(file) => {
                     access.configure(file.tenants);
                     tracing::info!("read the limits of tenants again");
@@ -117,6 +111,11 @@ fn follow_tenants(config: PathBuf, access: Arc<Access>) -> anyhow::Result<()> {
         }
     });
     Ok(())
+}
+
+/// Reads a file where it keeps no request waiting.
+async fn read_again(config: PathBuf) -> anyhow::Result<File> {
+    Ok(tokio::task::spawn_blocking(move || File::read(Some(&config))).await??)
 }
 
 /// Resolves at the first SIGTERM or SIGINT. A second one ends the process at once.

@@ -154,9 +154,9 @@ impl Access {
         let shown = bearer(headers).ok_or(Unauthenticated::Missing)?;
         let key = keys.check(shown).map_err(|why| Unauthenticated::Bad {
             // What is no key of ours may be somebody's password.
-            prefix: (shown.len() == LENGTH)
-                .then(|| prefix(shown).map(str::to_owned))
-                .flatten(),
+            prefix: prefix(shown)
+                .filter(|_| shown.len() == LENGTH)
+                .map(str::to_owned),
             why,
         })?;
         Ok(Caller {

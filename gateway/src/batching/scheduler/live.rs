@@ -176,13 +176,7 @@ impl Live {
         self.rows_in_flight > 0
     }
 
-    /// Rows in flight that draw.
-    pub(super) fn draws_in_flight(&self) -> usize {
-        self.draws_in_flight
-    }
-
     /// Rows in flight, and those of them that draw.
-    #[cfg(test)]
     pub(super) fn flights(&self) -> (usize, usize) {
         (self.rows_in_flight, self.draws_in_flight)
     }

@@ -257,7 +257,7 @@ impl Scheduler {
     /// no error: the end may have crossed the cancellation. Returns how many tokens nobody will hear
     /// of that the worker has drawn for it, or is drawing.
     pub fn cancel(&mut self, id: SequenceId) -> usize {
-        let drawing = self.live(id).map_or(0, Live::draws_in_flight);
+        let (_, drawing) = self.live(id).map_or((0, 0), Live::flights);
         if self.remove(id) {
             self.stats.cancelled += 1;
         }
