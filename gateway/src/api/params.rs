@@ -10,7 +10,7 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::random;
 use super::unsupported::{STREAM_OPTIONS, refuse};
-use crate::batching::sequence::{Sequence, SequenceId, TenantId};
+use crate::batching::sequence::{Allowance, Priority, Sequence, SequenceId, TenantId};
 use crate::text::Text;
 
 /// Most choices that one request may ask for, over all its prompts.
@@ -169,6 +169,8 @@ impl Params {
                 ..self.sampling(text)
             },
             bias: self.bias.clone(),
+            allowance: Allowance::default(),
+            priority: Priority::default(),
             prompt_logprobs: false,
         }
     }

@@ -4,7 +4,9 @@ use bytes::Bytes;
 use realm_shared::wire::{MAX_STOP_IDS, Sampling};
 use serde_json::Value;
 
-use crate::batching::sequence::{Event, Sequence, SequenceId, TenantId, TokenLogprobs};
+use crate::batching::sequence::{
+    Allowance, Event, Priority, Sequence, SequenceId, TenantId, TokenLogprobs,
+};
 
 /// Sampling that ends at token 264, with or without log-probabilities.
 pub(crate) fn sampling(top_logprobs: i32, min_tokens: u32) -> Sampling {
@@ -27,6 +29,8 @@ pub(crate) fn sequence(prompt: &[u32], sampling: Sampling) -> Sequence {
         max_tokens: 16,
         sampling,
         bias: [].into(),
+        allowance: Allowance::default(),
+        priority: Priority::default(),
         prompt_logprobs: false,
     }
 }

@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::prefix::Digest;
+use super::sequence::TenantId;
 
 /// The numbers `0..total`, each free or taken. Numbers never taken cost no memory, so a worker
 /// that claims an absurd total does no harm.
@@ -60,16 +61,27 @@ impl Pool {
 }
 
 /// The blocks of one sequence, in the order of its positions.
-#[derive(Debug, Default)]
-pub(super) struct BlockTable(Vec<u32>);
+#[derive(Debug)]
+pub(super) struct BlockTable {
+    owner: TenantId,
+    numbers: Vec<u32>,
+}
 
 impl BlockTable {
+    /// Without blocks. Names tell tenants apart, so all tables that a block is in have one owner.
+    pub(super) fn new(owner: TenantId) -> Self {
+        Self {
+            owner,
+            numbers: Vec::new(),
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.numbers.len()
     }
 
     pub(super) fn as_slice(&self) -> &[u32] {
-        &self.0
+        &self.numbers
     }
 }
 
@@ -107,6 +119,8 @@ pub(super) struct Blocks {
     idle: BTreeMap<u64, u32>,
     /// Rises with every block that becomes idle.
     clock: u64,
+    /// Blocks in tables of each tenant that has any, one that several share counted once.
+    used: HashMap<TenantId, usize>,
 }
 
 impl Blocks {
@@ -119,6 +133,7 @@ impl Blocks {
             index: HashMap::new(),
             idle: BTreeMap::new(),
             clock: 0,
+            used: HashMap::new(),
         }
     }
 
@@ -150,9 +165,10 @@ impl Blocks {
         let block = &mut self.blocks[number as usize];
         if block.references == 0 {
             self.idle.remove(&block.idle_since);
+            *self.used.entry(table.owner).or_default() += 1;
         }
         block.references += 1;
-        table.0.push(number);
+        table.numbers.push(number);
         true
     }
 
@@ -160,11 +176,15 @@ impl Blocks {
     /// takes none and returns false.
     #[must_use]
     pub(super) fn cover(&mut self, table: &mut BlockTable, positions: usize) -> bool {
-        let missing = self.needed(positions).saturating_sub(table.0.len());
+        let missing = self.needed(positions).saturating_sub(table.len());
         if missing > self.free() {
             return false;
         }
-        table.0.extend((0..missing).map_while(|_| self.take()));
+        if missing > 0 {
+            *self.used.entry(table.owner).or_default() += missing;
+        }
+        let taken = (0..missing).map_while(|_| self.take());
+        table.numbers.extend(taken);
         true
     }
 
@@ -187,17 +207,20 @@ impl Blocks {
     /// Puts the block of this name into a table in the place of what it has there. False if there
     /// is none, or it is there already.
     pub(super) fn replace(&mut self, table: &mut BlockTable, at: usize, name: &Digest) -> bool {
-        let own = table.0[at];
+        let own = table.numbers[at];
         if self.index.get(name).is_none_or(|&number| number == own) || !self.share(table, name) {
             return false;
         }
-        self.release(BlockTable(vec![table.0.swap_remove(at)]));
+        self.release(BlockTable {
+            owner: table.owner,
+            numbers: vec![table.numbers.swap_remove(at)],
+        });
         true
     }
 
     /// Takes the names off the blocks of a table: what they hold is of use to nobody.
     pub(super) fn unname(&mut self, table: &BlockTable) {
-        for &number in &table.0 {
+        for &number in &table.numbers {
             if let Some(name) = self.blocks[number as usize].name.take() {
                 self.index.remove(&name);
             }
@@ -207,7 +230,7 @@ impl Blocks {
     /// Names a block of a table, whose every position is computed by steps already sent: it can
     /// be shared by all steps after them. Where another block has the name already, that stays.
     pub(super) fn name(&mut self, table: &BlockTable, at: usize, name: Digest) {
-        let number = table.0[at];
+        let number = table.numbers[at];
         let block = &mut self.blocks[number as usize];
         if block.name.is_none() {
             self.index.entry(name).or_insert_with(|| {
@@ -219,12 +242,14 @@ impl Blocks {
 
     pub(super) fn release(&mut self, table: BlockTable) {
         // A block is of no use without those before it, so they become idle after it.
-        for &number in table.0.iter().rev() {
+        let mut freed = 0;
+        for &number in table.numbers.iter().rev() {
             let block = &mut self.blocks[number as usize];
             block.references -= 1;
             if block.references > 0 {
                 continue;
             }
+            freed += 1;
             if block.name.is_some() {
                 self.clock += 1;
                 block.idle_since = self.clock;
@@ -233,6 +258,17 @@ impl Blocks {
                 self.pool.give(number);
             }
         }
+        if let Some(used) = self.used.get_mut(&table.owner) {
+            *used -= freed;
+            if *used == 0 {
+                self.used.remove(&table.owner);
+            }
+        }
+    }
+
+    /// Blocks that a tenant has in tables, one that several share counted once.
+    pub(super) fn used_by(&self, owner: TenantId) -> usize {
+        self.used.get(&owner).copied().unwrap_or(0)
     }
 
     /// Blocks that can be taken, idle ones included.
@@ -248,9 +284,16 @@ impl Blocks {
     #[cfg(test)]
     pub(super) fn check<'a>(&self, tables: impl Iterator<Item = &'a BlockTable>) {
         let mut references = vec![0; self.blocks.len()];
-        for &number in tables.flat_map(|table| &table.0) {
-            references[number as usize] += 1;
+        let mut used = HashMap::new();
+        for table in tables {
+            for &number in &table.numbers {
+                references[number as usize] += 1;
+                if references[number as usize] == 1 {
+                    *used.entry(table.owner).or_default() += 1;
+                }
+            }
         }
+        assert_eq!(self.used, used);
         let mut named = 0;
         for (number, (block, references)) in self.blocks.iter().zip(&references).enumerate() {
             let number = number as u32;
@@ -274,7 +317,6 @@ impl Blocks {
 mod tests {
     use super::*;
     use crate::batching::prefix::Prefix;
-    use crate::batching::sequence::TenantId;
 
     fn names(count: u32) -> Vec<Digest> {
         let mut prefix = Prefix::default();
@@ -284,7 +326,7 @@ mod tests {
 
     /// A table of full, named blocks.
     fn full(blocks: &mut Blocks, names: &[Digest]) -> BlockTable {
-        let mut table = BlockTable::default();
+        let mut table = BlockTable::new(TenantId::ANYONE);
         assert!(blocks.cover(&mut table, names.len() * blocks.size()));
         for (at, name) in names.iter().enumerate() {
             blocks.name(&table, at, *name);
@@ -295,11 +337,11 @@ mod tests {
     #[test]
     fn a_table_covers_whole_blocks_or_takes_none() {
         let mut blocks = Blocks::new(4, 3);
-        let mut a = BlockTable::default();
+        let mut a = BlockTable::new(TenantId::ANYONE);
         assert!(blocks.cover(&mut a, 5));
         assert_eq!(a.as_slice(), [0, 1]);
         assert!(blocks.cover(&mut a, 8), "nothing more is needed");
-        let mut b = BlockTable::default();
+        let mut b = BlockTable::new(TenantId::ANYONE);
         assert!(!blocks.cover(&mut b, 5));
         assert_eq!((b.as_slice().len(), blocks.free()), (0, 1));
         blocks.release(a);
@@ -314,7 +356,7 @@ mod tests {
         let a = full(&mut blocks, &names[..2]);
         let found = |blocks, idle| Found { blocks, idle };
         assert_eq!(blocks.find(&names), found(2, 0));
-        let mut b = BlockTable::default();
+        let mut b = BlockTable::new(TenantId::ANYONE);
         assert!(blocks.share(&mut b, &names[0]) && !blocks.share(&mut b, &names[2]));
         assert_eq!((b.as_slice(), blocks.free()), (&a.as_slice()[..1], 2));
         blocks.release(a);
@@ -334,7 +376,7 @@ mod tests {
         );
         blocks.release(old);
         blocks.release(young);
-        let mut table = BlockTable::default();
+        let mut table = BlockTable::new(TenantId::ANYONE);
         assert!(blocks.cover(&mut table, 1));
         assert_eq!(blocks.find(&names[..2]).blocks, 1, "the end went first");
         assert_eq!(blocks.find(&names[2..]).blocks, 2);
@@ -351,7 +393,7 @@ mod tests {
     fn a_block_is_replaced_by_one_that_is_further() {
         let (mut blocks, names) = (Blocks::new(4, 6), names(3));
         let a = full(&mut blocks, &names[..2]);
-        let mut b = BlockTable::default();
+        let mut b = BlockTable::new(TenantId::ANYONE);
         assert!(blocks.cover(&mut b, 12));
         assert!(blocks.replace(&mut b, 1, &names[1]));
         assert!(!blocks.replace(&mut b, 1, &names[1]), "done");
@@ -365,7 +407,7 @@ mod tests {
     fn what_is_of_no_use_is_not_found_again() {
         let (mut blocks, names) = (Blocks::new(4, 3), names(2));
         let a = full(&mut blocks, &names);
-        let mut b = BlockTable::default();
+        let mut b = BlockTable::new(TenantId::ANYONE);
         assert!(blocks.share(&mut b, &names[0]));
         blocks.unname(&b);
         assert_eq!(blocks.find(&names).blocks, 0);

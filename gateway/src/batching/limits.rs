@@ -15,6 +15,9 @@ pub struct Config {
     /// Most entries of a step's block table, all rows padded to the widest. A step has at least
     /// two rows all the same, as it has two tokens.
     pub max_table: usize,
+    /// How much longer than one that decodes one sequence a step may take for what tenants get
+    /// beyond their shares, as a part of that.
+    pub surplus: f64,
 }
 
 /// The size of a worker, as it told when it was ready.

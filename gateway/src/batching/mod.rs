@@ -42,5 +42,6 @@ pub use limits::{Config, InvalidLimits, Limits};
 pub use plan::{Expected, ResultError, StepPlan, StepResult};
 pub use scheduler::{Refused, Scheduler, SequenceView, Stats};
 pub use sequence::{
-    Event, FailReason, FinishReason, Sequence, SequenceId, TenantId, TokenLogprobs,
+    Allowance, Event, FailReason, FinishReason, Priority, Sequence, SequenceId, TenantId,
+    TokenLogprobs,
 };

@@ -4,6 +4,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use realm_shared::wire::Sampling;
+use serde::Deserialize;
 
 /// Names one sequence for the life of the gateway process. Ids rise in order of arrival: the
 /// smaller one is the older sequence. None is used twice.
@@ -19,6 +20,43 @@ impl TenantId {
     pub const ANYONE: Self = Self(NonZeroU32::MIN);
 }
 
+/// How urgent a sequence is. Those of a better class go before all others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Priority {
+    /// Before all others.
+    High,
+    /// Unless something else is said.
+    #[default]
+    Normal,
+    /// What can wait.
+    Low,
+}
+
+impl Priority {
+    /// All of them, the best first.
+    pub const ALL: [Self; 3] = [Self::High, Self::Normal, Self::Low];
+}
+
+/// What a tenant may have of a model beside others.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Allowance {
+    /// Its share, in proportion to the weights of the others; more than 0.
+    pub weight: f64,
+    /// Most of the KV blocks that its sequences may hold, from 0 to 1. Where it is less than one
+    /// sequence needs, that one may run on its own.
+    pub kv_share: f64,
+}
+
+impl Default for Allowance {
+    fn default() -> Self {
+        Self {
+            weight: 1.0,
+            kv_share: 1.0,
+        }
+    }
+}
+
 /// One sequence to generate: a prompt and how to go on from it.
 #[derive(Debug, Clone)]
 pub struct Sequence {
@@ -26,6 +64,10 @@ pub struct Sequence {
     pub id: SequenceId,
     /// Whose it is; what is sent for it counts against that tenant's quota.
     pub tenant: TenantId,
+    /// What its tenant may have. What the sequence submitted last says goes for all of them.
+    pub allowance: Allowance,
+    /// How urgent it is.
+    pub priority: Priority,
     /// Tokens to go on from; at least one, each below the model's vocabulary size.
     pub prompt: Arc<[u32]>,
     /// Most tokens to generate. 0 asks for the prompt's log-probabilities alone.

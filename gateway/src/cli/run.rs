@@ -9,7 +9,7 @@ use realm_shared::wire::Sampling;
 use serde::Serialize;
 
 use crate::api::random;
-use crate::batching::{Event, Sequence, SequenceId, TenantId};
+use crate::batching::{Allowance, Event, Priority, Sequence, SequenceId, TenantId};
 use crate::config::WorkerSettings;
 use crate::text::Detokenizer;
 use crate::workers::Model;
@@ -132,6 +132,8 @@ async fn answer(model: &Model, args: &Args, messages: &[Message]) -> anyhow::Res
         max_tokens,
         sampling: sampling(model, args)?,
         bias: Arc::new([]),
+        allowance: Allowance::default(),
+        priority: Priority::default(),
         prompt_logprobs: false,
     };
     let mut generation = model.generate(vec![sequence], None)?;

@@ -16,6 +16,7 @@ use toml::Spanned;
 pub use tenants::{TenantSettings, TenantTable};
 pub use values::{
     AdminAddr, Attach, ByteSize, Dtype, EMBEDDED, EMBEDDED_NAME, LogFormat, ModelSource, ModelSpec,
+    Surplus,
 };
 
 /// Where to listen and how to log. Absent values fall through to the next source.
@@ -101,6 +102,10 @@ pub struct WorkerSettings {
     /// Most sequences running or waiting per model; more are refused with 429 [default: 1024]
     #[arg(long, env = "REALM_MAX_QUEUE", value_name = "N")]
     pub max_queue: Option<usize>,
+    /// How much longer, as a part, a step may take than one for a single sequence so that tenants
+    /// get more than their shares while others are at work [default: 0.2]
+    #[arg(long, env = "REALM_SURPLUS", value_name = "PART")]
+    pub surplus: Option<Surplus>,
     /// Seconds that one step may take before its worker counts as hung [default: 60]
     #[arg(long, env = "REALM_STEP_TIMEOUT", value_name = "SECONDS")]
     pub step_timeout: Option<u64>,
@@ -315,6 +320,8 @@ pub struct Workers {
     pub max_context: Option<u32>,
     /// Most sequences running or waiting per model.
     pub max_queue: usize,
+    /// How much longer than the shortest a step may take for what tenants get beyond their shares.
+    pub surplus: Surplus,
     /// How long one step may take.
     pub step_timeout: Duration,
     /// The worker's binary, if not beside this one.
@@ -368,6 +375,7 @@ impl WorkerSettings {
             kv_memory: self.kv_memory.or(file.kv_memory),
             max_context: self.max_context.or(file.max_context),
             max_queue: self.max_queue.or(file.max_queue).unwrap_or(1024).max(1),
+            surplus: self.surplus.or(file.surplus).unwrap_or_default(),
             step_timeout: Duration::from_secs(
                 self.step_timeout.or(file.step_timeout).unwrap_or(60).max(1),
             ),

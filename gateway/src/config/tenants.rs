@@ -6,8 +6,10 @@ use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use serde::Deserialize;
 use toml::Spanned;
 
+use crate::batching::{Allowance, Priority};
+
 /// What a tenant may use: `[tenant_defaults]`, and each `[[tenant]]`. What is absent is not
-/// limited.
+/// limited, or as good as everybody's.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TenantSettings {
@@ -27,6 +29,70 @@ pub struct TenantSettings {
     pub max_context: Option<NonZeroU32>,
     /// Models that it may use; all, if absent.
     pub models: Option<Vec<String>>,
+    /// The best class that its requests may be in, and are in unless they ask for a lower one.
+    pub priority: Option<Priority>,
+    /// Its share of a model beside others', in proportion to theirs; 1, if absent.
+    pub weight: Option<Weight>,
+    /// Most of a model's KV blocks that its sequences may hold, from 0 to 1.
+    pub kv_share: Option<Share>,
+}
+
+/// A tenant's share beside others': more than 0.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(try_from = "f64")]
+pub struct Weight(f64);
+
+impl Weight {
+    /// Its value.
+    pub fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl Default for Weight {
+    fn default() -> Self {
+        Weight(1.0)
+    }
+}
+
+impl TryFrom<f64> for Weight {
+    type Error = &'static str;
+
+    fn try_from(value: f64) -> Result<Self, Self::Error> {
+        match (0.001..=1000.0).contains(&value) {
+            true => Ok(Weight(value)),
+            false => Err("a weight is between 0.001 and 1000"),
+        }
+    }
+}
+
+/// A part of a whole: more than 0, at most 1.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(try_from = "f64")]
+pub struct Share(f64);
+
+impl Default for Share {
+    fn default() -> Self {
+        Share(1.0)
+    }
+}
+
+impl Share {
+    /// Its value.
+    pub fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl TryFrom<f64> for Share {
+    type Error = &'static str;
+
+    fn try_from(value: f64) -> Result<Self, Self::Error> {
+        match value > 0.0 && value <= 1.0 {
+            true => Ok(Share(value)),
+            false => Err("a share is more than 0 and at most 1"),
+        }
+    }
 }
 
 impl TenantSettings {
@@ -42,6 +108,17 @@ impl TenantSettings {
             max_queue: self.max_queue.or(d.max_queue),
             max_context: self.max_context.or(d.max_context),
             models: self.models.or_else(|| d.models.clone()),
+            priority: self.priority.or(d.priority),
+            weight: self.weight.or(d.weight),
+            kv_share: self.kv_share.or(d.kv_share),
+        }
+    }
+
+    /// What its sequences may have beside others'.
+    pub fn allowance(&self) -> Allowance {
+        Allowance {
+            weight: self.weight.unwrap_or_default().get(),
+            kv_share: self.kv_share.unwrap_or_default().get(),
         }
     }
 

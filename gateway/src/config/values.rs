@@ -45,6 +45,45 @@ impl Dtype {
     }
 }
 
+/// How much longer than the shortest a step may take for what tenants get beyond their shares, as
+/// a part of that: 0 or more.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+#[serde(try_from = "f64")]
+pub struct Surplus(f64);
+
+impl Surplus {
+    /// Its value.
+    pub fn get(self) -> f64 {
+        self.0
+    }
+}
+
+impl Default for Surplus {
+    fn default() -> Self {
+        Surplus(0.2)
+    }
+}
+
+impl TryFrom<f64> for Surplus {
+    type Error = &'static str;
+
+    fn try_from(value: f64) -> Result<Self, Self::Error> {
+        match (0.0..=100.0).contains(&value) {
+            true => Ok(Surplus(value)),
+            false => Err("a surplus is between 0 and 100"),
+        }
+    }
+}
+
+impl FromStr for Surplus {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let value: f64 = s.parse().map_err(|e| format!("{e}"))?;
+        Ok(Surplus::try_from(value)?)
+    }
+}
+
 /// A number of bytes, written `123`, `64KiB`, `2GiB`, `500MB`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ByteSize(pub u64);

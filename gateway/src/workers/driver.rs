@@ -18,7 +18,8 @@ use super::link::{Link, LinkError, MAX_TABLE};
 use super::process::{WorkerError, WorkerProcess, watch};
 use super::{Shared, State};
 use crate::batching::{
-    Config, Event, FailReason, FinishReason, Limits, Scheduler, Sequence, SequenceId, TenantId,
+    Allowance, Config, Event, FailReason, FinishReason, Limits, Priority, Scheduler, Sequence,
+    SequenceId, TenantId,
 };
 use crate::config::{ModelSpec, Workers};
 use crate::metrics::ModelMetrics;
@@ -109,6 +110,7 @@ impl Driver {
                 max_waiting: settings.max_queue.saturating_add(PROBES),
                 step_timeout: settings.step_timeout,
                 max_table: MAX_TABLE,
+                surplus: settings.surplus.get(),
             }),
             settings,
             shared,
@@ -429,6 +431,8 @@ impl Driver {
                 ..Sampling::default()
             },
             bias: Arc::new([]),
+            allowance: Allowance::default(),
+            priority: Priority::default(),
             prompt_logprobs: false,
         };
         if let Err(refused) = self.scheduler.submit(sequence) {

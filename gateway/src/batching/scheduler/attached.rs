@@ -39,6 +39,8 @@ pub(super) struct Running {
     pub(super) computed: usize,
     /// Blocks from the front that can be shared.
     pub(super) named: usize,
+    /// Tokens that it had when it started here.
+    pub(super) began: usize,
     /// The last row it had: number of the step, and its place in it. Zeros for none.
     pub(super) served: (u64, usize),
 }
@@ -162,12 +164,15 @@ impl Attached {
     }
 
     /// Whether a sequence that is older than this one and runs is about to compute block `at` of
-    /// it, so that it need not be computed again.
+    /// it, so that it need not be computed again. One of a worse class may take its time.
     pub(super) fn is_coming(&self, id: SequenceId, live: &Live, at: usize) -> bool {
         let end = (at + 1) * self.blocks.size();
         let mut older = self.running.range(..id).map(|(_, older)| older);
         live.usable_names().get(at).is_some_and(|name| {
-            older.any(|o| o.computed < end && o.live.names().get(at) == Some(name))
+            older.any(|o| {
+                let soon = o.computed < end && o.live.party().priority <= live.party().priority;
+                soon && o.live.names().get(at) == Some(name)
+            })
         })
     }
 

@@ -4,8 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::SequenceView;
+use super::shares::Party;
 use crate::batching::prefix::{Digest, Prefix};
-use crate::batching::sequence::Sequence;
+use crate::batching::sequence::{Allowance, Sequence};
 
 /// What is known of a sequence wherever it is; what outlives a worker.
 #[derive(Debug)]
@@ -54,6 +55,19 @@ impl Live {
             draws_in_flight: 0,
             suspect_until: None,
         }
+    }
+
+    /// Whose it is, and how urgent.
+    pub(super) fn party(&self) -> Party {
+        Party {
+            priority: self.sequence.priority,
+            tenant: self.sequence.tenant,
+        }
+    }
+
+    /// What its tenant may have.
+    pub(super) fn allowance(&self) -> Allowance {
+        self.sequence.allowance
     }
 
     pub(super) fn prompt_len(&self) -> usize {

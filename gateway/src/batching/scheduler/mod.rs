@@ -2,9 +2,12 @@
 
 mod attached;
 mod batch;
+mod line;
 mod live;
 mod pace;
 mod results;
+mod room;
+mod shares;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
@@ -21,6 +24,7 @@ use super::limits::{Config, InvalidLimits, Limits};
 use super::plan::StepPlan;
 use super::sequence::{Event, FailReason, Sequence, SequenceId, TenantId};
 use attached::Attached;
+use line::Line;
 use live::Live;
 
 /// The worker computes one step while the next one waits in the ring.
@@ -35,9 +39,9 @@ const STEPS_IN_FLIGHT: usize = 2;
 pub struct Scheduler {
     config: Config,
     /// Sequences that wait for a slot and blocks.
-    waiting: BTreeMap<SequenceId, Live>,
+    line: Line,
     /// The worker with the sequences that run on it; everything in here is lost with it, but for
-    /// the sequences' tokens. A sequence is in `waiting` or in here, never in both.
+    /// the sequences' tokens. A sequence is in `line` or in here, never in both.
     worker: Option<Attached>,
     /// Sequences whose readers are slow. They are in neither of the other two.
     held: BTreeMap<SequenceId, Live>,
@@ -130,7 +134,7 @@ impl Scheduler {
     pub fn new(config: Config) -> Self {
         Self {
             config,
-            waiting: BTreeMap::new(),
+            line: Line::default(),
             worker: None,
             held: BTreeMap::new(),
             gone: false,
@@ -151,14 +155,15 @@ impl Scheduler {
         limits.check()?;
         self.detach();
         self.gone = false;
-        for live in self.waiting.values_mut().chain(self.held.values_mut()) {
+        let waiting = self.line.iter_mut().map(|(_, live)| live);
+        for live in waiting.chain(self.held.values_mut()) {
             live.name_blocks(limits.block_size as usize);
         }
         let worker = Attached::new(limits);
         let verdicts: Vec<_> = self
-            .waiting
+            .line
             .iter()
-            .filter_map(|(&id, live)| Some((id, worker.verdict(live)?)))
+            .filter_map(|(id, live)| Some((id, worker.verdict(live)?)))
             .collect();
         self.worker = Some(worker);
         for (id, verdict) in verdicts {
@@ -190,8 +195,10 @@ impl Scheduler {
     pub fn worker_gone(&mut self) {
         self.detach();
         self.gone = true;
-        self.waiting.append(&mut self.held);
-        while let Some((id, _)) = self.waiting.pop_first() {
+        for (id, live) in std::mem::take(&mut self.held) {
+            self.line.insert(id, live);
+        }
+        while let Some((id, _)) = self.line.pop_first() {
             self.end(id, Event::Failed(FailReason::WorkerGone));
         }
     }
@@ -203,7 +210,7 @@ impl Scheduler {
     pub fn submit(&mut self, sequence: Sequence) -> Result<(), Refused> {
         let id = sequence.id;
         if self.room() == 0 {
-            return Err(Refused::QueueFull(self.waiting.len()));
+            return Err(Refused::QueueFull(self.line.len()));
         }
         if sequence.prompt.is_empty() {
             return Err(Refused::EmptyPrompt);
@@ -225,7 +232,7 @@ impl Scheduler {
     /// gives up its blocks and keeps its tokens. Those in flight are still reported.
     pub fn hold(&mut self, id: SequenceId) {
         let running = self.worker.as_mut().and_then(|worker| worker.evict(id));
-        if let Some(live) = running.or_else(|| self.waiting.remove(&id)) {
+        if let Some(live) = running.or_else(|| self.line.remove(id)) {
             self.held.insert(id, live);
         }
     }
@@ -250,7 +257,9 @@ impl Scheduler {
             }
             live.name_blocks(worker.blocks.size());
         }
-        self.waiting.insert(id, live);
+        let party = live.party();
+        self.line.shares.allow(party.tenant, live.allowance());
+        self.line.insert(id, live);
     }
 
     /// Ends a sequence wherever it is. No event of it follows. Unknown and ended sequences are
@@ -288,8 +297,7 @@ impl Scheduler {
             return None;
         }
         let number = self.last_step + 1;
-        let table = self.config.max_table;
-        let (plan, preempted) = worker.plan(&mut self.waiting, number, table, &mut reserve);
+        let (plan, preempted) = worker.plan(&mut self.line, number, &self.config, &mut reserve);
         self.stats.preemptions += preempted;
         let plan = plan?;
         self.stats.prefix_tokens_found += std::mem::take(&mut worker.found) as u64;
@@ -331,13 +339,13 @@ impl Scheduler {
 
     /// How many more sequences would be accepted now.
     pub fn room(&self) -> usize {
-        self.config.max_waiting.saturating_sub(self.waiting.len())
+        self.config.max_waiting.saturating_sub(self.line.len())
     }
 
     /// Counters and gauges.
     pub fn stats(&self) -> Stats {
         let mut stats = self.stats;
-        stats.waiting = self.waiting.len();
+        stats.waiting = self.line.len();
         stats.held = self.held.len();
         if let Some(worker) = &self.worker {
             worker.measure(&mut stats);
@@ -348,14 +356,14 @@ impl Scheduler {
     fn live(&self, id: SequenceId) -> Option<&Live> {
         let running = self.worker.as_ref().and_then(|worker| worker.live(id));
         running
-            .or_else(|| self.waiting.get(&id))
+            .or_else(|| self.line.get(id))
             .or_else(|| self.held.get(&id))
     }
 
     fn live_mut(&mut self, id: SequenceId) -> Option<&mut Live> {
         let running = self.worker.as_mut().and_then(|worker| worker.live_mut(id));
         running
-            .or_else(|| self.waiting.get_mut(&id))
+            .or_else(|| self.line.get_mut(id))
             .or_else(|| self.held.get_mut(&id))
     }
 }
@@ -367,7 +375,7 @@ impl Scheduler {
     fn remove(&mut self, id: SequenceId) -> bool {
         let worker = self.worker.as_mut();
         worker.is_some_and(|worker| worker.evict(id).is_some())
-            || self.waiting.remove(&id).is_some()
+            || self.line.remove(id).is_some()
             || self.held.remove(&id).is_some()
     }
 
@@ -387,9 +395,14 @@ impl Scheduler {
         let Some(worker) = self.worker.take() else {
             return Vec::new();
         };
-        self.waiting.extend(worker.into_sequences());
-        let all = self.waiting.iter_mut().chain(&mut self.held);
-        all.filter_map(|(&id, live)| Some((id, live.forget_flights()?)))
+        for (id, live) in worker.into_sequences() {
+            self.line.insert(id, live);
+        }
+        let all = self
+            .line
+            .iter_mut()
+            .chain(self.held.iter_mut().map(|(&id, live)| (id, live)));
+        all.filter_map(|(id, live)| Some((id, live.forget_flights()?)))
             .collect()
     }
 }

@@ -11,7 +11,11 @@ const OUTLIER: f64 = 2.0;
 
 /// Tokens of prefill that a step bears in any case: a prompt must be read some day, whatever it
 /// costs.
-const LEAST: usize = 4;
+pub(super) const LEAST: usize = 4;
+
+/// A row is worth so many tokens of prefill before it is known, and never more than so many.
+const ROW_COST: f64 = 2.0;
+const MOST_ROW_COST: f64 = 64.0;
 
 /// How many times more than ever before may be tried.
 const GROWTH: usize = 4;
@@ -19,11 +23,18 @@ const GROWTH: usize = 4;
 /// Of so many steps that decode, one does nothing else, to see how long that takes by now.
 const REFRESH: u32 = 64;
 
+/// Steps that only decode: means of their rows and seconds.
+#[derive(Debug, Clone, Copy)]
+struct Decodes {
+    rows: f64,
+    seconds: f64,
+}
+
 /// What steps take on this worker, as far as it must be known to keep those short that decode.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
-    /// Seconds of a step that only decodes, by the binary logarithm of its rows.
-    decodes: [Option<f64>; 32],
+    /// Steps that only decode, by the binary logarithm of their rows.
+    decodes: [Option<Decodes>; 32],
     /// Seconds that a token of prefill adds to such a step.
     prefill: Option<f64>,
     /// Most tokens of prefill of such a step so far.
@@ -41,7 +52,10 @@ impl Pace {
         let seconds = busy.as_secs_f64();
         if prefill == 0 {
             if let Some(mean) = self.decodes.get_mut(class as usize) {
-                *mean = Some(averaged(*mean, seconds));
+                *mean = Some(Decodes {
+                    rows: averaged(mean.map(|mean| mean.rows), decodes as f64),
+                    seconds: averaged(mean.map(|mean| mean.seconds), seconds),
+                });
             }
         } else if let Some(alone) = self.alone(decodes) {
             let tokens = prefill as f64;
@@ -63,7 +77,58 @@ impl Pace {
         let class = decodes.checked_ilog2()? as usize;
         let (fewer, more) = self.decodes.split_at_checked(class + 1)?;
         let known = fewer.iter().rev().chain(more);
-        known.flatten().next().copied()
+        known.flatten().next().map(|mean| mean.seconds)
+    }
+
+    /// Seconds of a step without rows, and of each row, by the straight line that is nearest to
+    /// what is known. None if that is of steps of one size only.
+    fn line(&self) -> Option<(f64, f64)> {
+        let known: Vec<_> = self.decodes.iter().flatten().collect();
+        let count = known.len() as f64;
+        let mean =
+            |of: fn(&Decodes) -> f64| known.iter().map(|&mean| of(mean)).sum::<f64>() / count;
+        let (rows, seconds) = (mean(|mean| mean.rows), mean(|mean| mean.seconds));
+        let (mut variance, mut covariance) = (0.0, 0.0);
+        for mean in &known {
+            variance += (mean.rows - rows).powi(2);
+            covariance += (mean.rows - rows) * (mean.seconds - seconds);
+        }
+        let each = (covariance / variance).max(0.0);
+        (known.len() > 1).then_some((seconds - each * rows, each))
+    }
+
+    /// Most rows of a step that takes no more than `stretch` times as long as one that decodes one
+    /// sequence.
+    pub(super) fn rows_within(&self, stretch: f64) -> usize {
+        let largest = self.decodes.iter().flatten().last();
+        let tried = largest.map_or(1, |mean| mean.rows.ceil() as usize);
+        let rows = self.line().map(|(none, each)| {
+            let one = none + each;
+            // Infinite, and so all that may be tried, where rows cost nothing.
+            1.0 + (one * (stretch - 1.0) / each).max(0.0)
+        });
+        // Saturates.
+        rows.map_or(usize::MAX, |rows| rows as usize)
+            .min(tried * GROWTH)
+    }
+
+    /// How many tokens of prefill a row costs as much as, in a step that decodes so many.
+    pub(super) fn row_cost(&self, decodes: usize) -> f64 {
+        let (Some(alone), Some(each)) = (self.alone(decodes), self.prefill) else {
+            return ROW_COST;
+        };
+        (alone / decodes as f64 / each).clamp(1.0, MOST_ROW_COST)
+    }
+
+    /// Tokens of prefill that leave a step with so many decodes within `stretch` times as long as
+    /// one that decodes one sequence.
+    pub(super) fn spare(&self, decodes: usize, stretch: f64) -> usize {
+        let one = self.line().map(|(none, each)| none + each);
+        let alone = self.alone(decodes);
+        match (one, alone) {
+            (Some(one), Some(alone)) => self.bears(decodes, one * stretch / alone),
+            _ => LEAST,
+        }
     }
 
     /// Tokens of prefill that the next step bears beside so many decodes if it is to take
@@ -82,6 +147,7 @@ impl Pace {
         let (Some(alone), Some(each)) = (self.alone(decodes), self.prefill) else {
             return LEAST;
         };
+        // Nothing, if it is negative.
         let tokens = (alone * (stretch - 1.0) / each).round() as usize;
         tokens.min(self.tried * GROWTH).max(LEAST)
     }

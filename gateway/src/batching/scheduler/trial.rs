@@ -5,23 +5,23 @@
 //! flight alone when a worker dies once more was there both times, and fails; all others go on.
 //! So a poisonous sequence costs two workers, however large its company was.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use super::SequenceView;
 use super::attached::Attached;
 use super::batch::Batch;
-use super::live::Live;
+use super::line::Line;
 use crate::batching::sequence::SequenceId;
 
 impl Attached {
-    /// The suspect whose turn it is: one that runs, or else the oldest waiting sequence if it is
-    /// a suspect and there is room for it. A suspect that must wait for room lets others compute,
-    /// as that is what makes the room.
-    pub(super) fn suspect(&self, waiting: &BTreeMap<SequenceId, Live>) -> Option<SequenceId> {
+    /// The suspect whose turn it is: one that runs, or else the waiting sequence that is next if
+    /// it is a suspect and there is room for it. A suspect that must wait for room lets others
+    /// compute, as that is what makes the room.
+    pub(super) fn suspect(&self, line: &Line, cheap: usize) -> Option<SequenceId> {
         let running = self.running.iter().find(|(_, r)| r.live.is_suspect());
         running.map(|(&id, _)| id).or_else(|| {
-            let (&id, oldest) = waiting.first_key_value()?;
-            (oldest.is_suspect() && self.has_room(oldest)).then_some(id)
+            let (turn, next) = self.next(line, cheap, &BTreeSet::new())?;
+            (next.is_suspect() && self.has_room(next)).then_some(turn.id)
         })
     }
 
@@ -37,16 +37,16 @@ impl Attached {
         &mut self,
         id: SequenceId,
         batch: &mut Batch,
-        waiting: &mut BTreeMap<SequenceId, Live>,
+        line: &mut Line,
         reserve: &mut dyn FnMut(&SequenceView<'_>) -> bool,
         preempted: &mut u64,
     ) -> bool {
         if !self.running.contains_key(&id)
-            && let Some((_, admitted)) = self.admit(waiting, reserve)
+            && let Some(admitted) = self.admit(id, line, reserve)
         {
             batch.opens.push((admitted.slot, id));
         }
-        *preempted += self.make_room(waiting, |other| other == id);
+        *preempted += self.make_room(line, |other| other == id);
         let Some(running) = self.running.get(&id) else {
             return false;
         };

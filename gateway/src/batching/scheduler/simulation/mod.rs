@@ -19,7 +19,7 @@ use realm_shared::wire::{MAX_STOP_IDS, Sampling};
 
 use super::STEPS_IN_FLIGHT;
 use crate::batching::limits::Limits;
-use crate::batching::sequence::{Sequence, SequenceId, TenantId};
+use crate::batching::sequence::{Allowance, Priority, Sequence, SequenceId, TenantId};
 pub(super) use model::VOCAB;
 use model::mix;
 use world::{Lie, Simulation};
@@ -53,23 +53,41 @@ fn any_prompt() -> impl Strategy<Value = Vec<u32>> {
 }
 
 fn any_tenant() -> impl Strategy<Value = TenantId> {
-    (1u32..3).prop_map(|tenant| TenantId(NonZeroU32::new(tenant).expect("not 0")))
+    (1u32..4).prop_map(|tenant| TenantId(NonZeroU32::new(tenant).expect("not 0")))
+}
+
+/// Weights and parts of the arena; mostly everybody's.
+fn any_allowance() -> impl Strategy<Value = Allowance> {
+    let weights = prop_oneof![3 => Just(1.0), 1 => Just(0.25), 1 => Just(8.0)];
+    let shares = prop_oneof![3 => Just(1.0), 1 => 0.01..1.0];
+    (weights, shares).prop_map(|(weight, kv_share)| Allowance { weight, kv_share })
+}
+
+fn any_priority() -> impl Strategy<Value = Priority> {
+    prop_oneof![
+        3 => Just(Priority::Normal),
+        1 => Just(Priority::High),
+        1 => Just(Priority::Low),
+    ]
 }
 
 fn any_sequence() -> impl Strategy<Value = Sequence> {
-    let whose = (any_tenant(), any_prompt());
+    let whose = (any_tenant(), any_allowance(), any_priority(), any_prompt());
     let stops = prop::collection::vec(0..VOCAB, 0..4);
     let penalty = prop_oneof![2 => Just(1.0f32), 1 => Just(1.5)];
     let bias = prop::collection::vec((0..VOCAB, -1.0f32..1.0), 0..2);
     let counts = (0u32..20, 0u32..5, -1i32..4);
     (whose, stops, penalty, bias, counts, any::<(u64, bool)>()).prop_map(
-        |((tenant, prompt), stops, repetition_penalty, bias, counts, (key, prompt_logprobs))| {
+        |(whose, stops, repetition_penalty, bias, counts, (key, prompt_logprobs))| {
+            let (tenant, allowance, priority, prompt) = whose;
             let (max_tokens, min_tokens, top_logprobs) = counts;
             let mut stop_ids = [0; MAX_STOP_IDS];
             stop_ids[..stops.len()].copy_from_slice(&stops);
             Sequence {
                 id: SequenceId(0),
                 tenant,
+                allowance,
+                priority,
                 prompt: prompt.into(),
                 max_tokens,
                 sampling: Sampling {

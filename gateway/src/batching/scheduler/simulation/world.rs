@@ -61,6 +61,7 @@ impl Simulation {
             max_waiting: 12,
             step_timeout: Duration::from_secs(10),
             max_table,
+            surplus: 0.2,
         });
         scheduler.steps_in_flight = steps_in_flight;
         Self {
@@ -319,11 +320,12 @@ impl Simulation {
             assert_eq!(view.sampling.prompt_len as usize, view.prompt.len());
         }
         let scheduler = &self.scheduler;
-        for live in scheduler.waiting.values().chain(scheduler.held.values()) {
+        let waiting = scheduler.line.iter().map(|(_, live)| live);
+        for live in waiting.chain(scheduler.held.values()) {
             assert!(scheduler.worker.is_some() || !live.is_in_flight());
         }
         for id in scheduler.held.keys() {
-            assert!(!scheduler.waiting.contains_key(id), "held and waiting");
+            assert!(scheduler.line.get(*id).is_none(), "held and waiting");
         }
         assert_eq!(scheduler.worker.is_some(), self.device.is_some());
         if let Some(worker) = &scheduler.worker {
@@ -353,10 +355,10 @@ impl Simulation {
 
     /// What must hold of the worker's bookkeeping at any time.
     fn check_worker(&self, worker: &Attached) {
-        let (waiting, held) = (&self.scheduler.waiting, &self.scheduler.held);
+        let (line, held) = (&self.scheduler.line, &self.scheduler.held);
         let mut slots = BTreeSet::new();
         for (id, running) in &worker.running {
-            assert!(!waiting.contains_key(id), "running and waiting");
+            assert!(line.get(*id).is_none(), "running and waiting");
             assert!(!held.contains_key(id), "running and held");
             assert!(running.slot < worker.limits.max_sequences);
             assert!(slots.insert(running.slot), "a slot has two owners");
@@ -371,19 +373,24 @@ impl Simulation {
         let tables = worker.running.values().map(|running| &running.table);
         worker.blocks.check(tables);
         assert_eq!(slots.len() + worker.slots.free(), worker.slots.total());
-        let in_line = waiting.keys().find(|id| !self.tracks[id].held);
-        if let (Some((running, _)), Some(waiting)) = (worker.running.last_key_value(), in_line) {
-            assert!(running < waiting, "a sequence waits for a younger one");
+        let parties = worker.running.iter().map(|(id, r)| (r.live.party(), *id));
+        let youngest: BTreeMap<_, _> = parties.collect();
+        for (id, live) in line.iter().filter(|(id, _)| !self.tracks[id].held) {
+            let younger = youngest
+                .get(&live.party())
+                .is_some_and(|&running| running > id);
+            assert!(!younger, "{id:?} waits for a younger one of its party");
         }
         assert_eq!(worker.deadline.is_some(), !worker.in_flight.is_empty());
         let rows = worker.in_flight.iter().flat_map(|step| &step.rows);
         let running = worker
             .running
             .iter()
-            .map(|(id, running)| (id, &running.live));
-        for (id, live) in running.chain(waiting).chain(held) {
+            .map(|(&id, running)| (id, &running.live));
+        let held = held.iter().map(|(&id, live)| (id, live));
+        for (id, live) in running.chain(line.iter()).chain(held) {
             let (mut all, mut draws) = (0, 0);
-            for row in rows.clone().filter(|row| row.id == *id) {
+            for row in rows.clone().filter(|row| row.id == id) {
                 all += 1;
                 draws += usize::from(row.draws);
             }

@@ -16,7 +16,7 @@ use realm_shared::wire::step::{INPUT_SAMPLED, SAMPLE};
 use super::simulation::VOCAB;
 use super::*;
 use crate::batching::plan::{Expected, ResultError, StepResult};
-use crate::batching::sequence::{FinishReason, TokenLogprobs};
+use crate::batching::sequence::{Allowance, FinishReason, Priority, TokenLogprobs};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const LIMITS: Limits = Limits {
@@ -41,6 +41,7 @@ impl Rig {
             max_waiting: 8,
             step_timeout: TIMEOUT,
             max_table: 1 << 20,
+            surplus: 0.2,
         });
         scheduler.worker_ready(limits).expect("valid limits");
         Self {
@@ -65,6 +66,8 @@ impl Rig {
             max_tokens,
             sampling: Sampling::default(),
             bias: [].into(),
+            allowance: Allowance::default(),
+            priority: Priority::default(),
             prompt_logprobs: false,
         }
     }

@@ -8,6 +8,7 @@ fn sequences_wait_for_the_first_worker() {
         max_waiting: 1,
         step_timeout: TIMEOUT,
         max_table: 1 << 20,
+        surplus: 0.2,
     });
     let now = Instant::now();
     let mut rig = Rig::new(LIMITS);

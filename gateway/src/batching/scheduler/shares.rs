@@ -1,0 +1,295 @@
+//! Shares: what each tenant has had of the worker beside the others, and what it may have next.
+//!
+//! Every tenant has a counter of *virtual tokens* (Sheng et al., "Fairness in Serving Large
+//! Language Models", OSDI 2024): each token of a prompt that is computed for it counts one, each
+//! row of a decode as many as could be read in the time that it takes, all divided by the tenant's
+//! weight. Whoever has had less goes first. A tenant that comes back after a while begins where the
+//! least served of the others is: nobody saves up while nothing is asked for.
+//!
+//! A sequence in the batch cannot be served more than once in a step, so counters alone would let a
+//! tenant with many sequences slow the steps of all others as much as it likes. Hence *quotas*:
+//! while others are at work a tenant has as many rows for sure as the one that wants the fewest,
+//! by weight and at least one. More than that is *surplus*, which it gets as far as it costs the
+//! others little.
+//!
+//! Classes come before shares. Quotas are for the best class at work; all below it is surplus.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::live::Live;
+use crate::batching::sequence::{Allowance, Priority, SequenceId, TenantId};
+
+/// Virtual tokens by which a tenant may be ahead of the least served one, before what it wants
+/// read is surplus: a long prompt now and then is nobody's flood.
+const AHEAD: f64 = 4096.0;
+
+/// A tenant that used what was left over is not to pay for it for long: it is never counted as
+/// further ahead than this.
+const MOST_AHEAD: f64 = 2.0 * AHEAD;
+
+/// Within so many virtual tokens tenants have had the same, and the older sequence goes first: two
+/// short prompts are not to be read in turns.
+const QUANTUM: f64 = 256.0;
+
+/// Plans after which what a tenant wanted at once is mostly forgotten. Between the end of one
+/// request and the next one of the same client, it has not stopped to want.
+const MEMORY: f64 = 256.0;
+
+/// Sequences of better classes that may start before one of a worse class that waits.
+const AGING: u32 = 8;
+
+/// Whose sequences these are, and of which class: they go first in, first out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Party {
+    pub(super) priority: Priority,
+    pub(super) tenant: TenantId,
+}
+
+/// Sequences that wait, of each party.
+pub(super) type Queues = BTreeMap<Party, BTreeSet<SequenceId>>;
+
+/// Whose turn it is: the smaller one goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Turn {
+    /// Its class has not waited for too long.
+    patient: bool,
+    priority: Priority,
+    /// Virtual tokens by which its tenant is ahead.
+    ahead: u64,
+    pub(super) id: SequenceId,
+}
+
+/// One tenant beside the others.
+#[derive(Debug)]
+struct Tenant {
+    allowance: Allowance,
+    /// Virtual tokens that it has had.
+    served: f64,
+    /// Sequences that run or wait, by class.
+    live: [usize; 3],
+    /// Those of them that run.
+    running: [usize; 3],
+    /// Sequences of the best class that it had at once of late.
+    demand: f64,
+}
+
+/// All tenants with sequences that run or wait, and those that are ahead.
+#[derive(Debug)]
+pub(super) struct Shares {
+    tenants: HashMap<TenantId, Tenant>,
+    /// What the least served tenant at work has had.
+    floor: f64,
+    /// Parties at work.
+    parties: usize,
+    /// Weight of all tenants at work.
+    weight: f64,
+    /// Sequences that run, by class.
+    running: [usize; 3],
+    /// The best class at work.
+    best: Priority,
+    /// Rows that are sure, by weight.
+    level: f64,
+    /// Sequences that started since one of each class did, while some of it waited.
+    passed: [u32; 3],
+}
+
+impl Default for Shares {
+    fn default() -> Self {
+        Self {
+            tenants: HashMap::new(),
+            floor: 0.0,
+            parties: 0,
+            weight: 0.0,
+            running: [0; 3],
+            best: Priority::Low,
+            level: 1.0,
+            passed: [0; 3],
+        }
+    }
+}
+
+// === Counting ===
+
+impl Shares {
+    /// What a tenant may have from here on.
+    pub(super) fn allow(&mut self, tenant: TenantId, allowance: Allowance) {
+        let served = self.floor;
+        let entry = self.tenants.entry(tenant).or_insert_with(|| Tenant {
+            allowance,
+            served,
+            live: [0; 3],
+            running: [0; 3],
+            demand: 0.0,
+        });
+        entry.allowance = allowance;
+    }
+
+    /// Counts who is at work before a step is planned.
+    pub(super) fn count<'a>(&mut self, running: impl Iterator<Item = &'a Live>, queues: &Queues) {
+        self.running = [0; 3];
+        for tenant in self.tenants.values_mut() {
+            tenant.live = [0; 3];
+            tenant.running = [0; 3];
+        }
+        for party in running.map(Live::party) {
+            if let Some(tenant) = self.tenants.get_mut(&party.tenant) {
+                let class = party.priority as usize;
+                self.running[class] += 1;
+                tenant.live[class] += 1;
+                tenant.running[class] += 1;
+            }
+        }
+        for (party, queue) in queues {
+            if let Some(tenant) = self.tenants.get_mut(&party.tenant) {
+                tenant.live[party.priority as usize] += queue.len();
+            }
+        }
+        self.measure();
+    }
+
+    fn measure(&mut self) {
+        (self.parties, self.weight, self.best) = (0, 0.0, Priority::Low);
+        for tenant in self.tenants.values() {
+            let classes = Priority::ALL.into_iter();
+            let mut at_work = classes.filter(|&class| tenant.live[class as usize] > 0);
+            if let Some(best) = at_work.next() {
+                self.parties += 1 + at_work.count();
+                self.weight += tenant.allowance.weight;
+                self.best = self.best.min(best);
+            }
+        }
+        let best = self.best as usize;
+        let equals = || self.tenants.values().filter(|tenant| tenant.live[best] > 0);
+        let floor = equals().map(|tenant| tenant.served).reduce(f64::min);
+        self.floor = self.floor.max(floor.unwrap_or(self.floor));
+        self.level = f64::INFINITY;
+        let (floor, most) = (self.floor, self.floor + MOST_AHEAD);
+        self.tenants.retain(|_, tenant| {
+            let wants = tenant.live[best] as f64;
+            if wants > 0.0 {
+                tenant.demand = match wants > tenant.demand {
+                    true => wants,
+                    false => tenant.demand + (wants - tenant.demand) / MEMORY,
+                };
+                self.level = self.level.min(tenant.demand / tenant.allowance.weight);
+            } else {
+                // Whoever comes back begins where the others are.
+                tenant.demand = 0.0;
+                tenant.served = tenant.served.max(floor);
+            }
+            tenant.served = tenant.served.min(most);
+            tenant.live != [0; 3] || tenant.served > floor
+        });
+    }
+
+    /// A sequence of this party starts.
+    pub(super) fn start(&mut self, party: Party, queues: &Queues) {
+        self.running[party.priority as usize] += 1;
+        if let Some(tenant) = self.tenants.get_mut(&party.tenant) {
+            tenant.running[party.priority as usize] += 1;
+        }
+        self.passed[party.priority as usize] = 0;
+        for class in Priority::ALL {
+            let waits = || queues.keys().any(|queue| queue.priority == class);
+            if class > party.priority && waits() {
+                self.passed[class as usize] += 1;
+            }
+        }
+    }
+
+    /// A tenant is served virtual tokens.
+    pub(super) fn charge(&mut self, tenant: TenantId, tokens: f64) {
+        if let Some(tenant) = self.tenants.get_mut(&tenant) {
+            tenant.served += tokens / tenant.allowance.weight;
+        }
+    }
+}
+
+// === Whose turn it is, and for how much ===
+
+impl Shares {
+    /// Whether all that runs or waits is of one party, which has everything then.
+    pub(super) fn is_alone(&self) -> bool {
+        self.parties <= 1
+    }
+
+    /// Whose turn it is among those that wait or are being read.
+    pub(super) fn turn(&self, party: Party, id: SequenceId) -> Turn {
+        let ahead = self.ahead(party.tenant);
+        Turn {
+            patient: self.passed[party.priority as usize] < AGING,
+            priority: party.priority,
+            // Saturates.
+            ahead: if ahead > QUANTUM { ahead as u64 } else { 0 },
+            id,
+        }
+    }
+
+    fn ahead(&self, tenant: TenantId) -> f64 {
+        let tenant = self.tenants.get(&tenant);
+        tenant.map_or(0.0, |tenant| tenant.served - self.floor)
+    }
+
+    /// Whose turn it is for rows beyond the quotas.
+    pub(super) fn served(&self, tenant: TenantId) -> u64 {
+        self.ahead(tenant).max(0.0) as u64
+    }
+
+    /// Whether whatever this party is given is surplus.
+    pub(super) fn is_surplus(&self, party: Party) -> bool {
+        !self.is_alone() && (party.priority > self.best || self.ahead(party.tenant) > AHEAD)
+    }
+
+    /// Rows that a party has for sure in every step.
+    pub(super) fn quota(&self, party: Party) -> usize {
+        if self.is_alone() {
+            return usize::MAX;
+        }
+        if party.priority > self.best {
+            return 0;
+        }
+        let tenant = self.tenants.get(&party.tenant);
+        let weight = tenant.map_or(1.0, |tenant| tenant.allowance.weight);
+        // Saturates.
+        ((weight * self.level) as usize).max(1)
+    }
+
+    /// How many sequences of a party may start, if so many rows cost little in all.
+    pub(super) fn may_start(&self, party: Party, cheap: usize) -> usize {
+        if self.is_alone() {
+            return usize::MAX;
+        }
+        let class = party.priority as usize;
+        let sure = match party.priority > self.best {
+            // One at a time, so that no class stands still.
+            true => usize::from(self.running[class] == 0),
+            false => {
+                let tenant = self.tenants.get(&party.tenant);
+                let running = tenant.map_or(0, |tenant| tenant.running[class]);
+                self.quota(party).saturating_sub(running)
+            }
+        };
+        let running: usize = self.running.iter().sum();
+        sure.max(cheap.saturating_sub(running))
+    }
+
+    /// A tenant's part of so many slots or blocks.
+    pub(super) fn part(&self, tenant: TenantId, total: usize) -> f64 {
+        let tenant = self.tenants.get(&tenant);
+        let weight = tenant.map_or(1.0, |tenant| tenant.allowance.weight);
+        total as f64 * weight / self.weight.max(weight)
+    }
+
+    /// Sequences of a tenant that run.
+    pub(super) fn running(&self, tenant: TenantId) -> usize {
+        let tenant = self.tenants.get(&tenant);
+        tenant.map_or(0, |tenant| tenant.running.iter().sum())
+    }
+
+    /// Most of so many blocks that a tenant may have.
+    pub(super) fn most_blocks(&self, tenant: TenantId, total: usize) -> usize {
+        let tenant = self.tenants.get(&tenant);
+        let share = tenant.map_or(1.0, |tenant| tenant.allowance.kv_share);
+        (share * total as f64) as usize
+    }
+}
