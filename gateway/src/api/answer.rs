@@ -27,19 +27,22 @@ pub(super) struct Head {
     /// Unix time in seconds.
     pub(super) created: u64,
     pub(super) model: String,
+    /// For those that asked for one.
+    pub(super) service_tier: Option<&'static str>,
 }
 
 impl Head {
     /// Names the software, so that answers of different versions can be told apart.
     pub(super) const FINGERPRINT: &str = concat!("realm-", env!("CARGO_PKG_VERSION"));
 
-    pub(super) fn new(prefix: &str, model: &str) -> Self {
+    pub(super) fn new(prefix: &str, model: &str, service_tier: Option<&'static str>) -> Self {
         Head {
             id: random::id(prefix),
             created: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |elapsed| elapsed.as_secs()),
             model: model.to_owned(),
+            service_tier,
         }
     }
 }
@@ -56,8 +59,16 @@ pub(super) fn finish_name(reason: FinishReason) -> &'static str {
 pub(super) fn limits(model: &Model, caller: &Caller) -> Result<ModelLimits, ApiError> {
     let limits = model.limits();
     let mut limits = limits.ok_or_else(|| ApiError::unavailable(LOADING, "it is being loaded"))?;
-    if let Some(most) = caller.tenant.settings().max_context {
+    let settings = caller.tenant.settings();
+    if let Some(most) = settings.max_context {
         limits.max_context = limits.max_context.min(most.get());
+    }
+    // A sequence that needs more than its tenant's part of the blocks would run past it.
+    let share = settings.allowance().kv_share;
+    if share < 1.0 {
+        let blocks = (share * f64::from(limits.block_count)) as u32;
+        let tokens = blocks.max(1).saturating_mul(limits.block_size);
+        limits.max_context = limits.max_context.min(tokens);
     }
     Ok(limits)
 }
@@ -85,8 +96,11 @@ pub(super) async fn submit<F: Format>(
 ) -> Result<Response<Body>, ApiError> {
     let output: u64 = sequences.iter().map(|s| u64::from(s.max_tokens)).sum();
     let tokens = run.prompt_tokens() as u64 + output;
+    let settings = caller.tenant.settings();
     for sequence in &mut sequences {
         sequence.tenant = caller.tenant.id;
+        sequence.allowance = settings.allowance();
+        sequence.priority = params.urgency.within(settings.priority());
     }
     let reservation = caller.tenant.reserve(sequences.len(), tokens)?;
     let generation = model.generate(sequences, Some(reservation))?;

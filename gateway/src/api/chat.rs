@@ -84,12 +84,13 @@ pub(super) async fn respond(
     let Request {
         messages, params, ..
     } = request;
+    let tier = params.urgency.tier(caller.tenant.settings().priority());
     let text = model.text.clone();
     let prompt = off_reactor(body.len(), move || encode(&text, &messages)).await??;
     // What an answer may have by default: all that there is room for.
     let default = caller.tenant.most_output(prompt.len(), params.n);
     let (sequences, run) = prepare(
-        Head::new("chatcmpl", &model.name),
+        Head::new("chatcmpl", &model.name, tier),
         &params,
         model.text.clone(),
         prompt,
@@ -180,6 +181,8 @@ struct Completion<'a> {
     created: u64,
     model: &'a str,
     system_fingerprint: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_tier: Option<&'static str>,
     choices: Vec<WholeChoice>,
     usage: Usage,
 }
@@ -206,6 +209,8 @@ struct Chunk<'a> {
     created: u64,
     model: &'a str,
     system_fingerprint: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    service_tier: Option<&'static str>,
     choices: &'a [ChunkChoice],
     /// Only there, as `null` or a value, if the client asked for usage.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -236,6 +241,7 @@ impl ChatFormat {
             created: self.head.created,
             model: &self.head.model,
             system_fingerprint: Head::FINGERPRINT,
+            service_tier: self.head.service_tier,
             choices,
             usage: self.include_usage.then_some(usage),
         });
@@ -313,6 +319,7 @@ impl Format for ChatFormat {
             created: self.head.created,
             model: &self.head.model,
             system_fingerprint: Head::FINGERPRINT,
+            service_tier: self.head.service_tier,
             choices: choices.collect(),
             usage,
         })

@@ -6,6 +6,8 @@ use crate::batching::sequence::{Event, FailReason, FinishReason};
 use crate::text::testing::chat_text;
 
 const LIMITS: ModelLimits = ModelLimits {
+    block_size: 16,
+    block_count: 1024,
     vocab_size: 280,
     max_context: 64,
 };
@@ -30,6 +32,7 @@ fn start(extra: Value) -> (Vec<Sequence>, Run<ChatFormat>) {
         id: "chatcmpl-1".into(),
         created: 7,
         model: "m".into(),
+        service_tier: None,
     };
     prepare(head, &request.params, text, prompt, LIMITS, u32::MAX).expect("fits")
 }
@@ -260,10 +263,6 @@ fn what_is_not_offered_is_refused_by_name() {
         ),
         (json!({"prediction": {}}), unsupported("prediction", "null")),
         (
-            json!({"service_tier": "flex"}),
-            unsupported("service_tier", "null, \"auto\" or \"default\""),
-        ),
-        (
             json!({"store": true}),
             unsupported("store", "null or false"),
         ),
@@ -330,7 +329,7 @@ fn what_is_not_offered_is_refused_by_name() {
 fn what_changes_nothing_is_accepted() {
     let request = request(json!({
         "tools": [], "tool_choice": "none", "functions": [], "function_call": "auto",
-        "response_format": {"type": "text"}, "modalities": ["text"], "service_tier": "auto",
+        "response_format": {"type": "text"}, "modalities": ["text"],
         "store": false, "parallel_tool_calls": true, "reasoning_effort": "none",
         "verbosity": "medium", "audio": null, "prediction": null, "web_search_options": null,
         "prompt_cache_retention": "in_memory", "prompt_cache_options": null,

@@ -95,12 +95,13 @@ pub(super) async fn respond(
         echo,
         ..
     } = request;
+    let tier = params.urgency.tier(caller.tenant.settings().priority());
     let text = model.text.clone();
     let offsets = echo && params.top_logprobs.is_some();
     let encode = move || prompts::encode(&text, prompts, echo, offsets);
     let encoded = off_reactor(body.len(), encode).await??;
     let (sequences, run) = prepare(
-        Head::new("cmpl", &model.name),
+        Head::new("cmpl", &model.name, tier),
         &params,
         model.text.clone(),
         encoded,

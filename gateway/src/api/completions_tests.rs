@@ -6,6 +6,8 @@ use crate::batching::sequence::{Event, FinishReason};
 use crate::text::testing::chat_text;
 
 const LIMITS: ModelLimits = ModelLimits {
+    block_size: 16,
+    block_count: 1024,
     vocab_size: 280,
     max_context: 64,
 };
@@ -28,6 +30,7 @@ fn start(body: Value) -> (Vec<Sequence>, Run<CompletionFormat>) {
         id: "cmpl-1".into(),
         created: 7,
         model: "m".into(),
+        service_tier: None,
     };
     prepare(
         head,

@@ -15,6 +15,7 @@ mod logprobs;
 mod messages;
 mod models;
 mod params;
+mod priority;
 mod prompts;
 pub(crate) mod random;
 mod run;

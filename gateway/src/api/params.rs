@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::Fields;
+use super::priority::Urgency;
 use super::random;
 use super::unsupported::{STREAM_OPTIONS, refuse};
 use crate::batching::sequence::{Allowance, Priority, Sequence, SequenceId, TenantId};
@@ -38,6 +39,7 @@ pub(super) struct Params {
     pub(super) stop: Vec<String>,
     pub(super) seed: Option<i64>,
     pub(super) stream: bool,
+    pub(super) urgency: Urgency,
     pub(super) include_usage: bool,
     /// Alternatives to report per token; `None` for no log-probabilities at all.
     pub(super) top_logprobs: Option<u32>,
@@ -71,6 +73,7 @@ impl Params {
             stop: stop(fields)?,
             seed: fields.integer("seed", i64::MIN..=i64::MAX)?,
             stream: fields.boolean("stream")?.unwrap_or(false),
+            urgency: Urgency::take(fields)?,
             include_usage: false,
             top_logprobs: None,
             stream_options: false,
@@ -160,8 +163,11 @@ impl Params {
         max_tokens: u32,
     ) -> Sequence {
         Sequence {
-            id: SequenceId(0),        // assigned on submission
-            tenant: TenantId::ANYONE, // so is this
+            // These four are assigned on submission.
+            id: SequenceId(0),
+            tenant: TenantId::ANYONE,
+            allowance: Allowance::default(),
+            priority: Priority::default(),
             prompt,
             max_tokens,
             sampling: Sampling {
@@ -169,8 +175,6 @@ impl Params {
                 ..self.sampling(text)
             },
             bias: self.bias.clone(),
-            allowance: Allowance::default(),
-            priority: Priority::default(),
             prompt_logprobs: false,
         }
     }

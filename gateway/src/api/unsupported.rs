@@ -33,10 +33,6 @@ fn text_format(value: &Value) -> bool {
     matches!(value.as_object(), Some(o) if o.len() == 1 && value["type"] == "text")
 }
 
-fn ordinary_tier(value: &Value) -> bool {
-    value == "auto" || value == "default"
-}
-
 fn no_choice(value: &Value) -> bool {
     value == "none" || value == "auto"
 }
@@ -65,11 +61,6 @@ pub(super) const CHAT: &[Unsupported] = &[
         "response_format",
         text_format,
         "null or {\"type\": \"text\"}",
-    ),
-    (
-        "service_tier",
-        ordinary_tier,
-        "null, \"auto\" or \"default\"",
     ),
     ("store", off, OFF),
     ("tool_choice", no_choice, "null, \"none\" or \"auto\""),

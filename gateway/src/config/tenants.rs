@@ -122,6 +122,11 @@ impl TenantSettings {
         }
     }
 
+    /// The best class that its requests may be in.
+    pub fn priority(&self) -> Priority {
+        self.priority.unwrap_or_default()
+    }
+
     /// Whether it may use a model.
     pub fn allows(&self, model: &str) -> bool {
         let models = self.models.as_ref();

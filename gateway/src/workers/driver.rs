@@ -12,10 +12,11 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 
-use super::generation::{Backlog, Cancel, Command, Places};
+use super::generation::{Backlog, Cancel, Command};
 use super::heartbeat::Heartbeat;
 use super::link::{Link, LinkError, MAX_TABLE};
 use super::process::{WorkerError, WorkerProcess, watch};
+use super::queue::Places;
 use super::{Shared, State};
 use crate::batching::{
     Allowance, Config, Event, FailReason, FinishReason, Limits, Priority, Scheduler, Sequence,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::queue::Places;
 use crate::batching::{Event, Sequence};
 use crate::tenants::Reservation;
 
@@ -72,42 +73,6 @@ pub(super) struct Start {
     pub(super) places: Places,
     /// What their tokens are counted on.
     pub(super) reservation: Option<Arc<Reservation>>,
-}
-
-/// Places in a model's queue: one per live sequence, given back when dropped.
-#[derive(Debug)]
-pub(super) struct Places {
-    live: Arc<AtomicUsize>,
-    count: usize,
-}
-
-impl Places {
-    /// Takes `count` places of `limit`, or none.
-    pub(super) fn take(live: &Arc<AtomicUsize>, count: usize, limit: usize) -> Option<Self> {
-        live.fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
-            n.checked_add(count).filter(|&n| n <= limit)
-        })
-        .ok()?;
-        Some(Places {
-            live: live.clone(),
-            count,
-        })
-    }
-
-    /// Takes one place out of these, to be given back on its own.
-    pub(super) fn split_one(&mut self) -> Option<Self> {
-        self.count = self.count.checked_sub(1)?;
-        Some(Places {
-            live: self.live.clone(),
-            count: 1,
-        })
-    }
-}
-
-impl Drop for Places {
-    fn drop(&mut self) {
-        self.live.fetch_sub(self.count, Ordering::AcqRel);
-    }
 }
 
 /// Events of one sequence that its request has not taken yet. When there are too many of them the

@@ -17,9 +17,10 @@ mod heartbeat;
 mod link;
 mod models;
 mod process;
+mod queue;
 
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -31,11 +32,12 @@ pub use generation::{Generation, Refused};
 pub use models::{ModelStatus, Models, SwapError, Version};
 pub use process::{WorkerError, default_binary};
 
-use crate::batching::Sequence;
+use crate::batching::{Sequence, TenantId};
 use crate::config::{ModelSource, ModelSpec, Workers};
 use crate::tenants::Reservation;
 use crate::text::Text;
-use generation::{Command, Places, Start};
+use generation::{Command, Start};
+use queue::Queue;
 
 /// Retry hint while a worker starts or the queue is full.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -70,6 +72,10 @@ pub struct ModelLimits {
     pub vocab_size: u32,
     /// Most tokens, prompt and output together.
     pub max_context: u32,
+    /// Positions per KV block.
+    pub block_size: u32,
+    /// KV blocks of the worker.
+    pub block_count: u32,
 }
 
 /// A model cannot be served.
@@ -91,7 +97,6 @@ pub struct Model {
     shared: Arc<Shared>,
     commands: mpsc::UnboundedSender<Command>,
     next_request: AtomicU64,
-    max_queue: usize,
 }
 
 /// What a model's driver and its requests share.
@@ -104,7 +109,7 @@ struct Shared {
     /// Of the worker that was ready last.
     info: Mutex<Option<ModelInfo>>,
     /// Sequences running or waiting.
-    live: Arc<AtomicUsize>,
+    queue: Arc<Queue>,
 }
 
 impl Shared {
@@ -144,9 +149,8 @@ impl Model {
             created,
             state: watch::Sender::new(State::Loading { fraction: 0.0 }),
             info: Mutex::new(None),
-            live: Arc::default(),
+            queue: Arc::new(Queue::new(settings.max_queue)),
         });
-        let max_queue = settings.max_queue;
         let name = spec.name.clone();
         let driver = driver::Driver::new(spec.clone(), settings, shared.clone(), inbox);
         tokio::spawn(async move {
@@ -159,7 +163,6 @@ impl Model {
             shared,
             commands,
             next_request: AtomicU64::new(0),
-            max_queue,
         })
     }
 
@@ -179,6 +182,8 @@ impl Model {
         Some(ModelLimits {
             vocab_size: info.vocab_size,
             max_context: info.max_context,
+            block_size: info.block_size,
+            block_count: info.block_count,
         })
     }
 
@@ -227,11 +232,13 @@ impl Model {
                 reason,
             });
         }
-        let (count, limit) = (sequences.len(), self.max_queue);
+        let (queue, count) = (&self.shared.queue, sequences.len());
+        let limit = queue.limit();
         if count > limit {
             return Err(Refused::TooMany { limit });
         }
-        let Some(places) = Places::take(&self.shared.live, count, limit) else {
+        let tenant = sequences.first().map_or(TenantId::ANYONE, |s| s.tenant);
+        let Some(places) = queue.take(tenant, count) else {
             return Err(Refused::QueueFull {
                 retry_after: RETRY_AFTER,
             });

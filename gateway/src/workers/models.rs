@@ -1,6 +1,5 @@
 //! The registry of served models, and how one version of a model takes the place of another.
 
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 
 use realm_shared::control::ModelInfo;
@@ -204,7 +203,7 @@ impl Shared {
             source: self.source.to_string(),
             created: self.created,
             state: self.state.borrow().clone(),
-            live_sequences: self.live.load(Ordering::Relaxed),
+            live_sequences: self.queue.len(),
             info: self.info(),
         }
     }

@@ -5,6 +5,7 @@ mod batch;
 mod line;
 mod live;
 mod pace;
+mod prefill;
 mod results;
 mod room;
 mod shares;

@@ -5,7 +5,7 @@
 //! nobody takes turns in pushing each other out. Only for what already runs does the youngest of
 //! all give way, whosever it is, so that the oldest gets what it needs in the end.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use super::SequenceView;
@@ -101,9 +101,8 @@ impl Attached {
     /// Makes way for the sequence whose turn it is to start, if there is no room for it. Whoever
     /// gives way has drawn a token since it started, so that nothing is read in vain for ever.
     /// Returns how many did.
-    pub(super) fn make_way(&mut self, line: &mut Line, cheap: usize) -> u64 {
-        let next = self.next(line, cheap, &BTreeSet::new());
-        let Some((_, live)) = next.filter(|(_, live)| !live.is_suspect()) else {
+    pub(super) fn make_way(&mut self, next: SequenceId, line: &mut Line) -> u64 {
+        let Some(live) = line.get(next).filter(|live| !live.is_suspect()) else {
             return 0;
         };
         let (party, shares) = (live.party(), &line.shares);

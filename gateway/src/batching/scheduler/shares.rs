@@ -27,13 +27,20 @@ const AHEAD: f64 = 4096.0;
 /// further ahead than this.
 const MOST_AHEAD: f64 = 2.0 * AHEAD;
 
-/// Within so many virtual tokens tenants have had the same, and the older sequence goes first: two
-/// short prompts are not to be read in turns.
-const QUANTUM: f64 = 256.0;
+/// The same, before nobody else's streams are slowed so that it is read soon.
+const HURRY: f64 = 1024.0;
+
+/// By so many virtual tokens a tenant may be further ahead than another one before what is being
+/// read for it is put aside for that: two short prompts are not to be read in turns.
+const QUANTUM: u64 = 256;
 
 /// Plans after which what a tenant wanted at once is mostly forgotten. Between the end of one
 /// request and the next one of the same client, it has not stopped to want.
 const MEMORY: f64 = 256.0;
+
+/// Plans for which a tenant still counts as at work when it has nothing to do any more: its clients
+/// may be about to send the next request.
+const PRESENCE: u32 = 16;
 
 /// Sequences of better classes that may start before one of a worse class that waits.
 const AGING: u32 = 8;
@@ -51,6 +58,8 @@ pub(super) type Queues = BTreeMap<Party, BTreeSet<SequenceId>>;
 /// Whose turn it is: the smaller one goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Turn {
+    /// It is not suspected of a worker's death: one that is ran before, and is to be cleared.
+    innocent: bool,
     /// Its class has not waited for too long.
     patient: bool,
     priority: Priority,
@@ -69,8 +78,24 @@ struct Tenant {
     live: [usize; 3],
     /// Those of them that run.
     running: [usize; 3],
+    /// The best class that it has sequences of, or had.
+    best: Priority,
+    /// Plans since it had any.
+    idle: u32,
     /// Sequences of the best class that it had at once of late.
     demand: f64,
+}
+
+impl Tenant {
+    /// Whether it is at work, or was just now.
+    fn is_present(&self) -> bool {
+        self.idle < PRESENCE
+    }
+
+    /// Whether it is at work with sequences of this class, the best one of all.
+    fn is_one_of(&self, best: Priority) -> bool {
+        self.is_present() && self.best == best
+    }
 }
 
 /// All tenants with sequences that run or wait, and those that are ahead.
@@ -119,6 +144,8 @@ impl Shares {
             served,
             live: [0; 3],
             running: [0; 3],
+            best: Priority::Low,
+            idle: PRESENCE,
             demand: 0.0,
         });
         entry.allowance = allowance;
@@ -149,24 +176,31 @@ impl Shares {
 
     fn measure(&mut self) {
         (self.parties, self.weight, self.best) = (0, 0.0, Priority::Low);
-        for tenant in self.tenants.values() {
+        for tenant in self.tenants.values_mut() {
             let classes = Priority::ALL.into_iter();
             let mut at_work = classes.filter(|&class| tenant.live[class as usize] > 0);
-            if let Some(best) = at_work.next() {
+            match at_work.next() {
+                Some(best) => (tenant.best, tenant.idle) = (best, 0),
+                None => tenant.idle = tenant.idle.saturating_add(1),
+            }
+            if tenant.is_present() {
                 self.parties += 1 + at_work.count();
                 self.weight += tenant.allowance.weight;
-                self.best = self.best.min(best);
+                self.best = self.best.min(tenant.best);
             }
         }
-        let best = self.best as usize;
-        let equals = || self.tenants.values().filter(|tenant| tenant.live[best] > 0);
-        let floor = equals().map(|tenant| tenant.served).reduce(f64::min);
+        let best = self.best;
+        let equals = self
+            .tenants
+            .values()
+            .filter(|tenant| tenant.is_one_of(best));
+        let floor = equals.map(|tenant| tenant.served).reduce(f64::min);
         self.floor = self.floor.max(floor.unwrap_or(self.floor));
         self.level = f64::INFINITY;
         let (floor, most) = (self.floor, self.floor + MOST_AHEAD);
         self.tenants.retain(|_, tenant| {
-            let wants = tenant.live[best] as f64;
-            if wants > 0.0 {
+            if tenant.is_one_of(best) {
+                let wants = tenant.live[best as usize] as f64;
                 tenant.demand = match wants > tenant.demand {
                     true => wants,
                     false => tenant.demand + (wants - tenant.demand) / MEMORY,
@@ -178,7 +212,7 @@ impl Shares {
                 tenant.served = tenant.served.max(floor);
             }
             tenant.served = tenant.served.min(most);
-            tenant.live != [0; 3] || tenant.served > floor
+            tenant.is_present() || tenant.served > floor
         });
     }
 
@@ -189,10 +223,14 @@ impl Shares {
             tenant.running[party.priority as usize] += 1;
         }
         self.passed[party.priority as usize] = 0;
-        for class in Priority::ALL {
-            let waits = || queues.keys().any(|queue| queue.priority == class);
-            if class > party.priority && waits() {
-                self.passed[class as usize] += 1;
+        for priority in Priority::ALL {
+            let first = Party {
+                priority,
+                tenant: TenantId::ANYONE,
+            };
+            let waits = || queues.range(first..).next();
+            if priority > party.priority && waits().is_some_and(|(of, _)| of.priority == priority) {
+                self.passed[priority as usize] += 1;
             }
         }
     }
@@ -213,15 +251,25 @@ impl Shares {
         self.parties <= 1
     }
 
-    /// Whose turn it is among those that wait or are being read.
-    pub(super) fn turn(&self, party: Party, id: SequenceId) -> Turn {
-        let ahead = self.ahead(party.tenant);
+    /// Whose turn it is to be read: of a sequence that waits to be.
+    pub(super) fn turn(&self, id: SequenceId, live: &Live) -> Turn {
+        let party = live.party();
         Turn {
+            innocent: !live.is_suspect(),
             patient: self.passed[party.priority as usize] < AGING,
             priority: party.priority,
             // Saturates.
-            ahead: if ahead > QUANTUM { ahead as u64 } else { 0 },
+            ahead: self.ahead(party.tenant).max(0.0) as u64,
             id,
+        }
+    }
+
+    /// The same of one that is being read, and is not to be put aside for little.
+    pub(super) fn turn_to_go_on(&self, id: SequenceId, live: &Live) -> Turn {
+        let turn = self.turn(id, live);
+        Turn {
+            ahead: turn.ahead.saturating_sub(QUANTUM),
+            ..turn
         }
     }
 
@@ -240,9 +288,19 @@ impl Shares {
         !self.is_alone() && (party.priority > self.best || self.ahead(party.tenant) > AHEAD)
     }
 
+    /// Tokens of a party's prompts that are worth hurrying for.
+    pub(super) fn hurry(&self, party: Party) -> u64 {
+        match (self.is_alone(), party.priority > self.best) {
+            (true, _) => u64::MAX,
+            (false, true) => 0,
+            // Saturates.
+            (false, false) => (HURRY - self.ahead(party.tenant)) as u64,
+        }
+    }
+
     /// Rows that a party has for sure in every step.
     pub(super) fn quota(&self, party: Party) -> usize {
-        if self.is_alone() {
+        if !self.is_surplus(party) {
             return usize::MAX;
         }
         if party.priority > self.best {
@@ -256,7 +314,7 @@ impl Shares {
 
     /// How many sequences of a party may start, if so many rows cost little in all.
     pub(super) fn may_start(&self, party: Party, cheap: usize) -> usize {
-        if self.is_alone() {
+        if !self.is_surplus(party) {
             return usize::MAX;
         }
         let class = party.priority as usize;

@@ -5,22 +5,22 @@
 //! flight alone when a worker dies once more was there both times, and fails; all others go on.
 //! So a poisonous sequence costs two workers, however large its company was.
 
-use std::collections::BTreeSet;
-
 use super::SequenceView;
 use super::attached::Attached;
 use super::batch::Batch;
 use super::line::Line;
+use super::live::Live;
+use super::shares::Turn;
 use crate::batching::sequence::SequenceId;
 
 impl Attached {
     /// The suspect whose turn it is: one that runs, or else the waiting sequence that is next if
     /// it is a suspect and there is room for it. A suspect that must wait for room lets others
     /// compute, as that is what makes the room.
-    pub(super) fn suspect(&self, line: &Line, cheap: usize) -> Option<SequenceId> {
+    pub(super) fn suspect(&self, next: Option<(Turn, &Live)>) -> Option<SequenceId> {
         let running = self.running.iter().find(|(_, r)| r.live.is_suspect());
         running.map(|(&id, _)| id).or_else(|| {
-            let (turn, next) = self.next(line, cheap, &BTreeSet::new())?;
+            let (turn, next) = next?;
             (next.is_suspect() && self.has_room(next)).then_some(turn.id)
         })
     }

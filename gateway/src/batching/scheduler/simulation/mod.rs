@@ -21,7 +21,7 @@ use super::STEPS_IN_FLIGHT;
 use crate::batching::limits::Limits;
 use crate::batching::sequence::{Allowance, Priority, Sequence, SequenceId, TenantId};
 pub(super) use model::VOCAB;
-use model::mix;
+pub(super) use model::mix;
 use world::{Lie, Simulation};
 
 #[derive(Debug, Clone)]

@@ -7,7 +7,7 @@ use crate::batching::sequence::{Sequence, TokenLogprobs};
 /// Tokens of the simulated model.
 pub(in super::super) const VOCAB: u32 = 40;
 
-pub(super) fn mix(a: u64, b: u64) -> u64 {
+pub(in crate::batching::scheduler) fn mix(a: u64, b: u64) -> u64 {
     let mut x = (a ^ b.rotate_left(32)).wrapping_add(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

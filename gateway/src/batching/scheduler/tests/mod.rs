@@ -5,6 +5,8 @@ mod ends;
 mod holds;
 mod prefixes;
 mod refusals;
+mod room;
+mod shares;
 mod steps;
 mod workers;
 
@@ -63,12 +65,7 @@ impl Rig {
             id: SequenceId(self.submitted),
             tenant: TenantId(tenant),
             prompt: (0..prompt).map(|token| token % VOCAB).collect(),
-            max_tokens,
-            sampling: Sampling::default(),
-            bias: [].into(),
-            allowance: Allowance::default(),
-            priority: Priority::default(),
-            prompt_logprobs: false,
+            ..blank(max_tokens)
         }
     }
 
@@ -106,6 +103,21 @@ impl Rig {
         events
             .filter(|(_, event)| !matches!(event, Event::Started { .. }))
             .collect()
+    }
+}
+
+/// A sequence of nobody, and of no prompt.
+fn blank(max_tokens: u32) -> Sequence {
+    Sequence {
+        id: SequenceId(0),
+        tenant: TenantId::ANYONE,
+        allowance: Allowance::default(),
+        priority: Priority::default(),
+        prompt: [].into(),
+        max_tokens,
+        sampling: Sampling::default(),
+        bias: [].into(),
+        prompt_logprobs: false,
     }
 }
 

@@ -15,6 +15,19 @@ impl Rig {
         id
     }
 
+    /// The same, but it begins in another way.
+    fn submit_unlike(&mut self, prompt: u32, max_tokens: u32) -> SequenceId {
+        let sequence = self.sequence(prompt, max_tokens);
+        let id = sequence.id;
+        let sequence = Sequence {
+            tenant: TenantId::ANYONE,
+            prompt: (0..prompt).rev().collect(),
+            ..sequence
+        };
+        self.scheduler.submit(sequence).expect("accepted");
+        id
+    }
+
     fn starts(&mut self) -> Vec<(SequenceId, usize)> {
         let events = std::iter::from_fn(|| self.scheduler.poll_event());
         events
@@ -133,7 +146,7 @@ fn what_another_is_about_to_compute_is_waited_for() {
 fn who_waits_for_another_keeps_nobody_else_waiting() {
     let mut rig = Rig::new(LIMITS);
     let [a, b] = std::array::from_fn(|_| rig.submit_alike(24, 4));
-    let other = rig.submit(8, 4);
+    let other = rig.submit_unlike(8, 4);
     assert_eq!(rig.plan().ids, [a]);
     rig.scheduler.steps_in_flight = 4;
     let plan = rig.plan();
