@@ -5,13 +5,14 @@
 //! ```
 
 use std::hint::black_box;
+use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 use realm_gateway::config::TenantTable;
-use realm_gateway::tenants::{Access, KeyFile, Keys};
+use realm_gateway::tenants::{Access, KeyFile, Keys, Ledger};
 
 const KEYS: usize = 10_000;
 const TENANTS: usize = 100;
@@ -25,7 +26,11 @@ fn main() -> anyhow::Result<()> {
         made.collect::<Result<Vec<_>, _>>()
             .context("random numbers")
     })?;
-    let access = Access::new(Some(Keys::open(&path)?), TenantTable::default());
+    let access = Access::new(
+        Some(Keys::open(&path)?),
+        TenantTable::default(),
+        Arc::new(Ledger::new(None)?),
+    );
     let shown = keys.iter().map(|key| {
         let value = format!("Bearer {}", key.reveal()).parse()?;
         anyhow::Ok(HeaderMap::from_iter([(AUTHORIZATION, value)]))

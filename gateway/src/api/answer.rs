@@ -86,10 +86,11 @@ pub(super) async fn off_reactor<T: Send + 'static>(
         .map_err(|_| ApiError::internal("The prompt could not be processed"))
 }
 
-/// Starts the generation and responds as the request asked.
+/// Starts the generation and responds as the request asked. `id` is that of the answer.
 pub(super) async fn submit<F: Format>(
     model: &Model,
     caller: &Caller,
+    id: String,
     mut sequences: Vec<Sequence>,
     run: Run<F>,
     params: &Params,
@@ -102,7 +103,7 @@ pub(super) async fn submit<F: Format>(
         sequence.allowance = settings.allowance();
         sequence.priority = params.urgency.within(settings.priority());
     }
-    let reservation = caller.tenant.reserve(sequences.len(), tokens)?;
+    let reservation = caller.reserve(id, &model.name, sequences.len(), tokens)?;
     let generation = model.generate(sequences, Some(reservation))?;
     if params.stream {
         Ok(respond_stream(run, generation, params.include_usage))

@@ -89,15 +89,10 @@ pub(super) async fn respond(
     let prompt = off_reactor(body.len(), move || encode(&text, &messages)).await??;
     // What an answer may have by default: all that there is room for.
     let default = caller.tenant.most_output(prompt.len(), params.n);
-    let (sequences, run) = prepare(
-        Head::new("chatcmpl", &model.name, tier),
-        &params,
-        model.text.clone(),
-        prompt,
-        limits,
-        default,
-    )?;
-    submit(&model, caller, sequences, run, &params).await
+    let head = Head::new("chatcmpl", &model.name, tier);
+    let id = head.id.clone();
+    let (sequences, run) = prepare(head, &params, model.text.clone(), prompt, limits, default)?;
+    submit(&model, caller, id, sequences, run, &params).await
 }
 
 fn encode(text: &Text, messages: &[Message]) -> Result<Vec<u32>, ApiError> {

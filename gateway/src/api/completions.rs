@@ -100,14 +100,10 @@ pub(super) async fn respond(
     let offsets = echo && params.top_logprobs.is_some();
     let encode = move || prompts::encode(&text, prompts, echo, offsets);
     let encoded = off_reactor(body.len(), encode).await??;
-    let (sequences, run) = prepare(
-        Head::new("cmpl", &model.name, tier),
-        &params,
-        model.text.clone(),
-        encoded,
-        limits,
-    )?;
-    submit(&model, caller, sequences, run, &params).await
+    let head = Head::new("cmpl", &model.name, tier);
+    let id = head.id.clone();
+    let (sequences, run) = prepare(head, &params, model.text.clone(), encoded, limits)?;
+    submit(&model, caller, id, sequences, run, &params).await
 }
 
 /// The sequences of all choices, and what becomes of their events.

@@ -180,6 +180,7 @@ pub(super) async fn respond_whole<F: Format>(
             whole.extend(delta);
         }
     }
+    generation.settled().await;
     let json = run.whole(deltas)?;
     Ok(body::json_response(StatusCode::OK, json.into()))
 }
@@ -223,6 +224,7 @@ pub(super) fn respond_stream<F: Format>(
                 }
             }
         }
+        generation.settled().await;
         yield run.stream_end(include_usage).unwrap_or_else(|error| error_event(&error));
     })
 }

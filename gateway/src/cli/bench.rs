@@ -14,7 +14,7 @@ use crate::bench::{self, Arrivals, Client, Summary, Work};
 use crate::config::{Listen, ModelSource, ModelSpec, TenantTable, WorkerSettings};
 use crate::http::{self, Bound};
 use crate::metrics;
-use crate::tenants::Access;
+use crate::tenants::{Access, Ledger};
 use crate::workers::{Model, Models};
 
 #[derive(Debug, clap::Args)]
@@ -166,7 +166,11 @@ async fn serve(workers: WorkerSettings, file: WorkerSettings) -> anyhow::Result<
     let model = Model::load(spec.clone(), workers.clone()).await?;
     model.ready().await?;
     let models = Models::new(vec![model], workers);
-    let access = Arc::new(Access::new(None, TenantTable::default()));
+    let access = Arc::new(Access::new(
+        None,
+        TenantTable::default(),
+        Arc::new(Ledger::new(None)?),
+    ));
     let never = std::future::pending();
     tokio::spawn(http::serve(bound, models, access, recorder, never));
     Ok((client, name))

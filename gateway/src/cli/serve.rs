@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use crate::config::{AccessSettings, File, ListenSettings, WorkerSettings};
 use crate::http::{self, Bound};
 use crate::metrics;
-use crate::tenants::{Access, Keys};
+use crate::tenants::{Access, Keys, Ledger};
 use crate::workers::{Model, Models};
 
 /// Exit code of a process that a second signal ended, as shells report SIGINT.
@@ -42,7 +42,9 @@ pub(super) async fn serve(
     };
     let listen = args.listen.resolve(file.server, keys.is_some())?;
     let workers = Arc::new(args.workers.resolve(file.worker)?);
-    let access = Arc::new(Access::new(keys.clone(), file.tenants));
+    let usage_log = args.access.usage_log.or(file.access.usage_log);
+    let ledger = open_ledger(usage_log)?;
+    let access = Arc::new(Access::new(keys.clone(), file.tenants, ledger));
     if args.check {
         println!("the settings are right");
         return Ok(ExitCode::SUCCESS);
@@ -94,6 +96,14 @@ pub(super) async fn serve(
         tracing::warn!("the drain timeout passed; ending the requests that still run");
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn open_ledger(log: Option<PathBuf>) -> anyhow::Result<Arc<Ledger>> {
+    let ledger = Ledger::new(log.clone()).with_context(|| {
+        let log = log.unwrap_or_default();
+        format!("cannot write to the usage log {}", log.display())
+    })?;
+    Ok(Arc::new(ledger))
 }
 
 /// Has tenants use what the config file says at each SIGHUP. Nothing else of it is read again.

@@ -103,7 +103,7 @@ pub struct WorkerSettings {
     #[arg(long, env = "REALM_MAX_QUEUE", value_name = "N")]
     pub max_queue: Option<usize>,
     /// How much longer, as a part, a step may take than one for a single sequence so that tenants
-    /// get more than their shares while others are at work [default: 0.2]
+    /// get more than their shares while others are at work [default: 0.1]
     #[arg(long, env = "REALM_SURPLUS", value_name = "PART")]
     pub surplus: Option<Surplus>,
     /// Seconds that one step may take before its worker counts as hung [default: 60]
@@ -121,6 +121,10 @@ pub struct AccessSettings {
     /// that anybody may call]
     #[arg(long, env = "REALM_API_KEYS", value_name = "FILE")]
     pub api_keys: Option<PathBuf>,
+    /// File that gets a line of JSON for each request that is over, with what it used [default:
+    /// none]
+    #[arg(long, env = "REALM_USAGE_LOG", value_name = "FILE")]
+    pub usage_log: Option<PathBuf>,
 }
 
 /// How to log.
@@ -203,6 +207,7 @@ pub struct File {
 #[serde(deny_unknown_fields)]
 struct Sections {
     api_keys: Option<PathBuf>,
+    usage_log: Option<PathBuf>,
     #[serde(default)]
     server: ListenSettings,
     #[serde(default)]
@@ -241,6 +246,7 @@ impl File {
         Ok(File {
             access: AccessSettings {
                 api_keys: sections.api_keys.map(|keys| folder.join(keys)),
+                usage_log: sections.usage_log.map(|log| folder.join(log)),
             },
             server: sections.server,
             worker: sections.worker,

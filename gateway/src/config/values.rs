@@ -60,7 +60,7 @@ impl Surplus {
 
 impl Default for Surplus {
     fn default() -> Self {
-        Surplus(0.2)
+        Surplus(0.1)
     }
 }
 

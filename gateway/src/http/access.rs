@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
-use http::{Method, Request, Response};
+use http::{Method, Request, Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
@@ -83,8 +83,15 @@ where
             }
             Err(over) => (None, refuse(request, "limited", over.into())),
         };
+        let ledger = self.access.ledger().clone();
         Box::pin(async move {
             let mut response = answer.await?;
+            // What was served is in the ledger already.
+            match response.status() {
+                StatusCode::TOO_MANY_REQUESTS => ledger.limited(&tenant.name),
+                status if status.is_client_error() => ledger.refused(&tenant.name),
+                _ => {}
+            }
             tell_left(&tenant, response.headers_mut());
             Ok(match permit {
                 Some(permit) => response.map(|inner| Held { inner, permit }.boxed_unsync()),

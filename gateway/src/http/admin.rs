@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{CONTENT_TYPE, HOST, HeaderValue, ORIGIN};
@@ -20,6 +21,7 @@ use super::api::read_json;
 use crate::api::{ApiError, Body};
 use crate::config::ModelSource;
 use crate::metrics::cache_config;
+use crate::tenants::Ledger;
 use crate::workers::{Models, State};
 
 const JSON: &str = "application/json";
@@ -30,21 +32,26 @@ const READ: &str = "GET, HEAD";
 const MAX_BODY: usize = 64 << 10;
 
 /// The admin endpoints as a service.
-pub(super) fn service(models: Models, metrics: PrometheusHandle) -> impl HttpService {
+pub(super) fn service(
+    models: Models,
+    metrics: PrometheusHandle,
+    ledger: Arc<Ledger>,
+) -> impl HttpService {
     service_fn(move |request: Request<Incoming>| {
-        let (models, metrics) = (models.clone(), metrics.clone());
-        async move { Ok::<_, Infallible>(route(&models, &metrics, request).await) }
+        let (models, metrics, ledger) = (models.clone(), metrics.clone(), ledger.clone());
+        async move { Ok::<_, Infallible>(route(&models, &metrics, &ledger, request).await) }
     })
 }
 
 async fn route(
     models: &Models,
     metrics: &PrometheusHandle,
+    ledger: &Ledger,
     request: Request<Incoming>,
 ) -> Response<Body> {
     let path = request.uri().path();
     if path.starts_with("/admin/") {
-        let answer = control(models, request).await;
+        let answer = control(models, ledger, request).await;
         return answer.unwrap_or_else(ApiError::into_response);
     }
     if !is_read(request.method()) {
@@ -60,13 +67,13 @@ async fn route(
             let infos = models
                 .iter()
                 .filter_map(|m| Some((m.name.as_str(), m.info()?)));
-            let text = metrics.render() + &cache_config(infos);
+            let text = metrics.render() + &cache_config(infos) + &ledger.metrics();
             respond(StatusCode::OK, PROMETHEUS, text)
         }
         _ => respond(
             StatusCode::NOT_FOUND,
             "text/plain",
-            "try /health, /ready, /metrics or /admin/models\n".into(),
+            "try /health, /ready, /metrics, /admin/models or /admin/usage\n".into(),
         ),
     }
 }
@@ -80,15 +87,23 @@ struct Swap {
 }
 
 /// The endpoints that show and change what is served.
-async fn control(models: &Models, request: Request<Incoming>) -> Result<Response<Body>, ApiError> {
+async fn control(
+    models: &Models,
+    ledger: &Ledger,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, ApiError> {
     check_caller(&request)?;
     let (method, path) = (request.method().clone(), request.uri().path().to_owned());
-    if path == "/admin/models" {
+    let shown = match path.as_str() {
+        "/admin/models" => Some(json!({"models": models.status()})),
+        "/admin/usage" => Some(ledger.report()),
+        _ => None,
+    };
+    if let Some(shown) = shown {
         if !is_read(&method) {
             return Err(ApiError::method_not_allowed(&method, READ));
         }
-        let all = json!({"models": models.status()});
-        return Ok(respond(StatusCode::OK, JSON, all.to_string()));
+        return Ok(respond(StatusCode::OK, JSON, shown.to_string()));
     }
     // Names may hold slashes.
     let name = path

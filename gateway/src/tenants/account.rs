@@ -12,11 +12,11 @@ use governor::{Quota, RateLimiter};
 use super::window::{Full, Window};
 use crate::config::TenantSettings;
 
-const MINUTE: Duration = Duration::from_secs(60);
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// When to ask again for what the end of a running request frees.
-const SOON: Duration = Duration::from_secs(1);
+pub(super) const SOON: Duration = Duration::from_secs(1);
 
 /// A request is above a limit of its tenant. Nothing was counted for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -203,7 +203,7 @@ impl Account {
         share
     }
 
-    fn start(&mut self, now: Instant) -> Result<(), OverLimit> {
+    pub(super) fn start(&mut self, now: Instant) -> Result<(), OverLimit> {
         if let Some(most) = self.settings.max_concurrent
             && self.concurrent >= most.get()
         {
@@ -220,7 +220,17 @@ impl Account {
         Ok(())
     }
 
-    fn reserve(&mut self, now: Instant, sequences: usize, tokens: u64) -> Result<(), OverLimit> {
+    /// A request is over.
+    pub(super) fn end(&mut self) {
+        self.concurrent -= 1;
+    }
+
+    pub(super) fn reserve(
+        &mut self,
+        now: Instant,
+        sequences: usize,
+        tokens: u64,
+    ) -> Result<(), OverLimit> {
         if let Some(most) = self.settings.max_queue
             && self.sequences.saturating_add(sequences) > most.get()
         {
@@ -256,157 +266,21 @@ impl Account {
         self.sequences += sequences;
         Ok(())
     }
-}
 
-/// A request of a tenant that runs. It counts as running until this is dropped.
-#[derive(Debug)]
-pub struct Permit {
-    account: Arc<Mutex<Account>>,
-}
-
-impl Permit {
-    pub(super) fn new(account: &Arc<Mutex<Account>>) -> Result<Self, OverLimit> {
-        lock(account).start(Instant::now())?;
-        let account = account.clone();
-        Ok(Permit { account })
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        lock(&self.account).concurrent -= 1;
-    }
-}
-
-/// What a running request may use. What it has not taken is given back when this is dropped.
-#[derive(Debug)]
-pub struct Reservation {
-    account: Arc<Mutex<Account>>,
-    sequences: usize,
-    /// Tokens reserved and not taken.
-    left: Mutex<u64>,
-}
-
-impl Reservation {
-    pub(super) fn new(
-        account: &Arc<Mutex<Account>>,
-        sequences: usize,
-        tokens: u64,
-    ) -> Result<Self, OverLimit> {
-        lock(account).reserve(Instant::now(), sequences, tokens)?;
-        Ok(Reservation {
-            account: account.clone(),
-            sequences,
-            left: Mutex::new(tokens),
-        })
+    /// Counts tokens that were reserved as used.
+    pub(super) fn take(&mut self, now: Instant, tokens: u64) {
+        self.minute.take(now, tokens);
+        self.day.take(now, tokens);
     }
 
-    /// Counts tokens that were computed, or found, for the request.
-    pub fn take(&self, tokens: u64) {
-        let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        let tokens = tokens.min(*left);
-        *left -= tokens;
-        let (now, mut account) = (Instant::now(), lock(&self.account));
-        account.minute.take(now, tokens);
-        account.day.take(now, tokens);
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        let left = *self.left.get_mut().unwrap_or_else(PoisonError::into_inner);
-        let mut account = lock(&self.account);
-        account.minute.release(left);
-        account.day.release(left);
-        account.sequences -= self.sequences;
+    /// Gives back what was reserved and not taken.
+    pub(super) fn release(&mut self, sequences: usize, tokens: u64) {
+        self.minute.release(tokens);
+        self.day.release(tokens);
+        self.sequences -= sequences;
     }
 }
 
 pub(super) fn lock(account: &Mutex<Account>) -> MutexGuard<'_, Account> {
     account.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn account(settings: &str) -> Arc<Mutex<Account>> {
-        let settings = toml::from_str(settings).expect("valid");
-        Arc::new(Mutex::new(Account::new(settings)))
-    }
-
-    #[test]
-    fn what_is_reserved_is_settled_by_what_is_taken() {
-        let account = account("tokens_per_minute = 100\ntokens_per_day = 150");
-        let reserve = |tokens| Reservation::new(&account, 1, tokens);
-        let left = || lock(&account).tokens_left(Instant::now()).expect("limited");
-        let first = reserve(80).expect("fits");
-        assert_eq!(left().remaining, 20);
-        let over = reserve(30).expect_err("does not fit");
-        assert_eq!((over.limit, over.most), (Limit::Tokens(30), 100));
-        first.take(10);
-        drop(first);
-        assert_eq!(
-            left().remaining,
-            90,
-            "70 were given back, by an end of any kind"
-        );
-        assert!(left().reset > Duration::from_secs(59));
-
-        let over = reserve(101).expect_err("never fits");
-        assert_eq!((over.limit, over.retry_after), (Limit::Tokens(101), None));
-        assert_eq!(left().remaining, 90, "who is refused takes nothing");
-        assert_eq!(lock(&account).concurrent, 0);
-
-        let second = reserve(90).expect("fits");
-        second.take(90);
-        second.take(1); // no more than was reserved
-        drop(second);
-        assert_eq!(left().remaining, 0);
-        lock(&account).configure(toml::from_str("tokens_per_day = 150").expect("valid"));
-        let over = reserve(51).expect_err("100 of 150 are taken");
-        assert_eq!((over.limit, over.most), (Limit::DailyTokens(51), 150));
-        assert_eq!(over.retry_after, None);
-        let third = reserve(50).expect("fits");
-        let over = reserve(50).expect_err("50 of 150 are reserved");
-        assert_eq!(
-            (over.limit, over.retry_after),
-            (Limit::DailyTokens(50), Some(SOON))
-        );
-        drop(third);
-    }
-
-    #[test]
-    fn requests_are_limited_by_the_minute_and_at_once() {
-        let account = account("requests_per_minute = 2\nmax_concurrent = 1\nmax_queue = 3");
-        let permit = Permit::new(&account).expect("the first");
-        let over = Permit::new(&account).expect_err("two at once");
-        assert_eq!((over.limit, over.most), (Limit::Concurrency, 1));
-        let left = || {
-            lock(&account)
-                .requests_left(Instant::now())
-                .expect("limited")
-        };
-        assert_eq!((left().limit, left().remaining), (2, 1));
-        drop(permit);
-        let over = Reservation::new(&account, 4, 0).expect_err("four sequences");
-        assert_eq!((over.limit, over.retry_after), (Limit::Queue, None));
-        drop(Reservation::new(&account, 3, 0).expect("three sequences"));
-        drop(Permit::new(&account).expect("the first is over"));
-        let over = Permit::new(&account).expect_err("the third in a minute");
-        assert_eq!((over.limit, over.most), (Limit::Requests, 2));
-        let wait = over.retry_after.expect("soon");
-        assert!(
-            wait > Duration::from_secs(25) && wait <= Duration::from_secs(30),
-            "{wait:?}"
-        );
-        // The next one is to come when that one has had its turn, and nobody later than in a minute.
-        let waits = [(); 3].map(|()| {
-            let over = Permit::new(&account).expect_err("the third in a minute");
-            over.retry_after.expect("some day")
-        });
-        assert!(waits[0] > wait + Duration::from_secs(25), "{waits:?}");
-        assert!(waits[1..].iter().all(|&wait| wait <= MINUTE), "{waits:?}");
-        assert_eq!((left().remaining, lock(&account).sequences), (0, 0));
-    }
 }

@@ -7,6 +7,8 @@
 mod account;
 mod key_file;
 mod keys;
+mod ledger;
+mod reservation;
 mod window;
 
 use std::collections::HashMap;
@@ -18,10 +20,13 @@ use http::HeaderMap;
 use http::header::AUTHORIZATION;
 
 use account::{Account, lock};
-pub use account::{Left, Limit, OverLimit, Permit, Reservation};
+pub use account::{Left, Limit, OverLimit};
 use key_file::LENGTH;
 pub use key_file::{KeyFile, KeyFileError, KeyRecord, KeyState, Secret, prefix};
 pub use keys::{BadKey, Keys};
+pub use ledger::{Ledger, Outcome};
+use reservation::Asked;
+pub use reservation::{Permit, Reservation};
 
 use crate::batching::TenantId;
 use crate::config::{TenantSettings, TenantTable};
@@ -61,14 +66,6 @@ impl Tenant {
         Permit::new(&self.account)
     }
 
-    /// Reserves what a request may use: all of its prompts, and as many tokens as may be generated.
-    ///
-    /// # Errors
-    /// If that is more than the tenant may use now.
-    pub fn reserve(&self, sequences: usize, tokens: u64) -> Result<Reservation, OverLimit> {
-        Reservation::new(&self.account, sequences, tokens)
-    }
-
     /// What is left of its requests and of its tokens by the minute, where these are limited.
     pub fn left(&self) -> (Option<Left>, Option<Left>) {
         let (now, mut account) = (Instant::now(), lock(&self.account));
@@ -92,6 +89,35 @@ pub struct Caller {
     pub tenant: Arc<Tenant>,
     /// The key that was shown, where there are keys.
     pub key: Option<Arc<KeyRecord>>,
+    /// Where it is written what the request uses.
+    ledger: Arc<Ledger>,
+}
+
+impl Caller {
+    /// Reserves what a request may use: all of its prompts, and as many tokens as may be generated.
+    /// `id` is the name that its answer has.
+    ///
+    /// # Errors
+    /// If that is more than the tenant may use now.
+    pub fn reserve(
+        &self,
+        id: String,
+        model: &str,
+        sequences: usize,
+        tokens: u64,
+    ) -> Result<Reservation, OverLimit> {
+        let asked = Asked {
+            id,
+            account: ledger::Account {
+                tenant: self.tenant.name.clone(),
+                key: self.key.as_ref().map(|key| key.prefix.clone()),
+                model: model.to_owned(),
+            },
+            sequences,
+            tokens,
+        };
+        Reservation::new(&self.tenant.account, &self.ledger, asked)
+    }
 }
 
 /// A request shows no key that is any good.
@@ -116,6 +142,7 @@ pub struct Access {
     /// Without keys, everybody is one tenant.
     keys: Option<Arc<Keys>>,
     tenants: Mutex<Tenants>,
+    ledger: Arc<Ledger>,
 }
 
 /// All tenants that were seen.
@@ -129,10 +156,11 @@ struct Tenants {
 
 impl Access {
     /// With what is configured.
-    pub fn new(keys: Option<Arc<Keys>>, table: TenantTable) -> Self {
+    pub fn new(keys: Option<Arc<Keys>>, table: TenantTable, ledger: Arc<Ledger>) -> Self {
         let anyone = Tenant::new(TenantId::ANYONE, ANYONE, &table);
         Access {
             keys,
+            ledger,
             tenants: Mutex::new(Tenants {
                 table,
                 by_name: HashMap::new(),
@@ -149,7 +177,7 @@ impl Access {
     pub fn caller(&self, headers: &HeaderMap) -> Result<Caller, Unauthenticated> {
         let Some(keys) = &self.keys else {
             let tenant = self.lock().anyone.clone();
-            return Ok(Caller { tenant, key: None });
+            return Ok(self.call(tenant, None));
         };
         let shown = bearer(headers).ok_or(Unauthenticated::Missing)?;
         let key = keys.check(shown).map_err(|why| Unauthenticated::Bad {
@@ -159,10 +187,22 @@ impl Access {
                 .map(str::to_owned),
             why,
         })?;
-        Ok(Caller {
-            tenant: self.lock().get(&key.tenant),
-            key: Some(key),
-        })
+        let tenant = self.lock().get(&key.tenant);
+        Ok(self.call(tenant, Some(key)))
+    }
+
+    fn call(&self, tenant: Arc<Tenant>, key: Option<Arc<KeyRecord>>) -> Caller {
+        let ledger = self.ledger.clone();
+        Caller {
+            tenant,
+            key,
+            ledger,
+        }
+    }
+
+    /// Where it is written what is used.
+    pub fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
     }
 
     /// What tenants may use from here on. What runs goes on.
@@ -203,6 +243,10 @@ fn bearer(headers: &HeaderMap) -> Option<&str> {
 mod tests {
     use super::*;
 
+    fn ledger() -> Arc<Ledger> {
+        Arc::new(Ledger::new(None).expect("nothing to write"))
+    }
+
     fn headers(authorization: &str) -> HeaderMap {
         let value = authorization.parse().expect("a header");
         HeaderMap::from_iter([(AUTHORIZATION, value)])
@@ -219,6 +263,7 @@ mod tests {
         let access = Access::new(
             Some(Keys::open(&path).expect("reads")),
             TenantTable::default(),
+            ledger(),
         );
         let tenant = |key: &str| access.caller(&headers(key)).map(|caller| caller.tenant);
         let [first, second, other] = keys.map(|key| {
@@ -254,7 +299,7 @@ mod tests {
 
     #[test]
     fn without_keys_all_are_one() {
-        let access = Access::new(None, TenantTable::default());
+        let access = Access::new(None, TenantTable::default(), ledger());
         let id = |headers| access.caller(&headers).map(|caller| caller.tenant.id);
         assert_eq!(id(HeaderMap::new()), Ok(TenantId::ANYONE));
         assert_eq!(id(headers("Bearer sk-none")), Ok(TenantId::ANYONE));

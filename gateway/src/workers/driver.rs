@@ -24,7 +24,7 @@ use crate::batching::{
 };
 use crate::config::{ModelSpec, Workers};
 use crate::metrics::ModelMetrics;
-use crate::tenants::Reservation;
+use crate::tenants::{Outcome, Reservation};
 
 /// Shortest and longest pause before a worker that ended is replaced.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(30));
@@ -82,17 +82,21 @@ struct Live {
 
 impl Live {
     /// Counts what the request's tenant gets by an event.
-    fn settle(&self, event: &Event) {
+    fn settle(&self, event: &Event, now: Instant) {
+        let Some(reservation) = &self.reservation else {
+            return;
+        };
         match event {
-            Event::Started { .. } if !self.shares_prompt => self.take(self.prompt_tokens as u64),
-            Event::Token { .. } => self.take(1),
-            _ => {}
-        }
-    }
-
-    fn take(&self, tokens: u64) {
-        if let Some(reservation) = &self.reservation {
-            reservation.take(tokens);
+            Event::Started { cached } => {
+                reservation.queued(now - self.submitted);
+                if !self.shares_prompt {
+                    reservation.prompt(self.prompt_tokens as u64, *cached as u64);
+                }
+            }
+            Event::Token { .. } => reservation.generated(1),
+            Event::Finished(_) => reservation.ended(Outcome::Completed),
+            Event::Failed(_) => reservation.ended(Outcome::Failed),
+            Event::PromptLogprobs { .. } => {}
         }
     }
 }
@@ -309,9 +313,15 @@ impl Driver {
         let now = Instant::now();
         while let Some((result, busy)) = link.poll()? {
             let number = result.number;
-            self.scheduler
-                .complete(now, busy, result)
+            let parts = self.scheduler.complete(now, busy, result);
+            let parts = parts
                 .map_err(|e| WorkerError::Violation(format!("result of step {number}: {e}")))?;
+            for (id, part) in parts {
+                let live = self.live.get(&id);
+                if let Some(reservation) = live.and_then(|live| live.reservation.as_ref()) {
+                    reservation.computed(part);
+                }
+            }
             self.metrics.step(busy);
         }
         Ok(())
@@ -397,13 +407,20 @@ impl Driver {
                 let Some(live) = self.live.remove(&id) else {
                     return;
                 };
-                live.take(unheard as u64);
-                match why {
+                let outcome = match why {
                     Cancel::Satisfied => {
                         let finished = Event::Finished(FinishReason::Stop);
                         self.metrics.ended(&finished, now - live.submitted);
+                        Outcome::Completed
                     }
-                    Cancel::Abandoned => self.metrics.abandoned(),
+                    Cancel::Abandoned => {
+                        self.metrics.abandoned();
+                        Outcome::Cancelled
+                    }
+                };
+                if let Some(reservation) = &live.reservation {
+                    reservation.generated(unheard as u64);
+                    reservation.ended(outcome);
                 }
             }
             Command::Resume { request, index } => {
@@ -469,7 +486,7 @@ impl Driver {
                     Some(last) => self.metrics.next_token(now - last),
                 }
             }
-            live.settle(&event);
+            live.settle(&event, now);
             if !event.is_last() {
                 // A request that is gone cancels its sequences by itself.
                 let _ = live.events.send((live.index, event));

@@ -119,8 +119,6 @@ pub struct Generation {
     backlogs: Vec<Arc<Backlog>>,
     events: mpsc::UnboundedReceiver<(usize, Event)>,
     commands: mpsc::UnboundedSender<Command>,
-    /// Held until the request is over, however it ends.
-    _reservation: Option<Arc<Reservation>>,
 }
 
 impl Generation {
@@ -129,7 +127,6 @@ impl Generation {
         backlogs: Vec<Arc<Backlog>>,
         events: mpsc::UnboundedReceiver<(usize, Event)>,
         commands: mpsc::UnboundedSender<Command>,
-        reservation: Option<Arc<Reservation>>,
     ) -> Self {
         Generation {
             request,
@@ -137,7 +134,6 @@ impl Generation {
             backlogs,
             events,
             commands,
-            _reservation: reservation,
         }
     }
 
@@ -173,6 +169,12 @@ impl Generation {
     /// string matched. It sends nothing more.
     pub fn cancel(&mut self, index: usize) {
         self.end(index, Cancel::Satisfied);
+    }
+
+    /// Resolves when nothing is left of the request: all of it is counted, and given back.
+    pub async fn settled(&mut self) {
+        // The driver lets go of its end with the last of the sequences.
+        while self.events.recv().await.is_some() {}
     }
 
     fn end(&mut self, index: usize, why: Cancel) {

@@ -247,13 +247,16 @@ impl Model {
         let backlogs: Vec<_> = sequences.iter().map(|_| Arc::default()).collect();
         let request = self.next_request.fetch_add(1, Ordering::Relaxed);
         let reservation = reservation.map(Arc::new);
+        if let Some(reservation) = &reservation {
+            reservation.begin();
+        }
         let start = Start {
             request,
             sequences,
             events: sender,
             places,
             backlogs: backlogs.clone(),
-            reservation: reservation.clone(),
+            reservation,
         };
         if self.commands.send(Command::Start(start)).is_err() {
             let reason = "the gateway is shutting down".to_owned();
@@ -267,7 +270,6 @@ impl Model {
             backlogs,
             events,
             self.commands.clone(),
-            reservation,
         ))
     }
 }

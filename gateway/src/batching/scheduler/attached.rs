@@ -66,7 +66,9 @@ pub(super) struct Row {
     pub(super) id: SequenceId,
     /// Whether it draws a token.
     pub(super) draws: bool,
-    /// Position after the last one that it computes.
+    /// Positions that it computes.
+    pub(super) count: usize,
+    /// Position after the last of them.
     pub(super) end: usize,
     /// Alternatives to report of a token drawn; None for no log-probabilities.
     pub(super) top_logprobs: Option<usize>,
@@ -232,6 +234,23 @@ impl Attached {
         self.deadline = None;
         self.pace.learn(step.decodes, step.prefill, busy);
         Ok(step)
+    }
+
+    /// What part of a step's time was for each of its sequences: a decode counts as much as the
+    /// tokens of prefill that it takes as long as.
+    pub(super) fn parts(&self, step: &Step, busy: Duration) -> Vec<(SequenceId, Duration)> {
+        let row = self.pace.row_cost(step.decodes);
+        let weights = step
+            .rows
+            .iter()
+            .enumerate()
+            .map(|(at, of)| match at < step.decodes {
+                true => row,
+                false => of.count as f64,
+            });
+        let all: f64 = weights.clone().sum();
+        let parts = weights.map(|weight| busy.mul_f64(weight / all));
+        step.rows.iter().map(|row| row.id).zip(parts).collect()
     }
 
     /// Gives the oldest step in flight its deadline, unless it has one: the worker computes one

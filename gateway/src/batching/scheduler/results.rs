@@ -7,10 +7,11 @@ use realm_shared::wire::result::NO_NUMBER;
 use super::Scheduler;
 use super::attached::{Row, Step};
 use crate::batching::plan::{Expected, ResultError, StepResult, check_len, check_token};
-use crate::batching::sequence::{Event, FailReason, FinishReason};
+use crate::batching::sequence::{Event, FailReason, FinishReason, SequenceId};
 
 impl Scheduler {
     /// Takes the answer to the oldest step in flight, which took the worker as long as `busy`.
+    /// Returns each sequence's part of that time.
     ///
     /// # Errors
     /// If it cannot be the answer. Nothing has changed then; replace the worker and call
@@ -20,7 +21,7 @@ impl Scheduler {
         now: Instant,
         busy: Duration,
         result: StepResult<'_>,
-    ) -> Result<(), ResultError> {
+    ) -> Result<Vec<(SequenceId, Duration)>, ResultError> {
         let Some(worker) = &mut self.worker else {
             return Err(ResultError::Unasked {
                 number: result.number,
@@ -28,10 +29,11 @@ impl Scheduler {
         };
         let step = worker.answer(&result, busy)?;
         worker.start_clock(now, self.config.step_timeout);
+        let parts = worker.parts(&step, busy);
         for (index, row) in step.rows.iter().enumerate() {
             self.take_row(&step, row, index, &result);
         }
-        Ok(())
+        Ok(parts)
     }
 
     /// Takes one row's result, wherever its sequence is by now: running, preempted, or ended.

@@ -110,6 +110,7 @@ impl Running {
         Row {
             id,
             draws,
+            count,
             end,
             top_logprobs,
             first_target: first + scored.start.saturating_sub(start),
