@@ -308,5 +308,13 @@ fn settings_can_be_checked_without_serving() {
     assert!(!status.success() && said.contains("keys.json"), "{said}");
     place.key("acme");
     let (status, said) = fail_to_start(&["--check", "--config", config]);
+    assert!(status.success() && !said.contains("not served"), "{said}");
+    place.configure("[[tenant]]\nid = \"acme\"\nmodels = [\"realm-tiny\", \"large\"]");
+    let (status, said) = fail_to_start(&["--check", "--config", config]);
     assert!(status.success(), "{said}");
+    let warned = said.lines().find(|line| line.contains("not served"));
+    assert!(
+        warned.is_some_and(|line| line.contains("acme") && line.contains("large")),
+        "{said}"
+    );
 }

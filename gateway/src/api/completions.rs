@@ -95,12 +95,11 @@ pub(super) async fn respond(
         echo,
         ..
     } = request;
-    let tier = params.urgency.tier(caller.tenant.settings().priority());
     let text = model.text.clone();
     let offsets = echo && params.top_logprobs.is_some();
     let encode = move || prompts::encode(&text, prompts, echo, offsets);
     let encoded = off_reactor(body.len(), encode).await??;
-    let head = Head::new("cmpl", &model.name, tier);
+    let head = Head::new("cmpl", &model.name, None);
     let id = head.id.clone();
     let (sequences, run) = prepare(head, &params, model.text.clone(), encoded, limits)?;
     submit(&model, caller, id, sequences, run, &params).await

@@ -172,7 +172,13 @@ pub(super) async fn respond_whole<F: Format>(
         let Some((index, event)) = generation.next().await else {
             break;
         };
-        let (delta, cancel) = run.push(index, event)?;
+        let (delta, cancel) = match run.push(index, event) {
+            Ok(pushed) => pushed,
+            Err(error) => {
+                generation.settle().await;
+                return Err(error);
+            }
+        };
         if cancel {
             generation.cancel(index);
         }
@@ -180,7 +186,7 @@ pub(super) async fn respond_whole<F: Format>(
             whole.extend(delta);
         }
     }
-    generation.settled().await;
+    generation.settle().await;
     let json = run.whole(deltas)?;
     Ok(body::json_response(StatusCode::OK, json.into()))
 }
@@ -219,12 +225,13 @@ pub(super) fn respond_stream<F: Format>(
                     }
                 }
                 Err(error) => {
+                    generation.settle().await;
                     yield error_event(&error);
                     return;
                 }
             }
         }
-        generation.settled().await;
+        generation.settle().await;
         yield run.stream_end(include_usage).unwrap_or_else(|error| error_event(&error));
     })
 }

@@ -44,6 +44,16 @@ pub(super) async fn serve(
     let workers = Arc::new(args.workers.resolve(file.worker)?);
     let usage_log = args.access.usage_log.or(file.access.usage_log);
     let ledger = open_ledger(usage_log)?;
+    let served: Vec<_> = workers
+        .models
+        .iter()
+        .map(|model| model.name.as_str())
+        .collect();
+    for (tenant, model) in file.tenants.unserved(&served) {
+        // Another gateway that shares the file may serve it.
+        let tenant = tenant.unwrap_or("everybody");
+        tracing::warn!(tenant, model, "may be used, and is not served");
+    }
     let access = Arc::new(Access::new(keys.clone(), file.tenants, ledger));
     if args.check {
         println!("the settings are right");

@@ -171,6 +171,21 @@ impl TenantTable {
         Ok(TenantTable { defaults, named })
     }
 
+    /// Models that are named for tenants and not among those that are served, each with the tenant;
+    /// no tenant where it is for all.
+    pub fn unserved<'a>(
+        &'a self,
+        served: &'a [&str],
+    ) -> impl Iterator<Item = (Option<&'a str>, &'a str)> {
+        let own = |settings: &&TenantSettings| settings.models != self.defaults.models;
+        let named = self.named.values().filter(own);
+        let models = named.chain([&self.defaults]).flat_map(|settings| {
+            let models = settings.models.iter().flatten();
+            models.map(|model| (settings.id.as_deref(), model.as_str()))
+        });
+        models.filter(|(_, model)| !served.contains(model))
+    }
+
     /// What a tenant may use; one that is not named, what `[tenant_defaults]` say.
     pub fn of(&self, name: &str) -> &TenantSettings {
         self.named.get(name).unwrap_or(&self.defaults)

@@ -15,8 +15,9 @@ use metrics_exporter_prometheus::formatting::{
 };
 use serde::Serialize;
 
-/// Tenants that metrics name; all others are `other`.
+/// Tenants that metrics name, and what all others are called.
 const NAMED: usize = 1000;
+const OTHER: &str = "other";
 
 /// How a request ended. Of several sequences, the last of these that one of them came to counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -215,8 +216,8 @@ impl Ledger {
             #[serde(flatten)]
             sums: &'a Sums,
         }
-        let books = self.lock();
-        let usage = books.accounts.iter();
+        let accounts = self.lock().accounts.clone();
+        let usage = accounts.iter();
         let usage: Vec<_> = usage
             .map(|(account, sums)| Line { account, sums })
             .collect();
@@ -234,7 +235,10 @@ impl Ledger {
                 for (_, sums) in rest {
                     other.add(sums);
                 }
-                tenants.push(("other".to_owned(), other));
+                match tenants.iter_mut().find(|(name, _)| name == OTHER) {
+                    Some((_, sums)) => sums.add(&other),
+                    None => tenants.push((OTHER.to_owned(), other)),
+                }
             }
             tenants
         };

@@ -369,7 +369,7 @@ impl Driver {
                     let before = prompt.replace(sequence.prompt.clone());
                     let id = self.new_id();
                     sequence.id = id;
-                    let live = Live {
+                    let mut live = Live {
                         request: start.request,
                         index,
                         events: start.events.clone(),
@@ -384,6 +384,7 @@ impl Driver {
                     };
                     if let Err(refused) = self.scheduler.submit(sequence) {
                         tracing::error!(%refused, "a sequence that was admitted is refused");
+                        (live.reservation, live.place) = (None, None);
                         live.backlog.push();
                         let _ = live
                             .events
@@ -404,7 +405,7 @@ impl Driver {
                     return;
                 };
                 let unheard = self.scheduler.cancel(id);
-                let Some(live) = self.live.remove(&id) else {
+                let Some(mut live) = self.live.remove(&id) else {
                     return;
                 };
                 let outcome = match why {
@@ -418,10 +419,13 @@ impl Driver {
                         Outcome::Cancelled
                     }
                 };
-                if let Some(reservation) = &live.reservation {
+                if let Some(reservation) = live.reservation.take() {
                     reservation.generated(unheard as u64);
                     reservation.ended(outcome);
                 }
+                // Its request may wait for the end of `events`, and finds all given back then.
+                live.place = None;
+                drop(live);
             }
             Command::Resume { request, index } => {
                 if let Some(&id) = self.by_request.get(&(request, index)) {

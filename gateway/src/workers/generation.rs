@@ -171,8 +171,12 @@ impl Generation {
         self.end(index, Cancel::Satisfied);
     }
 
-    /// Resolves when nothing is left of the request: all of it is counted, and given back.
-    pub async fn settled(&mut self) {
+    /// Ends what still runs, and resolves when nothing is left of the request: all of it is counted,
+    /// and given back.
+    pub async fn settle(&mut self) {
+        for index in 0..self.live.len() {
+            self.end(index, Cancel::Abandoned);
+        }
         // The driver lets go of its end with the last of the sequences.
         while self.events.recv().await.is_some() {}
     }

@@ -7,7 +7,7 @@ use crate::batching::TenantId;
 
 /// A tenant that has sequences in the queue already may have up to so many times as many as there
 /// are free places left (Choudhury and Hahne, "Dynamic Queue Length Thresholds for Shared-Memory
-/// Packet Switches", 1998): however many it sends, there is a place for the first of everybody else.
+/// Packet Switches", 1998): however many it sends, it does not fill the queue alone.
 const GREED: usize = 8;
 
 /// The places of a model's queue, each for a sequence that runs or waits.

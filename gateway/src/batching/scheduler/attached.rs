@@ -39,8 +39,8 @@ pub(super) struct Running {
     pub(super) computed: usize,
     /// Blocks from the front that can be shared.
     pub(super) named: usize,
-    /// Tokens that it had when it started here.
-    pub(super) began: usize,
+    /// Tokens that it had when it started here, and positions that were found.
+    pub(super) began: (usize, usize),
     /// The last row it had: number of the step, and its place in it. Zeros for none.
     pub(super) served: (u64, usize),
 }
@@ -82,6 +82,13 @@ impl Running {
     /// Positions that can be computed now.
     pub(super) fn remaining(&self) -> usize {
         self.live.len().min(self.extent.positions) - self.computed
+    }
+
+    /// Whether to start it again later costs little that is done: it has drawn a token since it
+    /// started, or nothing was read of it yet.
+    pub(super) fn may_wait(&self) -> bool {
+        let (tokens, found) = self.began;
+        self.live.known() > tokens || self.computed == found
     }
 
     /// Lets others share the blocks that are full with what is sent by now. The worker executes

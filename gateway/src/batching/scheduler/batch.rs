@@ -130,7 +130,11 @@ impl Attached {
         if suspect.is_some_and(|id| self.try_alone(id, batch, line, reserve, preempted)) {
             return;
         }
-        *preempted += self.make_room(line, |_| true);
+        let evicted = self.make_room(line, |_| true);
+        if evicted > 0 {
+            line.count(self.running.values().map(|running| &running.live));
+        }
+        *preempted += evicted;
         *preempted += next.map_or(0, |next| self.make_way(next, line));
         let next = next.and_then(|next| line.get(next));
         let table = Table::new(self, next, config.max_table);
@@ -148,12 +152,15 @@ impl Attached {
         let shares = &line.shares;
         let parties = line
             .parties()
-            .filter(|(party, _)| !shut.contains(party) && shares.may_start(*party, cheap) > 0);
+            .filter(|(party, _)| !shut.contains(party) && shares.may_start(*party, cheap));
         let firsts = parties.filter_map(|(_, mut sequences)| {
             let (id, live) = sequences.next()?;
             // Tokens in flight must arrive first: they are to be prefilled too.
             let may = !live.is_in_flight() && self.may_hold(live, shares);
-            may.then(|| (shares.turn(id, live), live))
+            let mut turn = shares.turn(id, live);
+            // Who has waited for too long takes what is free, and keeps nobody else from it.
+            turn.patient |= !turn.patient && !self.has_room(live);
+            may.then_some((turn, live))
         });
         firsts.min_by_key(|(turn, _)| *turn)
     }
@@ -208,7 +215,7 @@ fn share_rows(mut decodes: Vec<Decode>, cheap: usize, line: &Line) -> Vec<Decode
             worse += usize::from(quota == 0);
             rows.push(decode);
         } else {
-            let turn = (party.priority, *count, line.shares.served(party.tenant));
+            let turn = (party.priority, *count, line.shares.rank(party.tenant));
             surplus.push((turn, decode));
         }
         *count += 1;

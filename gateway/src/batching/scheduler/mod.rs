@@ -68,7 +68,7 @@ pub struct Stats {
     pub failed: u64,
     /// Sequences that ended by [`Scheduler::cancel`].
     pub cancelled: u64,
-    /// Times a sequence lost its blocks to an older one.
+    /// Times a sequence lost its slot and blocks to another one.
     pub preemptions: u64,
     /// Workers lost.
     pub workers_lost: u64,
@@ -220,6 +220,7 @@ impl Scheduler {
             return Err(Refused::DuplicateId(id));
         }
         self.stats.admitted += 1;
+        self.line.shares.allow(sequence.tenant, sequence.allowance);
         let live = Live::new(sequence);
         if self.gone {
             self.end(id, Event::Failed(FailReason::WorkerGone));
@@ -259,7 +260,7 @@ impl Scheduler {
             live.name_blocks(worker.blocks.size());
         }
         let party = live.party();
-        self.line.shares.allow(party.tenant, live.allowance());
+        self.line.shares.meet(party.tenant, live.allowance());
         self.line.insert(id, live);
     }
 

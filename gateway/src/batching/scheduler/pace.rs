@@ -123,8 +123,9 @@ impl Pace {
     /// Tokens of prefill that leave a step with so many decodes within `stretch` times as long as
     /// one that decodes one sequence.
     pub(super) fn spare(&self, decodes: usize, stretch: f64) -> usize {
-        let one = self.line().map(|(none, each)| none + each);
         let alone = self.alone(decodes);
+        let one = self.line().map(|(none, each)| none + each);
+        let one = one.or(alone.filter(|_| decodes == 1));
         match (one, alone) {
             (Some(one), Some(alone)) => self.bears(decodes, one * stretch / alone),
             _ => LEAST,

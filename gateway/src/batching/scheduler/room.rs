@@ -86,7 +86,7 @@ impl Attached {
         let covered = self.blocks.cover(&mut table, live.known());
         debug_assert!(covered);
         let running = Running {
-            began: live.known(),
+            began: (live.known(), named * self.blocks.size()),
             live,
             slot,
             table,
@@ -99,7 +99,7 @@ impl Attached {
     }
 
     /// Makes way for the sequence whose turn it is to start, if there is no room for it. Whoever
-    /// gives way has drawn a token since it started, so that nothing is read in vain for ever.
+    /// gives way loses little by it, so that nothing is read in vain for ever.
     /// Returns how many did.
     pub(super) fn make_way(&mut self, next: SequenceId, line: &mut Line) -> u64 {
         let Some(live) = line.get(next).filter(|live| !live.is_suspect()) else {
@@ -124,7 +124,7 @@ impl Attached {
             };
             let within = (has + more) as f64 <= shares.part(party.tenant, part);
             let may = |of: Party, running: &Running| {
-                running.live.known() > running.began && (within || of.priority > party.priority)
+                running.may_wait() && (within || of.priority > party.priority)
             };
             let Some(id) = self.beyond(party, short, &giving, shares, may) else {
                 return 0;

@@ -7,12 +7,12 @@
 //! least served of the others is: nobody saves up while nothing is asked for.
 //!
 //! A sequence in the batch cannot be served more than once in a step, so counters alone would let a
-//! tenant with many sequences slow the steps of all others as much as it likes. Hence *quotas*:
-//! while others are at work a tenant has as many rows for sure as the one that wants the fewest,
-//! by weight and at least one. More than that is *surplus*, which it gets as far as it costs the
-//! others little.
+//! tenant with many sequences slow the steps of all others as much as it likes. Hence *quotas*: a
+//! tenant that is far ahead has as many rows for sure as the one that wants the fewest, by weight
+//! and at least one; others a few times as many. More than that is *surplus*, which it gets as far
+//! as it costs the others little.
 //!
-//! Classes come before shares. Quotas are for the best class at work; all below it is surplus.
+//! Classes come before shares. All below the best class at work is surplus.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -27,7 +27,11 @@ const AHEAD: f64 = 4096.0;
 /// further ahead than this.
 const MOST_AHEAD: f64 = 2.0 * AHEAD;
 
-/// The same, before nobody else's streams are slowed so that it is read soon.
+/// How many times its quota a tenant may have that is not so far ahead: who asks a few times at once
+/// now and then floods nobody.
+const BURST: usize = 4;
+
+/// Up to so many virtual tokens ahead, others' streams are slowed so that its prompts are read soon.
 const HURRY: f64 = 1024.0;
 
 /// By so many virtual tokens a tenant may be further ahead than another one before what is being
@@ -55,22 +59,29 @@ pub(super) struct Party {
 /// Sequences that wait, of each party.
 pub(super) type Queues = BTreeMap<Party, BTreeSet<SequenceId>>;
 
+/// Whether a sequence of this class waits.
+fn has_any(queues: &Queues, priority: Priority) -> bool {
+    let tenant = TenantId::ANYONE; // the smallest
+    let first = queues.range(Party { priority, tenant }..).next();
+    first.is_some_and(|(party, _)| party.priority == priority)
+}
+
 /// Whose turn it is: the smaller one goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Turn {
     /// It is not suspected of a worker's death: one that is ran before, and is to be cleared.
     innocent: bool,
     /// Its class has not waited for too long.
-    patient: bool,
+    pub(super) patient: bool,
     priority: Priority,
-    /// Virtual tokens by which its tenant is ahead.
+    /// See [`Shares::rank`].
     ahead: u64,
     pub(super) id: SequenceId,
 }
 
 /// One tenant beside the others.
 #[derive(Debug)]
-struct Tenant {
+pub(super) struct Tenant {
     allowance: Allowance,
     /// Virtual tokens that it has had.
     served: f64,
@@ -138,8 +149,13 @@ impl Default for Shares {
 impl Shares {
     /// What a tenant may have from here on.
     pub(super) fn allow(&mut self, tenant: TenantId, allowance: Allowance) {
+        self.meet(tenant, allowance).allowance = allowance;
+    }
+
+    /// The same, if nothing is known of it.
+    pub(super) fn meet(&mut self, tenant: TenantId, allowance: Allowance) -> &mut Tenant {
         let served = self.floor;
-        let entry = self.tenants.entry(tenant).or_insert_with(|| Tenant {
+        self.tenants.entry(tenant).or_insert_with(|| Tenant {
             allowance,
             served,
             live: [0; 3],
@@ -147,13 +163,17 @@ impl Shares {
             best: Priority::Low,
             idle: PRESENCE,
             demand: 0.0,
-        });
-        entry.allowance = allowance;
+        })
     }
 
     /// Counts who is at work before a step is planned.
     pub(super) fn count<'a>(&mut self, running: impl Iterator<Item = &'a Live>, queues: &Queues) {
         self.running = [0; 3];
+        for class in Priority::ALL {
+            if !has_any(queues, class) {
+                self.passed[class as usize] = 0;
+            }
+        }
         for tenant in self.tenants.values_mut() {
             tenant.live = [0; 3];
             tenant.running = [0; 3];
@@ -190,6 +210,12 @@ impl Shares {
             }
         }
         let best = self.best;
+        for tenant in self.tenants.values_mut() {
+            // Whoever comes back begins where the others are.
+            if tenant.is_one_of(best) && tenant.demand == 0.0 {
+                tenant.served = tenant.served.max(self.floor);
+            }
+        }
         let equals = self
             .tenants
             .values()
@@ -207,9 +233,8 @@ impl Shares {
                 };
                 self.level = self.level.min(tenant.demand / tenant.allowance.weight);
             } else {
-                // Whoever comes back begins where the others are.
                 tenant.demand = 0.0;
-                tenant.served = tenant.served.max(floor);
+                tenant.served = tenant.served.max(floor - MOST_AHEAD);
             }
             tenant.served = tenant.served.min(most);
             tenant.is_present() || tenant.served > floor
@@ -223,14 +248,9 @@ impl Shares {
             tenant.running[party.priority as usize] += 1;
         }
         self.passed[party.priority as usize] = 0;
-        for priority in Priority::ALL {
-            let first = Party {
-                priority,
-                tenant: TenantId::ANYONE,
-            };
-            let waits = || queues.range(first..).next();
-            if priority > party.priority && waits().is_some_and(|(of, _)| of.priority == priority) {
-                self.passed[priority as usize] += 1;
+        for class in Priority::ALL {
+            if class > party.priority && has_any(queues, class) {
+                self.passed[class as usize] += 1;
             }
         }
     }
@@ -258,8 +278,7 @@ impl Shares {
             innocent: !live.is_suspect(),
             patient: self.passed[party.priority as usize] < AGING,
             priority: party.priority,
-            // Saturates.
-            ahead: self.ahead(party.tenant).max(0.0) as u64,
+            ahead: self.rank(party.tenant),
             id,
         }
     }
@@ -268,6 +287,7 @@ impl Shares {
     pub(super) fn turn_to_go_on(&self, id: SequenceId, live: &Live) -> Turn {
         let turn = self.turn(id, live);
         Turn {
+            patient: true,
             ahead: turn.ahead.saturating_sub(QUANTUM),
             ..turn
         }
@@ -278,9 +298,10 @@ impl Shares {
         tenant.map_or(0.0, |tenant| tenant.served - self.floor)
     }
 
-    /// Whose turn it is for rows beyond the quotas.
-    pub(super) fn served(&self, tenant: TenantId) -> u64 {
-        self.ahead(tenant).max(0.0) as u64
+    /// The order of tenants by what they have had. Those of worse classes are behind.
+    pub(super) fn rank(&self, tenant: TenantId) -> u64 {
+        // Saturates.
+        (self.ahead(tenant) + MOST_AHEAD) as u64
     }
 
     /// Whether whatever this party is given is surplus.
@@ -300,7 +321,7 @@ impl Shares {
 
     /// Rows that a party has for sure in every step.
     pub(super) fn quota(&self, party: Party) -> usize {
-        if !self.is_surplus(party) {
+        if self.is_alone() {
             return usize::MAX;
         }
         if party.priority > self.best {
@@ -309,26 +330,29 @@ impl Shares {
         let tenant = self.tenants.get(&party.tenant);
         let weight = tenant.map_or(1.0, |tenant| tenant.allowance.weight);
         // Saturates.
-        ((weight * self.level) as usize).max(1)
+        let equal = ((weight * self.level) as usize).max(1);
+        match self.ahead(party.tenant) > AHEAD {
+            true => equal,
+            false => equal.saturating_mul(BURST),
+        }
     }
 
-    /// How many sequences of a party may start, if so many rows cost little in all.
-    pub(super) fn may_start(&self, party: Party, cheap: usize) -> usize {
-        if !self.is_surplus(party) {
-            return usize::MAX;
+    /// Whether one more sequence of a party may start, if so many rows cost little in all.
+    pub(super) fn may_start(&self, party: Party, cheap: usize) -> bool {
+        if self.is_alone() {
+            return true;
         }
         let class = party.priority as usize;
         let sure = match party.priority > self.best {
             // One at a time, so that no class stands still.
-            true => usize::from(self.running[class] == 0),
+            true => self.running[class] == 0,
             false => {
                 let tenant = self.tenants.get(&party.tenant);
                 let running = tenant.map_or(0, |tenant| tenant.running[class]);
-                self.quota(party).saturating_sub(running)
+                running < self.quota(party)
             }
         };
-        let running: usize = self.running.iter().sum();
-        sure.max(cheap.saturating_sub(running))
+        sure || self.running.iter().sum::<usize>() < cheap
     }
 
     /// A tenant's part of so many slots or blocks.

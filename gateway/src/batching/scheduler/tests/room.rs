@@ -89,6 +89,28 @@ fn no_class_stands_still() {
 }
 
 #[test]
+fn tenants_of_a_worse_class_take_turns_too() {
+    let mut rig = Rig::new(Limits {
+        max_sequences: 2,
+        ..LIMITS
+    });
+    // One that is always there, and is better.
+    rig.submit_as(3, Priority::Normal, Allowance::default(), (2, 60));
+    rig.step(1);
+    let low =
+        |rig: &mut Rig, tenant| rig.submit_as(tenant, Priority::Low, Allowance::default(), (8, 2));
+    let first: [_; 4] = std::array::from_fn(|_| low(&mut rig, 1));
+    let other = low(&mut rig, 2);
+    while rig.scheduler.sequence(other).is_some() {
+        rig.step(1);
+    }
+    assert!(
+        rig.scheduler.sequence(first[2]).is_some(),
+        "it has not waited for all"
+    );
+}
+
+#[test]
 fn a_tenant_with_less_than_its_part_takes_slots_of_one_with_more() {
     let mut rig = Rig::new(LIMITS);
     let flood: [_; 6] = std::array::from_fn(|_| rig.submit_of(1, (2, 30)));
