@@ -15,11 +15,14 @@ import argparse
 import http.client
 import json
 import random
+import socket
 import subprocess
 import tempfile
 import threading
 import time
 from pathlib import Path
+
+from prompts import percentile
 
 PROMPT, OUTPUT = 128, 64
 THINKS = 0.2  # longest time that a client takes for its next request, in seconds
@@ -100,11 +103,7 @@ def run(args, tenants, port, flood):
     stop.set()
     for thread in list(threads):
         thread.join()
-    return [(tenant.tokens / args.seconds, sorted(tenant.first), tenant.refused) for tenant in tenants]
-
-
-def percentile(values, percent):
-    return values[min(len(values) - 1, len(values) * percent // 100)] if values else float("nan")
+    return [(tenant.tokens / args.seconds, tenant.first, tenant.refused) for tenant in tenants]
 
 
 def jain(values):
@@ -112,8 +111,6 @@ def jain(values):
 
 
 def free_port():
-    import socket
-
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
@@ -166,14 +163,14 @@ def main():
 
     for title, had in (("all the same", equal), (f"one {args.times} times", flooded)):
         steady = had[:-1]
-        first = sorted(value for _, values, _ in steady for value in values)
+        first = [value for _, values, _ in steady for value in values]
         print(
             f"{title:>14}: steady {sum(rate for rate, _, _ in steady):7.1f} tok/s, the other {had[-1][0]:7.1f};"
             f" first token p50 {percentile(first, 50):.3f} s, p99 {percentile(first, 99):.3f} s of {len(first)};"
             f" refused {sum(refused for _, _, refused in steady)}, the other {had[-1][2]}"
         )
     parts = [after / before for (after, _, _), (before, _, _) in zip(flooded[:-1], equal[:-1]) if before]
-    first = [percentile(sorted(v for _, values, _ in had[:-1] for v in values), 99) for had in (equal, flooded)]
+    first = [percentile([v for _, values, _ in had[:-1] for v in values], 99) for had in (equal, flooded)]
     kept = sum(rate for rate, _, _ in flooded[:-1]) / sum(rate for rate, _, _ in equal[:-1])
     print(f"kept {kept:.3f} of the throughput, Jain's index {jain(parts):.4f}, p99 of the first token {first[1] / first[0]:.2f} times")
 

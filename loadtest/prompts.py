@@ -41,7 +41,7 @@ def stream(url, model, prompt, tokens):
 
 def percentile(values, percent):
     values = sorted(values)
-    return values[min(len(values) - 1, len(values) * percent // 100)]
+    return values[min(len(values) - 1, len(values) * percent // 100)] if values else float("nan")
 
 
 def first_token(url, model, prompt):

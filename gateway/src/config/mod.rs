@@ -441,13 +441,15 @@ mod tests {
         let file = file(
             "api_keys = \"keys.json\"\n\
              [tenant_defaults]\nrequests_per_minute = 60\nmax_context = 2\n\
-             [[tenant]]\nid = \"acme\"\nmax_context = 5\nmodels = [\"a\"]\n\
+             [[tenant]]\nid = \"acme\"\nmax_context = 5\nmodels = [\"a\"]\nweight = 2\n\
              [[tenant]]\nid = \"other\"\n",
         )
         .expect("valid");
         let [acme, other, unnamed] = ["acme", "other", "x"].map(|name| file.tenants.of(name));
         assert_eq!(acme.max_context, NonZeroU32::new(5));
         assert_eq!(acme.requests_per_minute, other.requests_per_minute);
+        let weights = [acme, other].map(|tenant| tenant.allowance().weight);
+        assert_eq!(weights, [2.0, 1.0]);
         assert!(acme.allows("a") && !acme.allows("b") && other.allows("b"));
         assert_eq!(unnamed.max_context, NonZeroU32::new(2));
         assert_eq!(unnamed.id, None);
@@ -467,6 +469,9 @@ mod tests {
             ("[[tenant]]\nid = \"a\"\ntokens_per_minute = 0", 3, "zero"),
             ("[[tenant]]\nid = \"a\"\nmodels = \"a\"", 3, "sequence"),
             ("[tenant_defaults]\nid = \"a\"", 1, "id"),
+            ("[[tenant]]\nid = \"a\"\nweight = 0", 3, "0.001 and 1000"),
+            ("[[tenant]]\nid = \"a\"\nkv_share = 1.5", 3, "at most 1"),
+            ("[[tenant]]\nid = \"a\"\npriority = \"top\"", 3, "normal"),
         ] {
             let e = file(text).expect_err(text);
             assert!(

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
 use crate::batching::{Allowance, Priority};
@@ -32,67 +33,39 @@ pub struct TenantSettings {
     /// The best class that its requests may be in, and are in unless they ask for a lower one.
     pub priority: Option<Priority>,
     /// Its share of a model beside others', in proportion to theirs; 1, if absent.
-    pub weight: Option<Weight>,
-    /// Most of a model's KV blocks that its sequences may hold, from 0 to 1.
-    pub kv_share: Option<Share>,
+    #[serde(deserialize_with = "weight")]
+    pub weight: Option<f64>,
+    /// Most of a model's KV blocks that its sequences may hold, from 0 to 1; all, if absent.
+    #[serde(deserialize_with = "share")]
+    pub kv_share: Option<f64>,
 }
 
-/// A tenant's share beside others': more than 0.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(try_from = "f64")]
-pub struct Weight(f64);
-
-impl Weight {
-    /// Its value.
-    pub fn get(self) -> f64 {
-        self.0
-    }
+fn weight<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    let is_weight = |value: &f64| (0.001..=1000.0).contains(value);
+    checked(
+        deserializer,
+        is_weight,
+        "a weight is between 0.001 and 1000",
+    )
 }
 
-impl Default for Weight {
-    fn default() -> Self {
-        Weight(1.0)
-    }
+fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
+    let is_share = |&value: &f64| value > 0.0 && value <= 1.0;
+    checked(
+        deserializer,
+        is_share,
+        "a share is more than 0 and at most 1",
+    )
 }
 
-impl TryFrom<f64> for Weight {
-    type Error = &'static str;
-
-    fn try_from(value: f64) -> Result<Self, Self::Error> {
-        match (0.001..=1000.0).contains(&value) {
-            true => Ok(Weight(value)),
-            false => Err("a weight is between 0.001 and 1000"),
-        }
-    }
-}
-
-/// A part of a whole: more than 0, at most 1.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
-#[serde(try_from = "f64")]
-pub struct Share(f64);
-
-impl Default for Share {
-    fn default() -> Self {
-        Share(1.0)
-    }
-}
-
-impl Share {
-    /// Its value.
-    pub fn get(self) -> f64 {
-        self.0
-    }
-}
-
-impl TryFrom<f64> for Share {
-    type Error = &'static str;
-
-    fn try_from(value: f64) -> Result<Self, Self::Error> {
-        match value > 0.0 && value <= 1.0 {
-            true => Ok(Share(value)),
-            false => Err("a share is more than 0 and at most 1"),
-        }
-    }
+fn checked<'de, D: Deserializer<'de>>(
+    deserializer: D,
+    is_right: impl Fn(&f64) -> bool,
+    expected: &str,
+) -> Result<Option<f64>, D::Error> {
+    let value = f64::deserialize(deserializer)?;
+    let right = Some(value).filter(is_right);
+    right.map(Some).ok_or_else(|| D::Error::custom(expected))
 }
 
 impl TenantSettings {
@@ -116,9 +89,10 @@ impl TenantSettings {
 
     /// What its sequences may have beside others'.
     pub fn allowance(&self) -> Allowance {
+        let all = Allowance::default();
         Allowance {
-            weight: self.weight.unwrap_or_default().get(),
-            kv_share: self.kv_share.unwrap_or_default().get(),
+            weight: self.weight.unwrap_or(all.weight),
+            kv_share: self.kv_share.unwrap_or(all.kv_share),
         }
     }
 

@@ -31,13 +31,6 @@ pub(super) struct Batch {
     pub(super) cheap: usize,
 }
 
-impl Batch {
-    pub(super) fn add(&mut self, id: SequenceId, count: usize) -> usize {
-        self.rows.push((id, count));
-        count
-    }
-}
-
 /// The block table of a step: as many rows as it has sequences, as wide as the widest of them.
 ///
 /// It counts with the widest of all that run and of the sequence next in line, whether or not

@@ -115,14 +115,12 @@ impl Attached {
             } else {
                 Short::Blocks
             };
-            let (has, part, more) = match short {
-                Short::Slots => (shares.running(party.tenant), self.slots.total(), 1),
-                Short::Blocks => {
-                    let has = self.blocks.used_by(party.tenant);
-                    (has, self.blocks.total(), taken)
-                }
+            let more = match short {
+                Short::Slots => 1,
+                Short::Blocks => taken,
             };
-            let within = (has + more) as f64 <= shares.part(party.tenant, part);
+            let (has, part) = self.holding(party, short, shares);
+            let within = (has + more) as f64 <= part;
             let may = |of: Party, running: &Running| {
                 running.may_wait() && (within || of.priority > party.priority)
             };
@@ -130,10 +128,8 @@ impl Attached {
                 return 0;
             };
             slots += 1;
-            free += self
-                .running
-                .get(&id)
-                .map_or(0, |running| running.table.len());
+            let running = self.running.get(&id);
+            free += running.map_or(0, |running| running.table.len());
             giving.push(id);
         }
         giving.iter().for_each(|&id| self.preempt(id, line));
@@ -232,18 +228,8 @@ impl Attached {
             }
         }
         let beyond = youngest.into_iter().filter_map(|(party, (id, running))| {
-            let tenant = party.tenant;
-            let (has, part) = match short {
-                Short::Slots => (
-                    shares.running(tenant),
-                    shares.part(tenant, self.slots.total()),
-                ),
-                Short::Blocks => (
-                    self.blocks.used_by(tenant),
-                    shares.part(tenant, self.blocks.total()),
-                ),
-            };
-            let gone = given.get(&tenant).unwrap_or(&0) + used(running);
+            let (has, part) = self.holding(party, short, shares);
+            let gone = given.get(&party.tenant).unwrap_or(&0) + used(running);
             let keeps = has.saturating_sub(gone) as f64 / part;
             let gives =
                 party.priority > asks.priority || party.priority == asks.priority && keeps >= 1.0;
@@ -252,6 +238,15 @@ impl Attached {
             (gives && may(party, running)).then_some(key)
         });
         beyond.max().map(|(_, _, id)| id)
+    }
+
+    /// What a party's tenant has of what is short, and what its part of that is.
+    fn holding(&self, party: Party, short: Short, shares: &Shares) -> (usize, f64) {
+        let (has, total) = match short {
+            Short::Slots => (shares.running(party.tenant), self.slots.total()),
+            Short::Blocks => (self.blocks.used_by(party.tenant), self.blocks.total()),
+        };
+        (has, shares.part(party.tenant, total))
     }
 
     /// Takes a sequence's slot and blocks: it waits from here on.

@@ -327,8 +327,7 @@ impl Shares {
         if party.priority > self.best {
             return 0;
         }
-        let tenant = self.tenants.get(&party.tenant);
-        let weight = tenant.map_or(1.0, |tenant| tenant.allowance.weight);
+        let weight = self.allowance(party.tenant).weight;
         // Saturates.
         let equal = ((weight * self.level) as usize).max(1);
         match self.ahead(party.tenant) > AHEAD {
@@ -357,8 +356,7 @@ impl Shares {
 
     /// A tenant's part of so many slots or blocks.
     pub(super) fn part(&self, tenant: TenantId, total: usize) -> f64 {
-        let tenant = self.tenants.get(&tenant);
-        let weight = tenant.map_or(1.0, |tenant| tenant.allowance.weight);
+        let weight = self.allowance(tenant).weight;
         total as f64 * weight / self.weight.max(weight)
     }
 
@@ -370,8 +368,11 @@ impl Shares {
 
     /// Most of so many blocks that a tenant may have.
     pub(super) fn most_blocks(&self, tenant: TenantId, total: usize) -> usize {
+        (self.allowance(tenant).kv_share * total as f64) as usize
+    }
+
+    fn allowance(&self, tenant: TenantId) -> Allowance {
         let tenant = self.tenants.get(&tenant);
-        let share = tenant.map_or(1.0, |tenant| tenant.allowance.kv_share);
-        (share * total as f64) as usize
+        tenant.map_or_else(Allowance::default, |tenant| tenant.allowance)
     }
 }

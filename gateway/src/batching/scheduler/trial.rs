@@ -54,7 +54,7 @@ impl Attached {
             .remaining()
             .min(self.limits.max_step_tokens as usize);
         if count > 0 {
-            batch.add(id, count);
+            batch.rows.push((id, count));
         }
         true
     }
