@@ -492,9 +492,11 @@ impl Driver {
             }
             live.settle(&event, now);
             if !event.is_last() {
+                // Counted before it is sent: once there, it may be taken at any moment.
+                let is_full = live.backlog.push();
                 // A request that is gone cancels its sequences by itself.
                 let _ = live.events.send((live.index, event));
-                if live.backlog.push() {
+                if is_full {
                     self.scheduler.hold(id);
                 }
             } else if let Some(mut live) = self.live.remove(&id) {

@@ -91,7 +91,7 @@ impl Backlog {
     /// has had something to read.
     const LOW: usize = 64;
 
-    /// Counts an event that was sent. True if the sequence is to be held from now on.
+    /// Counts an event that is about to be sent. True if the sequence is to be held from now on.
     pub(super) fn push(&self) -> bool {
         if self.events.fetch_add(1, Ordering::SeqCst) + 1 < Self::FULL {
             return false;
