@@ -13,6 +13,7 @@ pub mod config;
 mod embedded;
 pub mod http;
 pub mod metrics;
+pub mod programs;
 pub mod tenants;
 pub mod text;
 pub mod workers;

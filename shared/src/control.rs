@@ -1,6 +1,7 @@
-//! Control messages: JSON text, one per `SEQPACKET` datagram, from the worker to the gateway.
+//! Control messages: JSON text, one per `SEQPACKET` datagram.
 //!
-//! They carry what happens once (loading, readiness, the reason of an end), never tokens.
+//! They carry what happens once (loading, readiness, the reason of an end, the code of a program),
+//! never tokens.
 
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +25,21 @@ pub enum Control {
     Failed {
         /// What was wrong, where, and what to do.
         message: String,
+    },
+}
+
+/// What a gateway tells a worker beside the rings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Order {
+    /// The compiled code of a program. A descriptor of a sealed memfd that holds it comes with the
+    /// message. [`OPEN`](crate::wire::OPEN)s that name it may follow at once: the worker waits for
+    /// this message when it meets one.
+    Program {
+        /// What [`OPEN`](crate::wire::OPEN) calls it; not 0, and no other program's.
+        number: u64,
+        /// What people call it, for logs.
+        name: String,
     },
 }
 

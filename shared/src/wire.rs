@@ -4,8 +4,10 @@
 //!
 //! | kind | args | input slot | output slot |
 //! |---|---|---|---|
-//! | [`OPEN`] | `[sequence slot, 0]` | tensors of [`open`] | none |
+//! | [`OPEN`] | `[sequence slot, program or 0]` | tensors of [`open`] | none |
 //! | [`STEP`] | `[step number, top]` | tensors of [`step`] | tensors of [`result`] |
+//! | [`CLOSE`] | `[sequence slot, 0]` | none | none |
+//! | [`FORGET`] | `[program, 0]` | none | none |
 //!
 //! Completion ring (worker → gateway):
 //!
@@ -15,7 +17,8 @@
 //!
 //! Because the ring is executed in order, a KV block that the gateway frees and hands to another
 //! sequence in a later step cannot be written by an earlier one, and a sequence slot needs no
-//! closing: the next [`OPEN`] replaces its state.
+//! closing: the next [`OPEN`] replaces its state. Only one with a program is closed, since its
+//! instance takes up room.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -25,6 +28,10 @@ pub const OPEN: u16 = 1;
 pub const STEP: u16 = 2;
 /// A step's results are in its output slot.
 pub const STEP_DONE: u16 = 3;
+/// The sequence in the slot is over, and so is its instance of a program.
+pub const CLOSE: u16 = 4;
+/// No later [`OPEN`] names the program.
+pub const FORGET: u16 = 5;
 
 /// Most end-of-sequence ids in [`Sampling::stop_ids`].
 pub const MAX_STOP_IDS: usize = 8;
@@ -92,6 +99,78 @@ impl Sampling {
     }
 }
 
+/// What the code of a tenant may take, where an [`OPEN`] names a program.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Allotment {
+    /// Bytes of linear memory of one instance, all its memories together.
+    pub memory: u64,
+    /// Microseconds of processor time for one call.
+    pub call_micros: u64,
+    /// Instances of this tenant that may live at once in one worker.
+    pub instances: u32,
+    /// Whose it is: processor time is shared among tenants.
+    pub tenant: u32,
+    /// Which choice of its request the sequence is.
+    pub choice: u32,
+    /// Keeps the size a multiple of the alignment.
+    pub reserved: u32,
+}
+
+impl Default for Allotment {
+    fn default() -> Self {
+        Allotment {
+            memory: 64 << 20,
+            call_micros: 50_000,
+            instances: 64,
+            tenant: 0,
+            choice: 0,
+            reserved: 0,
+        }
+    }
+}
+
+/// How the code of a tenant can fail. Each ends its own sequence and nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Fault {
+    /// It said itself that it cannot go on.
+    Error = 1,
+    /// It trapped.
+    Trap = 2,
+    /// A call took more processor time than allotted.
+    Time = 3,
+    /// It asked for more memory than allotted, or for more tables or a deeper stack than there are.
+    Memory = 4,
+    /// What it planned cannot be: a token outside of the vocabulary, nothing to draw from.
+    Plan = 5,
+    /// There is no instance left for it: of its tenant's, or in the worker.
+    Instances = 6,
+    /// It cannot be run by this worker.
+    Unusable = 7,
+    /// It took too long in wall time.
+    Late = 8,
+}
+
+impl Fault {
+    /// All of them.
+    pub const ALL: [Fault; 8] = [
+        Fault::Error,
+        Fault::Trap,
+        Fault::Time,
+        Fault::Memory,
+        Fault::Plan,
+        Fault::Instances,
+        Fault::Unusable,
+        Fault::Late,
+    ];
+
+    /// The one with this number.
+    pub fn from_number(number: u8) -> Option<Fault> {
+        Fault::ALL.into_iter().find(|fault| *fault as u8 == number)
+    }
+}
+
 /// Tensors of an [`OPEN`] message, in order.
 pub mod open {
     /// `u8[size_of::<Sampling>()]`.
@@ -100,10 +179,15 @@ pub mod open {
     pub const BIAS_IDS: usize = 1;
     /// `f32[B]`: what is added to them.
     pub const BIAS_VALUES: usize = 2;
-    /// `i32[H]`: prompt and tokens generated so far, if penalties are in use; else empty.
+    /// `i32[H]`: prompt and tokens generated so far, if penalties are in use or there is a program;
+    /// else empty.
     pub const HISTORY: usize = 3;
+    /// `u8[size_of::<Allotment>()]` if there is a program, else empty.
+    pub const ALLOTMENT: usize = 4;
+    /// `u8[A]`: arguments of the program, as JSON; empty without one.
+    pub const ARGS: usize = 5;
     /// Number of tensors.
-    pub const COUNT: usize = 4;
+    pub const COUNT: usize = 6;
 }
 
 /// Tensors of a [`STEP`] message, in order. `R` rows (sequences), `T` tokens over all rows.
@@ -114,7 +198,7 @@ pub mod step {
     pub const STARTS: usize = 1;
     /// `i32[R]`: tokens of the sequence already in the KV arena; position of the row's first token.
     pub const CONTEXT: usize = 2;
-    /// `i32[R]`: [`SAMPLE`] and [`INPUT_SAMPLED`], or-ed.
+    /// `i32[R]`: [`SAMPLE`], [`INPUT_SAMPLED`], [`STEERED`] and [`PARKED`], or-ed.
     pub const FLAGS: usize = 3;
     /// `i32[R]`: index of the token to be drawn (tokens generated before it).
     pub const INDEX: usize = 4;
@@ -133,12 +217,18 @@ pub mod step {
     pub const SAMPLE: i32 = 1;
     /// The row has one token: the one drawn last for this sequence slot, still on the device.
     pub const INPUT_SAMPLED: i32 = 2;
+    /// A program steers the sequence.
+    pub const STEERED: i32 = 4;
+    /// The row has no tokens: its last answer was [`LATE`](super::result::LATE), and it is to draw
+    /// from the logits that were kept. (With [`SAMPLE`] and [`STEERED`].)
+    pub const PARKED: i32 = 8;
 }
 
 /// Tensors of a result, in order. `K` is the step's `top` argument: the most alternatives that a
 /// row of the step asks for (0 for none).
 pub mod result {
-    /// `i32[R]`: token drawn, -1 for a row that was to draw none, or [`NO_NUMBER`].
+    /// `i32[R]`: token drawn, -1 for a row that was to draw none, [`NO_NUMBER`], or for a row that
+    /// is steered [`LATE`], [`STOPPED`] or [`FAULT`].
     pub const TOKENS: usize = 0;
     /// `f32[R]`: its log-probability (of the unmodified distribution), if the row asked; else 0,
     /// as where there is no token.
@@ -154,8 +244,27 @@ pub mod result {
     pub const PROMPT_TOP_IDS: usize = 5;
     /// `f32[P, K]`: their log-probabilities.
     pub const PROMPT_TOP_LOGPROBS: usize = 6;
+    /// `u8[R, N]`: what went wrong in a row with [`FAULT`]: one byte that is a
+    /// [`Fault`](super::Fault), then UTF-8 text that ends at a zero or with the row. `N` is
+    /// [`NOTE_BYTES`] in a step with a steered row, else 0.
+    pub const NOTES: usize = 7;
     /// Number of tensors.
-    pub const COUNT: usize = 7;
+    pub const COUNT: usize = 8;
+
+    /// Bytes of a row of `NOTES`.
+    pub const NOTE_BYTES: usize = 256;
+
+    /// In `TOKENS`, for a steered row: its program has not said yet how to draw. The worker keeps
+    /// the logits. If the step after this one has a row of the sequence, that row draws from them
+    /// (what it computes besides is void); otherwise one with
+    /// [`PARKED`](super::step::PARKED) must ask again.
+    pub const LATE: i32 = -3;
+    /// In `TOKENS`, for a steered row: its program ended the sequence. Later rows in the same slot
+    /// have no meaning.
+    pub const STOPPED: i32 = -4;
+    /// In `TOKENS`, for a steered row: its program failed, see `NOTES`. Later rows in the same slot
+    /// have no meaning.
+    pub const FAULT: i32 = -5;
 
     /// In `TOKENS`, for a row that was to draw: not one logit is a number. A later row with
     /// [`INPUT_SAMPLED`](super::step::INPUT_SAMPLED) in the same slot computes something without

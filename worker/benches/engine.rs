@@ -94,7 +94,7 @@ impl Alone {
             ..Sampling::default()
         };
         self.engine
-            .open(slot as u64, sampling, std::iter::empty(), &[])?;
+            .open(slot as u64, sampling, std::iter::empty(), &[], None)?;
         let tokens: Vec<_> = (0..len)
             .map(|at| 300 + (at * 31 + slot * 7) as i32 % 700)
             .collect();

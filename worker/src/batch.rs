@@ -3,7 +3,7 @@
 //! The worker trusts its gateway, but a gateway with a bug must end in a sentence, not in memory
 //! that another sequence owns. Everything past [`Batch::new`] may index with what it holds.
 
-use realm_shared::wire::step::{INPUT_SAMPLED, SAMPLE};
+use realm_shared::wire::step::{INPUT_SAMPLED, PARKED, SAMPLE, STEERED};
 
 use crate::kernels::Attention;
 
@@ -68,7 +68,7 @@ pub struct Row<'a> {
     pub slot: usize,
     /// First of its tokens in the step.
     pub first: usize,
-    /// How many they are; at least one.
+    /// How many they are; none for a row that is parked, otherwise at least one.
     pub len: usize,
     /// Position of the first of them.
     pub context: usize,
@@ -76,6 +76,10 @@ pub struct Row<'a> {
     pub sample: bool,
     /// Whether its only token is the one drawn last for this slot.
     pub input_sampled: bool,
+    /// Whether a program steers its sequence.
+    pub steered: bool,
+    /// Whether it draws from the logits that were kept for it.
+    pub parked: bool,
     /// Number of the token to be drawn.
     pub index: u32,
     /// KV blocks that hold its context and its tokens.
@@ -199,7 +203,17 @@ fn row<'a>(
     }
     let first = natural("starts", step.starts[i])?;
     let end = natural("starts", step.starts[i + 1])?;
-    if end <= first || end > step.tokens.len() {
+    let flags = step.flags[i];
+    if flags & !(SAMPLE | INPUT_SAMPLED | STEERED | PARKED) != 0 {
+        return Err(format!("unknown flags {flags:#x}"));
+    }
+    let parked = flags & PARKED != 0;
+    if parked && (flags != SAMPLE | STEERED | PARKED || end != first) {
+        return Err(format!(
+            "it is parked, with flags {flags:#x} and tokens from {first} to {end}"
+        ));
+    }
+    if end < first || end == first && !parked || end > step.tokens.len() {
         return Err(format!(
             "its tokens run from {first} to {end} of {}",
             step.tokens.len()
@@ -222,10 +236,6 @@ fn row<'a>(
         .find(|b| **b < 0 || **b as usize >= limits.block_count)
     {
         return Err(format!("KV block {bad} of {}", limits.block_count));
-    }
-    let flags = step.flags[i];
-    if flags & !(SAMPLE | INPUT_SAMPLED) != 0 {
-        return Err(format!("unknown flags {flags:#x}"));
     }
     let input_sampled = flags & INPUT_SAMPLED != 0;
     if input_sampled && len != 1 {
@@ -255,6 +265,8 @@ fn row<'a>(
         context,
         sample,
         input_sampled,
+        steered: flags & STEERED != 0,
+        parked,
         index,
         blocks,
     })
@@ -269,6 +281,9 @@ fn refuse_collisions(rows: &[Row<'_>], limits: &Limits) -> Result<(), BatchError
         if std::mem::replace(&mut slots[row.slot], true) {
             let reason = format!("slot {} appears twice", row.slot);
             return Err(BatchError::Row { row: i, reason });
+        }
+        if row.len == 0 {
+            continue;
         }
         let first = row.context / Attention::BLOCK;
         written.extend(row.blocks[first..].iter().map(|block| (*block, i)));
@@ -329,8 +344,24 @@ mod tests {
     }
 
     #[test]
+    fn a_parked_row_has_no_tokens_and_writes_nothing() {
+        let parked = Step {
+            starts: &[0, 4, 4],
+            flags: &[SAMPLE, SAMPLE | STEERED | PARKED],
+            context: &[16, 20],
+            tokens: &[1, 2, 99, 7],
+            blocks: &[5, 6, 5, 6],
+            ..GOOD
+        };
+        let batch = Batch::new(parked, &LIMITS).expect("valid");
+        let row = batch.rows()[1];
+        assert!(row.parked && row.steered && row.sample);
+        assert_eq!((row.len, row.blocks, row.index), (0, &[5, 6][..], 5));
+    }
+
+    #[test]
     fn every_contradiction_is_named() {
-        let bad: [(Step<'_>, &str); 19] = [
+        let bad: [(Step<'_>, &str); 21] = [
             (Step { slots: &[], ..GOOD }, "0 rows"),
             (
                 Step {
@@ -418,10 +449,27 @@ mod tests {
             ),
             (
                 Step {
-                    flags: &[4, 1],
+                    flags: &[16, 1],
                     ..GOOD
                 },
-                "unknown flags 0x4",
+                "unknown flags 0x10",
+            ),
+            (
+                Step {
+                    flags: &[SAMPLE | STEERED | PARKED, SAMPLE],
+                    ..GOOD
+                },
+                "row 0: it is parked",
+            ),
+            (
+                Step {
+                    starts: &[0, 4, 4],
+                    flags: &[SAMPLE, SAMPLE | PARKED],
+                    tokens: &[1, 2, 99, 7],
+                    context: &[12, 2],
+                    ..GOOD
+                },
+                "row 1: it is parked",
             ),
             (
                 Step {

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
 use realm_shared::control::ModelInfo;
-use realm_shared::wire::{Sampling, result};
+use realm_shared::wire::Sampling;
+use realm_shared::wire::result::NOTE_BYTES;
 
 use crate::arena::Arena;
 use crate::batch::{Batch, BatchError, Limits, Step};
@@ -14,6 +15,8 @@ use crate::decoder::{Decoder, DecoderWeights, Forward, HEAD_ROWS, attention};
 use crate::kernels::{Attention, Threads, has_matrix_units};
 use crate::linear::{Exact, Linear, Torch};
 use crate::sampler::{Logprobs, Sampler, SamplerError, Scored, clean};
+use crate::slot::{Drawn, Slot, consider_all, note};
+use crate::tenant::Steering;
 use crate::weights::{Weights, WeightsError};
 use crate::{embedded, memory};
 
@@ -153,6 +156,8 @@ pub struct Outcome {
     pub prompt_top_ids: Vec<i32>,
     /// `[P, K]`
     pub prompt_top_logprobs: Vec<f32>,
+    /// `[R, N]`
+    pub notes: Vec<u8>,
 }
 
 /// A model with its arena and its sequence slots.
@@ -161,7 +166,7 @@ pub struct Engine {
     info: ModelInfo,
     limits: Limits,
     threads: Threads,
-    slots: Vec<Option<Sampler>>,
+    slots: Vec<Option<Slot>>,
     logits: Vec<f32>,
     outcome: Outcome,
 }
@@ -228,7 +233,8 @@ impl Engine {
         self.model.forget()
     }
 
-    /// Sets the sampling state of a slot.
+    /// Sets the state of a slot: how its tokens are drawn, and what steers that, if
+    /// something does.
     ///
     /// # Errors
     /// If there is no such slot, or the state makes no sense.
@@ -238,15 +244,32 @@ impl Engine {
         sampling: Sampling,
         bias: impl Iterator<Item = (i32, f32)>,
         history: &[i32],
+        steering: Option<Steering>,
     ) -> Result<(), StepError> {
-        let index = usize::try_from(slot).unwrap_or(usize::MAX);
-        let state = self.slots.get_mut(index).ok_or(StepError::Slot { slot })?;
-        let sampler = Sampler::new(sampling, bias, history, self.limits.vocab);
-        *state = Some(sampler.map_err(|source| StepError::Sampler {
+        let vocab = self.limits.vocab;
+        let (index, state) = self.slot(slot)?;
+        let sampler = Sampler::new(sampling, bias, history, vocab);
+        let sampler = sampler.map_err(|source| StepError::Sampler {
             slot: index,
             source,
-        })?);
+        })?;
+        *state = Some(Slot::new(sampler, steering));
         Ok(())
+    }
+
+    /// Empties a slot whose sequence is over.
+    ///
+    /// # Errors
+    /// If there is no such slot.
+    pub fn close(&mut self, slot: u64) -> Result<(), StepError> {
+        *self.slot(slot)?.1 = None;
+        Ok(())
+    }
+
+    fn slot(&mut self, slot: u64) -> Result<(usize, &mut Option<Slot>), StepError> {
+        let index = usize::try_from(slot).unwrap_or(usize::MAX);
+        let state = self.slots.get_mut(index).ok_or(StepError::Slot { slot })?;
+        Ok((index, state))
     }
 
     /// Runs one forward pass and draws tokens.
@@ -259,16 +282,29 @@ impl Engine {
         #[cfg(debug_assertions)]
         crate::crash::if_asked(&tokens);
         let positions = self.positions(&batch);
-        let wanted: Vec<usize> = positions.iter().map(|p| p.token).collect();
-        tch::no_grad(|| self.model.forward(&batch, &tokens, &wanted));
-        self.outcome
-            .reset(batch.rows().len(), batch.target_count(), batch.top());
+        let parked = self.parked_positions(&batch);
+        if !tokens.is_empty() {
+            let wanted: Vec<usize> = positions.iter().map(|p| p.token).collect();
+            tch::no_grad(|| self.model.forward(&batch, &tokens, &wanted));
+        }
+        self.consider(&batch);
+        self.outcome.reset(&batch);
+        let (vocab, top) = (self.limits.vocab, batch.top());
+        self.logits.resize(HEAD_ROWS * vocab, 0.0);
         for (i, positions) in positions.chunks(HEAD_ROWS).enumerate() {
             let first = i * HEAD_ROWS;
-            self.logits.resize(HEAD_ROWS * self.limits.vocab, 0.0);
-            let logits = &mut self.logits[..positions.len() * self.limits.vocab];
+            let logits = &mut self.logits[..positions.len() * vocab];
             tch::no_grad(|| self.model.logits(first..first + positions.len(), logits));
-            self.sample(positions, batch.top());
+            self.sample(positions, top);
+        }
+        for positions in parked.chunks(HEAD_ROWS) {
+            for (position, into) in positions.iter().zip(self.logits.chunks_exact_mut(vocab)) {
+                let slot = self.slots[position.slot].as_mut();
+                if let Some(kept) = slot.and_then(Slot::unpark) {
+                    into.copy_from_slice(&kept.logits);
+                }
+            }
+            self.sample(positions, top);
         }
         Ok(&self.outcome)
     }
@@ -283,10 +319,16 @@ impl Engine {
                 slot: row.slot,
                 reason,
             };
-            let sampler = self.slots[row.slot].as_ref();
-            let sampler = sampler.ok_or_else(|| state("was never opened"))?;
+            let slot = self.slots[row.slot].as_ref();
+            let slot = slot.ok_or_else(|| state("was never opened"))?;
+            if row.steered != slot.is_steered() {
+                return Err(state("is steered, or is not, other than the step says"));
+            }
+            if row.parked && !slot.is_parked() {
+                return Err(state("keeps no logits"));
+            }
             if row.input_sampled {
-                tokens[row.first] = sampler.last().ok_or_else(|| state("has drawn no token"))?;
+                tokens[row.first] = slot.last().ok_or_else(|| state("has drawn no token"))?;
             }
         }
         Ok(tokens)
@@ -296,11 +338,12 @@ impl Engine {
     fn positions(&self, batch: &Batch<'_>) -> Vec<Position> {
         let mut positions = Vec::new();
         for (r, row) in batch.rows().iter().enumerate() {
-            let top = self.slots[row.slot]
-                .as_ref()
-                .and_then(Sampler::top_logprobs);
+            let slot = self.slots[row.slot].as_ref();
+            // What is computed after a token that was not drawn yet has no meaning.
+            let draws = row.sample && !slot.is_some_and(Slot::is_parked);
+            let top = slot.and_then(Slot::top_logprobs);
             for token in row.first..row.first + row.len {
-                let draw = row.sample && token + 1 == row.first + row.len;
+                let draw = draws && token + 1 == row.first + row.len;
                 let index = draw.then_some(row.index);
                 let target = batch.target(token);
                 if index.is_some() || target.is_some() {
@@ -319,6 +362,43 @@ impl Engine {
         positions
     }
 
+    /// Tokens that are to be drawn from logits that were kept.
+    fn parked_positions(&self, batch: &Batch<'_>) -> Vec<Position> {
+        let rows = batch
+            .rows()
+            .iter()
+            .enumerate()
+            .filter(|(_, row)| row.sample);
+        rows.filter_map(|(r, row)| {
+            let slot = self.slots[row.slot].as_ref()?;
+            Some(Position {
+                row: r,
+                slot: row.slot,
+                token: row.first,
+                index: Some(slot.parked_index()?),
+                target: None,
+                top: slot.top_logprobs().map(|n| n.min(batch.top())),
+            })
+        })
+        .collect()
+    }
+
+    /// Asks the code of tenants how to draw.
+    fn consider(&mut self, batch: &Batch<'_>) {
+        let rows = batch.rows();
+        if !rows.iter().any(|row| row.steered && row.sample) {
+            return;
+        }
+        let alone = rows.iter().all(|row| row.steered && row.sample);
+        let mut asked = vec![false; self.slots.len()];
+        for row in rows.iter().filter(|row| row.steered && row.sample) {
+            asked[row.slot] = true;
+        }
+        let slots = self.slots.iter_mut().zip(asked);
+        let slots = slots.filter_map(|(slot, asked)| slot.as_mut().filter(|_| asked));
+        consider_all(slots, alone);
+    }
+
     /// Scores and draws from the logits of some positions.
     fn sample(&mut self, positions: &[Position], top: usize) {
         let rows = self.logits.chunks_exact_mut(self.limits.vocab);
@@ -326,14 +406,14 @@ impl Engine {
             .iter()
             .zip(rows)
             .map(|(position, logits)| {
-                // A slot draws at most once in a step, so its sampler moves into one job.
-                let sampler = position
+                // A slot draws at most once in a step, so its state moves into one job.
+                let slot = position
                     .index
                     .and_then(|_| self.slots[position.slot].take());
                 Job {
                     position,
                     logits,
-                    sampler,
+                    slot,
                     scores: Scores::default(),
                 }
             })
@@ -342,13 +422,13 @@ impl Engine {
             .for_each(&mut jobs, |job| job.scores = job.run());
         for Job {
             position,
-            sampler,
+            slot,
             scores,
             ..
         } in jobs
         {
-            if sampler.is_some() {
-                self.slots[position.slot] = sampler;
+            if slot.is_some() {
+                self.slots[position.slot] = slot;
             }
             self.outcome.set(position, &scores, top);
         }
@@ -373,15 +453,15 @@ struct Position {
 struct Job<'a> {
     position: &'a Position,
     logits: &'a mut [f32],
-    sampler: Option<Sampler>,
+    slot: Option<Slot>,
     scores: Scores,
 }
 
 /// What came of it.
 #[derive(Default)]
 struct Scores {
-    /// What stands for it in `result::TOKENS`, if a token was to be drawn.
-    drawn: Option<i32>,
+    /// If a token was to be drawn.
+    drawn: Option<Drawn>,
     /// Log-probability of what was drawn, if asked for.
     drawn_logprob: Option<f32>,
     target_logprob: Option<f32>,
@@ -394,11 +474,11 @@ impl Job<'_> {
             index, target, top, ..
         } = *self.position;
         let numbers = clean(self.logits);
-        let token = match (&mut self.sampler, index) {
-            (Some(sampler), Some(index)) => sampler.draw(self.logits, index),
+        let drawn = match (&mut self.slot, index) {
+            (Some(slot), Some(index)) => Some(slot.draw(self.logits, numbers, index)),
             _ => None,
         };
-        let drawn = index.map(|_| token.map_or(result::NO_NUMBER, |token| token as i32));
+        let token = drawn.as_ref().and_then(|drawn| drawn.token);
         if !numbers {
             return Scores {
                 drawn,
@@ -426,7 +506,8 @@ impl Job<'_> {
 
 impl Outcome {
     /// Nothing drawn and nothing scored yet.
-    fn reset(&mut self, rows: usize, targets: usize, top: usize) {
+    fn reset(&mut self, batch: &Batch<'_>) {
+        let (rows, targets, top) = (batch.rows().len(), batch.target_count(), batch.top());
         fn fill<T: Copy>(values: &mut Vec<T>, len: usize, value: T) {
             values.clear();
             values.resize(len, value);
@@ -438,6 +519,11 @@ impl Outcome {
         fill(&mut self.prompt_logprobs, targets, 0.0);
         fill(&mut self.prompt_top_ids, targets * top, -1);
         fill(&mut self.prompt_top_logprobs, targets * top, 0.0);
+        let notes = match batch.rows().iter().any(|row| row.steered) {
+            true => rows * NOTE_BYTES,
+            false => 0,
+        };
+        fill(&mut self.notes, notes, 0);
     }
 
     fn set(&mut self, position: &Position, scores: &Scores, top: usize) {
@@ -446,9 +532,12 @@ impl Outcome {
                 (*id, *logprob) = (scored.token as i32, scored.logprob);
             }
         };
-        if let Some(token) = scores.drawn {
+        if let Some(drawn) = &scores.drawn {
             let row = position.row;
-            self.tokens[row] = token;
+            self.tokens[row] = drawn.code;
+            if let Some(failure) = &drawn.failure {
+                note(failure, &mut self.notes[row * NOTE_BYTES..][..NOTE_BYTES]);
+            }
             self.logprobs[row] = scores.drawn_logprob.unwrap_or(0.0);
             let part = row * top..(row + 1) * top;
             list(

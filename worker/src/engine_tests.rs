@@ -21,7 +21,7 @@ fn sampling(key: u64, top_logprobs: i32) -> Sampling {
 
 fn open(engine: &mut Engine, slot: u64, sampling: Sampling) {
     engine
-        .open(slot, sampling, std::iter::empty(), &[])
+        .open(slot, sampling, std::iter::empty(), &[], None)
         .expect("valid");
 }
 
@@ -223,7 +223,7 @@ fn slots_must_be_open_and_have_drawn() {
     );
     let error = engine.step(step).expect_err("nothing drawn").to_string();
     assert_eq!(error, "step, row 0: slot 3 has drawn no token");
-    let result = engine.open(256, sampling(0, -1), std::iter::empty(), &[]);
+    let result = engine.open(256, sampling(0, -1), std::iter::empty(), &[], None);
     assert_eq!(
         result.expect_err("beyond").to_string(),
         "OPEN of slot 256 of 256"

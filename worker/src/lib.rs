@@ -1,9 +1,10 @@
 //! The process that computes tokens: one model on one device.
 //!
-//! A gateway has started it, or connects to it where it listens. [`serve`] takes messages from the ring and hands them to an [`engine::Engine`], which checks a
-//! step ([`batch`]), runs it through the model ([`decoder`], built from [`config`] and
-//! [`weights`], with its KV cache in an [`arena`]) and draws tokens ([`sampler`]). What libtorch
-//! does not offer is in [`kernels`].
+//! A gateway has started it, or connects to it where it listens. [`serve`] takes messages from the
+//! ring and hands them to an [`engine::Engine`], which checks a step ([`batch`]), runs it through the
+//! model ([`decoder`], built from [`config`] and [`weights`], with its KV cache in an [`arena`]) and
+//! draws tokens ([`sampler`]), as the code of [`tenant`]s says. What libtorch does not offer is in
+//! [`kernels`].
 
 pub mod arena;
 pub mod batch;
@@ -19,4 +20,6 @@ mod listen;
 pub mod memory;
 pub mod sampler;
 pub mod serve;
+mod slot;
+pub mod tenant;
 pub mod weights;

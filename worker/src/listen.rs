@@ -25,6 +25,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept
 
 use crate::engine::{Engine, ModelSource, Options};
 use crate::serve::{Session, Watch, load, tell};
+use crate::tenant::Vocabulary;
 
 /// How long a step may run on after its gateway is gone: as long as gateways give one by default.
 /// A worker that takes longer hangs, and would keep the next gateway waiting for ever.
@@ -65,9 +66,10 @@ fn serve_all(
         });
     })?;
     say("the model is loaded");
+    let vocabulary = Arc::new(Vocabulary::of(model.clone()));
     let mut next = door.sessions.recv().ok();
     while let Some(session) = next {
-        serve_one(session, &mut engine);
+        serve_one(session, &mut engine, &vocabulary);
         engine.reset()?;
         next = door.sessions.recv_timeout(grace).ok();
     }
@@ -77,11 +79,11 @@ fn serve_all(
 
 /// Serves a gateway until it is gone, or until it asks for what cannot be: that is its fault, and
 /// costs its connection, not the weights.
-fn serve_one(mut session: Session, engine: &mut Engine) {
+fn serve_one(mut session: Session, engine: &mut Engine, vocabulary: &Arc<Vocabulary>) {
     let who = caller(session.socket());
     say(format_args!("{who} is attached"));
     let served = Watch::start(session.socket(), LAST_STEP).and_then(|watch| {
-        let result = session.run(engine, &watch);
+        let result = session.run(engine, vocabulary, &watch);
         session.conclude(&watch, result)
     });
     match served {

@@ -1,16 +1,19 @@
 //! `realm-worker`: the command line of the worker.
 
+use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use realm_shared::cpus::Cpus;
 use realm_worker::config::DType;
 use realm_worker::engine::{ModelSource, Options};
 use realm_worker::linear::cores;
 use realm_worker::serve::{Gateway, serve};
+use realm_worker::tenant;
+use rustix::process::{Resource, Rlimit, setrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
 /// Computes tokens for a Realm gateway, which starts it or attaches to it.
@@ -25,6 +28,13 @@ struct Cli {
 enum Command {
     /// Serve one model to a gateway.
     Serve(Serve),
+    /// Compile a tenant's program: a component from standard input, code for workers to standard
+    /// output.
+    Compile {
+        /// Only name what compiled code depends on beside the component.
+        #[arg(long)]
+        fingerprint: bool,
+    },
     /// Say what this worker can run on.
     Info {
         /// As one line of JSON.
@@ -127,6 +137,13 @@ fn main() -> ExitCode {
                 }
             }
         }
+        Command::Compile { fingerprint } => match compile(fingerprint) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error:#}");
+                ExitCode::FAILURE
+            }
+        },
         Command::Info { json } => {
             info(json);
             ExitCode::SUCCESS
@@ -164,6 +181,41 @@ fn run(args: Serve) -> anyhow::Result<()> {
         max_context: args.max_context,
     };
     serve(&gateway, &model, &options)
+}
+
+/// Most memory and processor time of a compilation. Whoever asked for it sees to the clock.
+const COMPILE_MEMORY: u64 = 4 << 30;
+const COMPILE_SECONDS: u64 = 30;
+/// Longest component, in bytes.
+const MAX_COMPONENT: u64 = 64 << 20;
+
+/// Writes a line of JSON that says what the component is, and the compiled code.
+fn compile(only_fingerprint: bool) -> anyhow::Result<()> {
+    let fingerprint = tenant::fingerprint()?;
+    let mut output = io::stdout().lock();
+    if only_fingerprint {
+        return Ok(writeln!(output, "{fingerprint}")?);
+    }
+    // What a tenant sends may be made to take for ever: nothing is read of it without a limit.
+    for (resource, most) in [
+        (Resource::As, COMPILE_MEMORY),
+        (Resource::Cpu, COMPILE_SECONDS),
+        (Resource::Core, 0),
+    ] {
+        let (current, maximum) = (Some(most), Some(most));
+        setrlimit(resource, Rlimit { current, maximum }).context("cannot limit the compiler")?;
+    }
+    let mut component = Vec::new();
+    let mut input = io::stdin().lock().take(MAX_COMPONENT + 1);
+    input.read_to_end(&mut component)?;
+    if component.len() as u64 > MAX_COMPONENT {
+        bail!("the component has more than {MAX_COMPONENT} bytes");
+    }
+    let compiled = tenant::compile(&component)?;
+    let about = serde_json::json!({ "kind": "processor", "fingerprint": fingerprint });
+    writeln!(output, "{about}")?;
+    output.write_all(&compiled)?;
+    Ok(output.flush()?)
 }
 
 /// Keeps this thread, and those that it starts, on some CPUs.

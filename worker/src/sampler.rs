@@ -10,12 +10,19 @@
 //! outcome depends neither on the batch nor on the order in which candidates are looked at, and
 //! small noise in the logits changes it only where two arrivals nearly coincide.
 
+use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::collections::HashMap;
 
 use realm_shared::wire::{MAX_STOP_IDS, MAX_TOP_LOGPROBS, Sampling};
 
 use crate::kernels::{log_sum_exp, max, sum_exp};
+use crate::tenant::{Allowed, Draw};
+
+thread_local! {
+    /// Logits of which only some may be drawn.
+    static MASKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
 
 /// Why a sequence cannot be opened.
 #[derive(Debug, thiserror::Error, PartialEq)]
@@ -123,7 +130,7 @@ impl Sampler {
     }
 
     /// The token drawn last since the sequence was opened; token 0 stands for one that could not
-    /// be drawn.
+    /// be drawn, or was not drawn yet where the gateway expects one.
     pub fn last(&self) -> Option<u32> {
         self.last
     }
@@ -136,23 +143,60 @@ impl Sampler {
     /// Draws the token with number `index`; None if no logit is a number. `logits` are clean and
     /// the same afterwards.
     pub fn draw(&mut self, logits: &mut [f32], index: u32) -> Option<u32> {
-        self.change(logits, index);
-        let drawn = self.choose(logits, index);
+        self.draw_from(logits, index, &[], &Allowed::All, None)
+    }
+
+    /// Like [`draw`](Self::draw), as a tenant's code says; None if no logit that may be drawn is a
+    /// number.
+    pub fn draw_steered(&mut self, logits: &mut [f32], index: u32, steer: &Draw) -> Option<u32> {
+        let (allowed, temperature) = (&steer.allowed, steer.temperature);
+        self.draw_from(logits, index, &steer.bias, allowed, temperature)
+    }
+
+    fn draw_from(
+        &mut self,
+        logits: &mut [f32],
+        index: u32,
+        bias: &[(u32, f32)],
+        allowed: &Allowed,
+        temperature: Option<f32>,
+    ) -> Option<u32> {
+        self.change(logits, index, bias);
+        let temperature = temperature.unwrap_or(self.sampling.temperature);
+        let drawn = match allowed {
+            Allowed::All => self.choose(logits, index, temperature),
+            allowed => MASKED.with_borrow_mut(|masked| {
+                mask(logits, allowed, masked);
+                self.choose(masked, index, temperature)
+            }),
+        };
         // In reverse: a logit may have been changed more than once.
         for (token, value) in self.changed.drain(..).rev() {
             logits[token as usize] = value;
         }
-        // The gateway ends the sequence, but may have asked already for the token after this one.
-        self.last = Some(drawn.unwrap_or(0));
-        let token = drawn?;
+        match drawn {
+            Some(token) => self.take(token),
+            None => self.skip(),
+        }
+        drawn
+    }
+
+    /// Takes a token that was not drawn, but follows all the same.
+    pub fn take(&mut self, token: u32) {
+        self.last = Some(token);
         if self.sampling.has_penalties() {
             self.counts.entry(token).or_default().generated += 1;
         }
-        Some(token)
+    }
+
+    /// There is no token. The gateway may have asked already for the one after it, which will have
+    /// no meaning.
+    pub fn skip(&mut self) {
+        self.last = Some(0);
     }
 
     /// Applies bias, mask and penalties, and remembers what they replaced.
-    fn change(&mut self, logits: &mut [f32], index: u32) {
+    fn change(&mut self, logits: &mut [f32], index: u32, more_bias: &[(u32, f32)]) {
         let Sampler {
             sampling,
             bias,
@@ -166,7 +210,7 @@ impl Sampler {
             changed.push((token, *logit));
             *logit = f(*logit);
         };
-        for (token, value) in bias.iter() {
+        for (token, value) in bias.iter().chain(more_bias) {
             set(*token, &|x| x + value);
         }
         if index < sampling.min_tokens {
@@ -188,19 +232,19 @@ impl Sampler {
         }
     }
 
-    fn choose(&self, logits: &[f32], index: u32) -> Option<u32> {
+    fn choose(&self, logits: &[f32], index: u32, temperature: f32) -> Option<u32> {
         let best = max(logits);
         if best == f32::NEG_INFINITY {
             return None;
         }
         let s = &self.sampling;
-        if s.temperature == 0.0 {
+        if temperature == 0.0 {
             let first = logits.iter().position(|x| *x == best);
             return first.map(|i| i as u32);
         }
         let race = Race::new(s.key, index);
         // Relative to the best, so that no temperature overflows.
-        let scale = (1.0 / s.temperature).min(f32::MAX);
+        let scale = (1.0 / temperature).min(f32::MAX);
         let scaled = |x: f32| if x == best { 0.0 } else { (x - best) * scale };
         let all = || {
             logits
@@ -238,6 +282,30 @@ impl Sampler {
             kept.retain(|(_, z)| *z >= s.min_p.ln());
         }
         race.winner(kept.into_iter())
+    }
+}
+
+/// Copies the logits of the tokens that may be drawn; the others can no longer be.
+fn mask(logits: &[f32], allowed: &Allowed, masked: &mut Vec<f32>) {
+    masked.clear();
+    masked.resize(logits.len(), f32::NEG_INFINITY);
+    let mut keep = |token: usize| {
+        if let (Some(to), Some(from)) = (masked.get_mut(token), logits.get(token)) {
+            *to = *from;
+        }
+    };
+    match allowed {
+        Allowed::All => (0..logits.len()).for_each(keep),
+        Allowed::Tokens(tokens) => tokens.iter().for_each(|token| keep(*token as usize)),
+        Allowed::Mask(words) => {
+            for (at, word) in words.iter().enumerate() {
+                let mut rest = *word;
+                while rest != 0 {
+                    keep(at * 32 + rest.trailing_zeros() as usize);
+                    rest &= rest - 1;
+                }
+            }
+        }
     }
 }
 
@@ -379,7 +447,7 @@ struct Race {
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The finalizer of SplitMix64.
-fn mix(mut x: u64) -> u64 {
+pub(crate) fn mix(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)

@@ -241,7 +241,7 @@ fn penalties_are_those_of_the_hand_calculation() {
     // Prompt 0, 1, 1; generated 1, 2, 2.
     let mut s = sampler(sampling, &[(3, 1.5)], &[0, 1, 1, 1, 2, 2]);
     let mut logits = [4.0, -1.0, 3.0, 1.0, 0.0];
-    s.change(&mut logits, 0);
+    s.change(&mut logits, 0, &[]);
     // 0: 4/2. 1: -1*2 - 0.25 - 0.5. 2: 3/2 - 2*0.25 - 0.5. 3: biased, never seen.
     assert_eq!(logits, [2.0, -2.75, 0.5, 2.5, 0.0]);
     // A drawn token counts from then on.
@@ -252,7 +252,7 @@ fn penalties_are_those_of_the_hand_calculation() {
         [4.0, -1.0, 3.0, 1.0, 0.0],
         "logits are the same afterwards"
     );
-    s.change(&mut logits, 1);
+    s.change(&mut logits, 1, &[]);
     assert_eq!(logits[3], 2.5 / 2.0 - 0.25 - 0.5);
 }
 

@@ -9,9 +9,10 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
+use bytemuck::AnyBitPattern;
 use realm_shared::ABI_VERSION;
-use realm_shared::control::{Control, MAX_CONTROL_BYTES};
-use realm_shared::wire::{self, OPEN, STEP, STEP_DONE, Sampling};
+use realm_shared::control::{Control, MAX_CONTROL_BYTES, Order};
+use realm_shared::wire::{self, Allotment, CLOSE, FORGET, OPEN, STEP, STEP_DONE, Sampling};
 use realm_shm::tensor::{TensorError, TensorReader, TensorWriter};
 use realm_shm::{Message, WorkerEnd, socket};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -20,6 +21,7 @@ use rustix::net::Shutdown;
 use crate::batch::Step;
 use crate::engine::{Engine, ModelSource, Options, Outcome};
 use crate::listen;
+use crate::tenant::{Programs, Start, Vocabulary};
 
 /// How long the gateway may take to say hello.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -64,7 +66,8 @@ pub fn serve(gateway: &Gateway, model: &ModelSource, options: &Options) -> anyho
         // If the gateway is gone, the watch ends the process.
         let _ = tell(session.socket(), control);
     });
-    let result = engine.and_then(|mut engine| session.run(&mut engine, &watch));
+    let vocabulary = Arc::new(Vocabulary::of(model.clone()));
+    let result = engine.and_then(|mut engine| session.run(&mut engine, &vocabulary, &watch));
     session.conclude(&watch, result)
 }
 
@@ -105,7 +108,14 @@ impl Session {
 
     /// Says that the model is loaded, and executes messages in the order of the ring until the
     /// gateway is gone.
-    pub(crate) fn run(&mut self, engine: &mut Engine, watch: &Watch) -> anyhow::Result<()> {
+    pub(crate) fn run(
+        &mut self,
+        engine: &mut Engine,
+        vocabulary: &Arc<Vocabulary>,
+        watch: &Watch,
+    ) -> anyhow::Result<()> {
+        let programs = Arc::new(Programs::new(vocabulary.clone()));
+        take_orders(self.socket(), programs.clone())?;
         tell(self.socket(), &Control::Ready(engine.info().clone()))?;
         let ring = &mut self.ring;
         while !watch.gone() {
@@ -113,8 +123,10 @@ impl Session {
                 continue;
             };
             match message.kind {
-                OPEN => open(ring, engine, &message)?,
+                OPEN => open(ring, engine, &programs, &message)?,
                 STEP => step(ring, engine, &message)?,
+                CLOSE => engine.close(message.args[0])?,
+                FORGET => programs.forget(message.args[0]),
                 kind => bail!("message of unknown kind {kind}"),
             }
         }
@@ -219,11 +231,36 @@ pub(crate) fn load(
     })
 }
 
-fn open(ring: &WorkerEnd, engine: &mut Engine, message: &Message) -> anyhow::Result<()> {
+/// Takes in programs that the gateway sends, until it is gone.
+fn take_orders(socket: BorrowedFd<'_>, programs: Arc<Programs>) -> anyhow::Result<()> {
+    let socket = socket.try_clone_to_owned()?;
+    let body = move || {
+        let mut buffer = vec![0; MAX_CONTROL_BYTES];
+        // Errors and the end of the connection are the watch's concern.
+        while let Ok((len @ 1.., carried)) = socket::recv_with(socket.as_fd(), &mut buffer) {
+            match (serde_json::from_slice(&buffer[..len]), carried) {
+                (Ok(Order::Program { number, name }), Some(compiled)) => {
+                    programs.add(number, &name, compiled);
+                }
+                // Whoever needs it says that it has not come.
+                _ => eprintln!("an order of the gateway was not understood"),
+            }
+        }
+    };
+    let thread = std::thread::Builder::new().name("orders".into());
+    thread.spawn(body).context("cannot start a thread")?;
+    Ok(())
+}
+
+fn open(
+    ring: &WorkerEnd,
+    engine: &mut Engine,
+    programs: &Programs,
+    message: &Message,
+) -> anyhow::Result<()> {
+    let [slot, program] = message.args;
     let tensors = TensorReader::new(ring.input(message.input)?)?;
-    let (bytes, _) = tensors.tensor::<u8>(wire::open::SAMPLING)?;
-    let sampling: Sampling = bytemuck::try_pod_read_unaligned(bytes)
-        .map_err(|e| anyhow!("OPEN: {} bytes of sampling parameters: {e}", bytes.len()))?;
+    let sampling: Sampling = pod(&tensors, wire::open::SAMPLING, "sampling parameters")?;
     let (ids, _) = tensors.tensor::<i32>(wire::open::BIAS_IDS)?;
     let (values, _) = tensors.tensor::<f32>(wire::open::BIAS_VALUES)?;
     if ids.len() != values.len() {
@@ -235,7 +272,42 @@ fn open(ring: &WorkerEnd, engine: &mut Engine, message: &Message) -> anyhow::Res
     }
     let bias = ids.iter().copied().zip(values.iter().copied());
     let (history, _) = tensors.tensor::<i32>(wire::open::HISTORY)?;
-    Ok(engine.open(message.args[0], sampling, bias, history)?)
+    let mut steering = None;
+    if program != 0 {
+        let vocabulary = engine.limits().vocab;
+        let prompt = sampling.prompt_len as usize;
+        let (prompt, generated) = history.split_at_checked(prompt).with_context(|| {
+            format!("OPEN: {} tokens, with a prompt of {prompt}", history.len())
+        })?;
+        let known = |token: &i32| usize::try_from(*token).is_ok_and(|token| token < vocabulary);
+        if let Some(bad) = history.iter().find(|token| !known(token)) {
+            bail!("OPEN: token {bad} in a vocabulary of {vocabulary}");
+        }
+        let end_tokens = sampling.stop_ids.get(..sampling.stop_count as usize);
+        let (args, _) = tensors.tensor::<u8>(wire::open::ARGS)?;
+        steering = Some(programs.start(Start {
+            program,
+            allotment: pod::<Allotment>(&tensors, wire::open::ALLOTMENT, "an allotment")?,
+            args: String::from_utf8_lossy(args).into_owned(),
+            prompt,
+            generated,
+            vocabulary,
+            key: sampling.key,
+            end_tokens: end_tokens.unwrap_or_default(),
+        }));
+    }
+    Ok(engine.open(slot, sampling, bias, history, steering)?)
+}
+
+/// A tensor that holds the bytes of one value.
+fn pod<T: AnyBitPattern>(
+    tensors: &TensorReader<'_>,
+    index: usize,
+    what: &str,
+) -> anyhow::Result<T> {
+    let (bytes, _) = tensors.tensor::<u8>(index)?;
+    bytemuck::try_pod_read_unaligned(bytes)
+        .map_err(|e| anyhow!("OPEN: {} bytes of {what}: {e}", bytes.len()))
 }
 
 fn step(ring: &mut WorkerEnd, engine: &mut Engine, message: &Message) -> anyhow::Result<()> {
@@ -298,6 +370,10 @@ fn write(out: &Outcome, targets: usize, top: usize, into: &mut [u8]) -> Result<(
     tensors
         .tensor::<f32>(&[targets, top])?
         .copy_from_slice(&out.prompt_top_logprobs);
+    let note = out.notes.len().checked_div(rows).unwrap_or(0);
+    tensors
+        .tensor::<u8>(&[rows, note])?
+        .copy_from_slice(&out.notes);
     tensors.finish();
     Ok(())
 }

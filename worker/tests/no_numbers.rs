@@ -46,7 +46,7 @@ fn open(engine: &mut Engine, slot: u64) {
         top_logprobs: 2,
         ..Sampling::default()
     };
-    let opened = engine.open(slot, sampling, std::iter::empty(), &[]);
+    let opened = engine.open(slot, sampling, std::iter::empty(), &[], None);
     opened.expect("valid");
 }
 

@@ -316,7 +316,7 @@ fn greedy_decoding_gives_the_tokens_of_the_reference() {
             .collect();
         for slot in 0..2 {
             engine
-                .open(slot, greedy(), std::iter::empty(), &[])
+                .open(slot, greedy(), std::iter::empty(), &[], None)
                 .expect("valid");
         }
         let prompt = &expected.tokens[..expected.prompt];

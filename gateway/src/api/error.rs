@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ALLOW, HeaderName, HeaderValue, RETRY_AFTER, WWW_AUTHENTICATE};
 use http::{Method, Response, StatusCode};
+use realm_shared::wire::Fault;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -23,6 +24,8 @@ const MIN_RETRY_AFTER: Duration = Duration::from_millis(1);
 
 /// When to try again after a model's worker could not be replaced.
 const RETRY_AFTER_LOSS: Duration = Duration::from_secs(30);
+/// When to try again where a program had no place to run, or no time.
+const RETRY_AFTER_PROGRAM: Duration = Duration::from_secs(1);
 
 /// Overrides what OpenAI's SDKs make of a status code.
 const X_SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -423,9 +426,39 @@ impl From<SwapError> for ApiError {
     }
 }
 
+/// The status and code of a failure of a tenant's program.
+fn program_failure(fault: Fault) -> (StatusCode, &'static str) {
+    // What the code itself did would happen again; all else may pass.
+    let own = StatusCode::UNPROCESSABLE_ENTITY;
+    match fault {
+        Fault::Error => (own, "processor_error"),
+        Fault::Trap => (own, "processor_trap"),
+        Fault::Time => (own, "processor_time_limit"),
+        Fault::Memory => (own, "processor_memory_limit"),
+        Fault::Plan => (own, "processor_invalid_plan"),
+        Fault::Instances => (StatusCode::TOO_MANY_REQUESTS, "processor_instances_limit"),
+        Fault::Unusable => (StatusCode::INTERNAL_SERVER_ERROR, "processor_unusable"),
+        Fault::Late => (StatusCode::SERVICE_UNAVAILABLE, "processor_late"),
+    }
+}
+
 impl From<FailReason> for ApiError {
     fn from(reason: FailReason) -> Self {
         match reason {
+            FailReason::Program { fault, message } => {
+                let (status, code) = program_failure(fault);
+                let passes = matches!(fault, Fault::Instances | Fault::Late);
+                ApiError {
+                    retry_after: passes.then_some(RETRY_AFTER_PROGRAM),
+                    never_retry: !passes,
+                    ..Self::new(
+                        status,
+                        "processor_error",
+                        Some(code),
+                        format!("The processor of this request failed: {message}"),
+                    )
+                }
+            }
             FailReason::WorkerCrashed => ApiError {
                 never_retry: true,
                 ..Self::server(

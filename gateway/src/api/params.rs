@@ -176,6 +176,7 @@ impl Params {
             },
             bias: self.bias.clone(),
             prompt_logprobs: false,
+            steering: None,
         }
     }
 

@@ -32,6 +32,7 @@ pub(crate) fn sequence(prompt: &[u32], sampling: Sampling) -> Sequence {
         allowance: Allowance::default(),
         priority: Priority::default(),
         prompt_logprobs: false,
+        steering: None,
     }
 }
 

@@ -1,5 +1,10 @@
 //! What goes to a worker and what comes back: the tensors of a step and of its result.
 
+use std::sync::Arc;
+
+use realm_shared::wire::Fault;
+use realm_shared::wire::result::NOTE_BYTES;
+
 use super::sequence::{SequenceId, TokenLogprobs};
 
 /// One step: the tensors of [`realm_shared::wire::step`], each flat and ready to be copied into
@@ -53,6 +58,8 @@ pub struct StepResult<'a> {
     pub prompt_top_ids: &'a [i32],
     /// `f32[P, K]`
     pub prompt_top_logprobs: &'a [f32],
+    /// `u8[R, N]`
+    pub notes: &'a [u8],
 }
 
 /// A worker answered with something that its step cannot have given. It is broken or hostile:
@@ -98,6 +105,16 @@ pub enum ResultError {
         token: i32,
         /// What it may be.
         expected: Expected,
+    },
+    /// A program failed in a way that there is not.
+    #[error("`NOTES[{row}]` of step {number} begins with {kind}, which is no fault")]
+    Note {
+        /// Number of the step.
+        number: u64,
+        /// Row of the step.
+        row: usize,
+        /// What it begins with.
+        kind: u8,
     },
     /// A log-probability is not one.
     #[error("`{tensor}[{index}]` of step {number} is {value}; a log-probability is at most 0")]
@@ -145,6 +162,19 @@ pub(super) struct Scores<'a> {
 }
 
 impl<'a> StepResult<'a> {
+    /// Why the program of a row failed. The shape must have been checked.
+    pub(super) fn note(&self, row: usize) -> Result<(Fault, Arc<str>), ResultError> {
+        let note = self.notes.get(row * NOTE_BYTES..(row + 1) * NOTE_BYTES);
+        let (kind, text) = note.and_then(<[u8]>::split_first).unwrap_or((&0, &[]));
+        let fault = Fault::from_number(*kind).ok_or(ResultError::Note {
+            number: self.number,
+            row,
+            kind: *kind,
+        })?;
+        let text = text.split(|byte| *byte == 0).next().unwrap_or_default();
+        Ok((fault, String::from_utf8_lossy(text).into()))
+    }
+
     /// Log-probabilities of the tokens drawn, `width` alternatives each.
     pub(super) fn drawn(&self, width: usize) -> Scores<'a> {
         Scores {

@@ -3,8 +3,10 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
-use realm_shared::wire::Sampling;
+use realm_shared::wire::{Allotment, Fault, Sampling};
 use serde::Deserialize;
+
+use crate::programs::Program;
 
 /// Names one sequence for the life of the gateway process. Ids rise in order of arrival: the
 /// smaller one is the older sequence. None is used twice.
@@ -57,6 +59,17 @@ impl Default for Allowance {
     }
 }
 
+/// A tenant's program, and what it is told of the sequence that it steers.
+#[derive(Debug, Clone)]
+pub struct Steering {
+    /// The program.
+    pub program: Arc<Program>,
+    /// Arguments of the request, as JSON.
+    pub args: Arc<str>,
+    /// What it may take. Whose it is, is filled in by the link.
+    pub allotment: Allotment,
+}
+
 /// One sequence to generate: a prompt and how to go on from it.
 #[derive(Debug, Clone)]
 pub struct Sequence {
@@ -79,6 +92,8 @@ pub struct Sequence {
     pub bias: Arc<[(u32, f32)]>,
     /// Report log-probabilities of the prompt's tokens too.
     pub prompt_logprobs: bool,
+    /// What steers how its tokens are drawn, if something does.
+    pub steering: Option<Steering>,
 }
 
 /// Log-probability of one token, and of its likeliest alternatives, best first.
@@ -93,15 +108,22 @@ pub struct TokenLogprobs {
 /// Why a sequence ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// It drew one of its stop ids.
+    /// It drew one of its stop ids, or its program ended it.
     Stop,
     /// It reached `max_tokens` or the model's context.
     Length,
 }
 
 /// Why a sequence could not go on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FailReason {
+    /// The program that steers it failed.
+    Program {
+        /// In which way.
+        fault: Fault,
+        /// In its own words, or in those of the worker.
+        message: Arc<str>,
+    },
     /// It was in flight in two worker deaths, alone in the second, and is taken for their cause.
     WorkerCrashed,
     /// What the model made of it holds no number, so that there is no token to go on with.

@@ -135,6 +135,7 @@ async fn answer(model: &Model, args: &Args, messages: &[Message]) -> anyhow::Res
         allowance: Allowance::default(),
         priority: Priority::default(),
         prompt_logprobs: false,
+        steering: None,
     };
     let mut generation = model.generate(vec![sequence], None)?;
     let mut detokenizer = if text.template.is_some() {

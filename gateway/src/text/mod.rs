@@ -4,18 +4,20 @@
 mod clock;
 mod detokenize;
 mod files;
-mod spelling;
 mod stop;
 mod template;
 #[cfg(test)]
 pub(crate) mod testing;
-mod tokenizer;
+#[cfg(test)]
+mod tokenizer_tests;
+
+use realm_shared::tokenizer::TokenizerError;
 
 pub use detokenize::Detokenizer;
 pub use files::{Defaults, TextFiles};
+pub use realm_shared::tokenizer::Tokenizer;
 pub use stop::{Search, StopMatcher};
 pub use template::{ChatTemplate, TemplateError};
-pub use tokenizer::Tokenizer;
 
 /// The text side of one model.
 #[derive(Debug)]
@@ -65,7 +67,7 @@ pub enum TextError {
         /// What was found, and what was expected.
         message: String,
     },
-    /// The tokenizer failed on a text.
-    #[error("the text could not be cut into tokens: {0}")]
-    Encode(String),
+    /// The vocabulary cannot be used, or a text not be cut into it.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
 }

@@ -220,7 +220,15 @@ impl Driver {
         self.shared.set_info(info);
         self.probe();
         let wake = gate.wake_fd().try_clone_to_owned();
-        let mut link = Link::new(gate);
+        let orders = match process.orders() {
+            Ok(orders) => orders,
+            Err(error) => {
+                let error = error.into();
+                process.end(Some(&error)).await;
+                return Some(error);
+            }
+        };
+        let mut link = Link::new(gate, orders);
         let error = match wake.and_then(watch) {
             Ok(wake) => self.serve(&mut process, &mut link, &wake).await,
             Err(error) => Some(error.into()),
@@ -329,6 +337,7 @@ impl Driver {
 
     fn submit(&mut self, link: &mut Link) -> Result<(), WorkerError> {
         let now = Instant::now();
+        self.scheduler.close_slots(|slot| link.close(slot));
         while let Some(plan) = self.scheduler.plan(now, |sequence| link.reserve(sequence)) {
             for (_, id) in &plan.opens {
                 // One that had tokens waited for blocks or a new worker, not for its turn.
@@ -456,6 +465,7 @@ impl Driver {
             allowance: Allowance::default(),
             priority: Priority::default(),
             prompt_logprobs: false,
+            steering: None,
         };
         if let Err(refused) = self.scheduler.submit(sequence) {
             tracing::debug!(%refused, "no probe: the requests that wait will do");

@@ -4,19 +4,28 @@
 //! once out of an output slot into private memory and checked there. Both slots are assigned and
 //! freed here, so a worker that dies takes nothing with it.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use bytemuck::bytes_of;
-use realm_shared::wire::{self, open, result, step};
+use realm_shared::control::Order;
+use realm_shared::wire::{self, Allotment, open, result, step};
 use realm_shm::tensor::{DType, TensorReader, TensorWriter, required};
-use realm_shm::{AlignedBuf, GatewayEnd, Message, Owner, SlabError, SlotRef};
+use realm_shm::{AlignedBuf, GatewayEnd, Message, Owner, SlabError, SlotRef, socket};
 
 use crate::batching::{SequenceView, StepPlan, StepResult};
+use crate::programs::Program;
 
 /// Most entries of a step's block table, which leave a mebibyte of the largest slot for the rest
 /// of the step. 256 rows of 8,192 blocks each fit.
 pub(super) const MAX_TABLE: usize = (8 << 20) / size_of::<i32>();
+
+/// Messages in the ring up to which such may be added as can wait. So that there is always room for
+/// those that cannot: the steps, and what they open.
+const CAN_WAIT: usize = 256;
+/// Programs that a worker holds beyond which the one that was not used for longest is forgotten.
+const MAX_PROGRAMS: usize = 256;
 
 /// What went wrong between gateway and worker. The worker cannot be used any more.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +53,8 @@ fn answer_error(e: impl std::fmt::Display) -> LinkError {
 #[derive(Debug)]
 struct InFlight {
     number: u64,
+    /// Messages in the ring up to the step, from the one before it on.
+    messages: usize,
     /// Slots of the opens before it and of the step itself: read by the worker until it answers.
     inputs: Vec<SlotRef>,
     output: SlotRef,
@@ -53,17 +64,36 @@ struct InFlight {
 #[derive(Debug)]
 pub(super) struct Link {
     gate: GatewayEnd,
+    /// Where programs are sent.
+    orders: OwnedFd,
+    programs: HashMap<[u8; 32], Sent>,
+    last_program: u64,
     steps: VecDeque<InFlight>,
+    /// Messages in the ring behind the last step.
+    messages: usize,
     /// Slots for the opens before the next step, in their order.
     reserved: VecDeque<SlotRef>,
     results: AlignedBuf,
 }
 
+/// A program that the worker has.
+#[derive(Debug)]
+struct Sent {
+    number: u64,
+    /// Number of the last sequence that was opened with it.
+    used: u64,
+}
+
 impl Link {
-    pub(super) fn new(gate: GatewayEnd) -> Self {
+    /// The rings of a worker, and the socket that programs go through.
+    pub(super) fn new(gate: GatewayEnd, orders: OwnedFd) -> Self {
         Link {
             gate,
+            orders,
+            programs: HashMap::new(),
+            last_program: 0,
             steps: VecDeque::new(),
+            messages: 0,
             reserved: VecDeque::new(),
             results: AlignedBuf::default(),
         }
@@ -115,6 +145,7 @@ impl Link {
                     (DType::F32, targets),
                     (DType::I32, targets * top),
                     (DType::F32, targets * top),
+                    (DType::U8, note_bytes(plan)),
                 ]),
                 Owner::GATEWAY,
             )
@@ -130,13 +161,68 @@ impl Link {
             .map_err(submit_error)?;
         self.steps.push_back(InFlight {
             number: plan.number,
+            messages: std::mem::take(&mut self.messages) + 1,
             inputs,
             output,
         });
         Ok(())
     }
 
+    /// Tells the worker that what steered the sequence in a slot is over. False if there is no room
+    /// for that now; there will be when steps in flight are answered.
+    pub(super) fn close(&mut self, slot: u32) -> bool {
+        self.send_if_room(wire::CLOSE, slot.into())
+    }
+
+    /// Sends a message that can wait, if it need not.
+    fn send_if_room(&mut self, kind: u16, argument: u64) -> bool {
+        let in_flight: usize = self.steps.iter().map(|step| step.messages).sum();
+        let message = Message {
+            kind,
+            input: SlotRef::NONE,
+            output: SlotRef::NONE,
+            args: [argument, 0],
+        };
+        let sent = in_flight + self.messages < CAN_WAIT && self.gate.submit(&message).is_ok();
+        self.messages += usize::from(sent);
+        sent
+    }
+
+    /// The number that the worker knows a program by, which is sent if it is new there.
+    fn program(&mut self, program: &Program) -> Result<u64, LinkError> {
+        self.last_program += 1;
+        let used = self.last_program;
+        if let Some(sent) = self.programs.get_mut(&program.digest) {
+            sent.used = used;
+            return Ok(sent.number);
+        }
+        if self.programs.len() >= MAX_PROGRAMS
+            && let Some((&digest, number)) = self
+                .programs
+                .iter()
+                .min_by_key(|(_, sent)| sent.used)
+                .map(|(digest, sent)| (digest, sent.number))
+            && self.send_if_room(wire::FORGET, number)
+        {
+            self.programs.remove(&digest);
+        }
+        let order = Order::Program {
+            number: used,
+            name: program.name.clone(),
+        };
+        let order = serde_json::to_vec(&order).map_err(submit_error)?;
+        socket::send_with(self.orders.as_fd(), &order, program.compiled.as_fd())
+            .map_err(|e| submit_error(format!("a program: {e}")))?;
+        let sent = Sent { number: used, used };
+        self.programs.insert(program.digest, sent);
+        Ok(used)
+    }
+
     fn open(&mut self, slot: u32, sequence: &SequenceView<'_>) -> Result<SlotRef, LinkError> {
+        let program = match sequence.steering {
+            Some(steering) => self.program(&steering.program)?,
+            None => 0,
+        };
         let history = history(sequence);
         let history_len = history.iter().map(|tokens| tokens.len()).sum();
         let bias = sequence.bias;
@@ -163,15 +249,26 @@ impl Link {
         for (to, &token) in tokens.iter_mut().zip(history.into_iter().flatten()) {
             *to = token as i32;
         }
+        let allotment = sequence.steering.map(|steering| Allotment {
+            tenant: sequence.tenant.0.get(),
+            ..steering.allotment
+        });
+        let allotment = allotment.as_ref().map_or(&[][..], bytes_of);
+        for bytes in [allotment, args(sequence)] {
+            w.tensor::<u8>(&[bytes.len()])
+                .map_err(submit_error)?
+                .copy_from_slice(bytes);
+        }
         w.finish();
         self.gate
             .submit(&Message {
                 kind: wire::OPEN,
                 input,
                 output: SlotRef::NONE,
-                args: [slot.into(), 0],
+                args: [slot.into(), program],
             })
             .map_err(submit_error)?;
+        self.messages += 1;
         Ok(input)
     }
 
@@ -251,9 +348,17 @@ impl Link {
     }
 }
 
-/// The tokens that penalties look at, if there are any.
+/// Bytes of the notes on a step's rows.
+fn note_bytes(plan: &StepPlan) -> usize {
+    match plan.flags.iter().any(|flags| flags & step::STEERED != 0) {
+        true => plan.slots.len() * result::NOTE_BYTES,
+        false => 0,
+    }
+}
+
+/// The tokens that penalties or a program look at, if there are any.
 fn history<'a>(sequence: &SequenceView<'a>) -> [&'a [u32]; 2] {
-    match sequence.sampling.has_penalties() {
+    match sequence.sampling.has_penalties() || sequence.steering.is_some() {
         true => [sequence.prompt, sequence.generated],
         false => [&[], &[]],
     }
@@ -267,7 +372,18 @@ fn open_sizes(sequence: &SequenceView<'_>) -> [(DType, usize); open::COUNT] {
         (DType::I32, sequence.bias.len()),
         (DType::F32, sequence.bias.len()),
         (DType::I32, history),
+        (
+            DType::U8,
+            sequence.steering.map_or(0, |_| size_of::<Allotment>()),
+        ),
+        (DType::U8, args(sequence).len()),
     ]
+}
+
+/// The arguments of its program.
+fn args<'a>(sequence: &SequenceView<'a>) -> &'a [u8] {
+    let args = sequence.steering.map(|steering| steering.args.as_bytes());
+    args.unwrap_or_default()
 }
 
 /// Names the tensors of a result. Their sizes and contents are checked by the scheduler.
@@ -294,6 +410,10 @@ fn read_result(number: u64, bytes: &[u8]) -> Result<StepResult<'_>, LinkError> {
         prompt_logprobs: floats(result::PROMPT_LOGPROBS)?,
         prompt_top_ids: ints(result::PROMPT_TOP_IDS)?,
         prompt_top_logprobs: floats(result::PROMPT_TOP_LOGPROBS)?,
+        notes: reader
+            .tensor::<u8>(result::NOTES)
+            .map(|(values, _)| values)
+            .map_err(answer_error)?,
     })
 }
 
@@ -309,9 +429,9 @@ mod tests {
     const BIASES: usize = 1024;
 
     fn link() -> Link {
-        Link::new(
-            GatewayEnd::create(1, &geometry(), realm_shared::ABI_VERSION).expect("two segments"),
-        )
+        let gate = GatewayEnd::create(1, &geometry(), realm_shared::ABI_VERSION);
+        let (orders, _) = socket::pair().expect("two sockets");
+        Link::new(gate.expect("two segments"), orders)
     }
 
     fn reserve(link: &mut Link, tenant: u32, biases: usize, history: usize) -> bool {
@@ -324,6 +444,7 @@ mod tests {
                 ..Sampling::default()
             },
             bias: &vec![(0, 0.0); biases],
+            steering: None,
         })
     }
 

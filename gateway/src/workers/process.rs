@@ -185,6 +185,11 @@ impl WorkerProcess {
         }
     }
 
+    /// The control socket once more, for what the gateway sends.
+    pub(super) fn orders(&self) -> std::io::Result<OwnedFd> {
+        self.control.get_ref().try_clone()
+    }
+
     /// Waits until the model is loaded, reporting bytes read and to be read.
     pub(super) async fn wait_ready(
         &mut self,
@@ -356,8 +361,9 @@ fn hung_up(socket: &OwnedFd) -> bool {
 pub(super) const MAX_CONTEXT: u32 = 1 << 20;
 /// Most tokens of a step whose log-probabilities fit an output slot, with all alternatives.
 pub(super) const MAX_STEP_TOKENS: u32 = 16 << 10;
-/// Most sequences that two steps may open, with two places in the ring left for the steps.
-pub(super) const MAX_SEQUENCES: u32 = 511;
+/// Most sequences that two steps may open, with two places in the ring left for the steps and some
+/// for messages that can wait.
+pub(super) const MAX_SEQUENCES: u32 = 380;
 
 /// Slots for step tensors and results. The block table of a step takes up to eight ninths of the
 /// largest ([`MAX_TABLE`]). Two steps may open 256 sequences each, every one with the most

@@ -18,6 +18,8 @@ pub(super) struct Attached {
     pub(super) limits: Limits,
     pub(super) blocks: Blocks,
     pub(super) slots: Pool,
+    /// Slots to be closed: what steered their sequences takes up room on the worker.
+    pub(super) closed: VecDeque<u32>,
     pub(super) running: BTreeMap<SequenceId, Running>,
     /// Oldest first.
     pub(super) in_flight: VecDeque<Step>,
@@ -37,6 +39,9 @@ pub(super) struct Running {
     pub(super) extent: Extent,
     /// Positions in the arena once every row in flight is computed.
     pub(super) computed: usize,
+    /// Its program was late, and nothing of it is in flight: it is to draw from the logits that the
+    /// worker kept.
+    pub(super) parked: bool,
     /// Blocks from the front that can be shared.
     pub(super) named: usize,
     /// Tokens that it had when it started here, and positions that were found.
@@ -66,6 +71,8 @@ pub(super) struct Row {
     pub(super) id: SequenceId,
     /// Whether it draws a token.
     pub(super) draws: bool,
+    /// Whether a program steers that.
+    pub(super) steered: bool,
     /// Positions that it computes.
     pub(super) count: usize,
     /// Position after the last of them.
@@ -82,6 +89,18 @@ impl Running {
     /// Positions that can be computed now.
     pub(super) fn remaining(&self) -> usize {
         self.live.len().min(self.extent.positions) - self.computed
+    }
+
+    /// Whether its next row draws a token and computes one position at most.
+    pub(super) fn decodes(&self) -> bool {
+        self.parked || self.remaining() == 1 && !self.is_ahead()
+    }
+
+    /// Whether no more of it may be in flight. Where it is steered and the program is late, the next
+    /// row draws the token that the first one did not; one behind that would compute a wrong position.
+    pub(super) fn is_ahead(&self) -> bool {
+        let (_, draws) = self.live.flights();
+        self.live.is_steered() && draws > 1
     }
 
     /// Whether to start it again later costs little that is done: it has drawn a token since it
@@ -110,6 +129,7 @@ impl Attached {
             limits,
             blocks: Blocks::new(limits.block_size, limits.block_count),
             slots: Pool::new(limits.max_sequences),
+            closed: VecDeque::new(),
             running: BTreeMap::new(),
             in_flight: VecDeque::new(),
             deadline: None,
@@ -197,6 +217,9 @@ impl Attached {
     pub(super) fn evict(&mut self, id: SequenceId) -> Option<Live> {
         let mut running = self.running.remove(&id)?;
         self.slots.give(running.slot);
+        if running.live.is_steered() {
+            self.closed.push_back(running.slot);
+        }
         running.offer_blocks(&mut self.blocks);
         self.blocks.release(running.table);
         Some(running.live)
@@ -253,7 +276,8 @@ impl Attached {
             .enumerate()
             .map(|(at, of)| match at < step.decodes {
                 true => row,
-                false => of.count as f64,
+                // One that is parked computes nothing, and may be alone.
+                false => of.count.max(1) as f64,
             });
         let all: f64 = weights.clone().sum();
         let parts = weights.map(|weight| busy.mul_f64(weight / all));

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::SequenceView;
-use super::attached::Attached;
+use super::attached::{Attached, Running};
 use super::line::Line;
 use super::live::Live;
 use super::shares::{Party, Turn};
@@ -158,7 +158,7 @@ impl Attached {
         firsts.min_by_key(|(turn, _)| *turn)
     }
 
-    /// Adds one token of the sequences that decode: of all of them, where nobody is harmed. Else of
+    /// Adds one token (or none, of those that are parked) of the sequences that decode: of all of them, where nobody is harmed. Else of
     /// each party as many as it has for sure, and more as long as they are cheap. Those that were
     /// served longest ago go first, so that all take turns.
     fn add_decodes(&self, batch: &mut Batch, table: &Table, line: &mut Line) {
@@ -168,7 +168,7 @@ impl Attached {
             rows -= 1;
         }
         let most = tokens.min(rows);
-        let decodes = self.running.iter().filter(|(_, r)| r.remaining() == 1);
+        let decodes = self.running.iter().filter(|(_, r)| r.decodes());
         let mut decodes: Vec<_> = decodes
             .map(|(&id, r)| (r.served, id, r.live.party()))
             .collect();
@@ -182,7 +182,8 @@ impl Attached {
         let cost = self.pace.row_cost(decodes.len());
         for (_, id, party) in decodes {
             line.shares.charge(party.tenant, cost);
-            batch.rows.push((id, 1));
+            let count = self.running.get(&id).map_or(0, Running::remaining);
+            batch.rows.push((id, count));
         }
         batch.decodes = batch.rows.len();
     }

@@ -57,6 +57,11 @@ impl Live {
         }
     }
 
+    /// Whether a program steers it.
+    pub(super) fn is_steered(&self) -> bool {
+        self.sequence.steering.is_some()
+    }
+
     /// Whose it is, and how urgent.
     pub(super) fn party(&self) -> Party {
         Party {
@@ -136,6 +141,7 @@ impl Live {
             generated: &self.generated,
             sampling: &self.sequence.sampling,
             bias: &self.sequence.bias,
+            steering: self.sequence.steering.as_ref(),
         }
     }
 }

@@ -23,7 +23,7 @@ use realm_shared::wire::Sampling;
 
 use super::limits::{Config, InvalidLimits, Limits};
 use super::plan::StepPlan;
-use super::sequence::{Event, FailReason, Sequence, SequenceId, TenantId};
+use super::sequence::{Event, FailReason, Sequence, SequenceId, Steering, TenantId};
 use attached::Attached;
 use line::Line;
 use live::Live;
@@ -126,6 +126,8 @@ pub struct SequenceView<'a> {
     pub sampling: &'a Sampling,
     /// Tokens and what is added to their logits.
     pub bias: &'a [(u32, f32)],
+    /// What steers it, if something does.
+    pub steering: Option<&'a Steering>,
 }
 
 // === Commands ===
@@ -318,6 +320,17 @@ impl Scheduler {
         self.stats.tokens_computed += plan.tokens.len() as u64;
         worker.start_clock(now, self.config.step_timeout);
         Some(plan)
+    }
+
+    /// Hands out slots whose sequences were steered and run no longer, until one cannot be closed
+    /// now. Those of a plan are opened after them.
+    pub fn close_slots(&mut self, mut close: impl FnMut(u32) -> bool) {
+        let Some(worker) = &mut self.worker else {
+            return;
+        };
+        while worker.closed.front().is_some_and(|&slot| close(slot)) {
+            worker.closed.pop_front();
+        }
     }
 
     /// What happened next, to whom.

@@ -2,7 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use realm_shared::wire::result::NO_NUMBER;
+use realm_shared::wire::Fault;
+use realm_shared::wire::result::{FAULT, LATE, NO_NUMBER, NOTE_BYTES, STOPPED};
 
 use super::Scheduler;
 use super::attached::{Row, Step};
@@ -58,8 +59,6 @@ impl Scheduler {
         }
         // The row that computes the last position is the last one.
         let full = row.end == live.extent(max_context).positions;
-        let token = row.draws.then(|| result.tokens[index] as u32);
-        let stopped = token.is_some_and(|token| live.push(token));
         if !row.scored.is_empty() {
             live.set_scored(row.scored.end);
             let scores = result.prompt(step.top);
@@ -71,12 +70,27 @@ impl Scheduler {
             };
             self.events.push_back((row.id, event));
         }
-        if let Some(token) = token {
-            let scores = result.drawn(step.top);
-            let logprobs = row.top_logprobs.map(|top| scores.entry(index, top));
-            self.stats.tokens_generated += 1;
-            self.events
-                .push_back((row.id, Event::Token { token, logprobs }));
+        let mut stopped = false;
+        match result.tokens[index] {
+            LATE if row.steered => return self.park(row.id),
+            STOPPED if row.steered => stopped = true,
+            FAULT if row.steered => {
+                // Its form was checked with the rest of the step.
+                let (fault, message) = result.note(index).unwrap_or((Fault::Trap, "".into()));
+                self.remove(row.id);
+                let failed = FailReason::Program { fault, message };
+                return self.end(row.id, Event::Failed(failed));
+            }
+            token if row.draws => {
+                let token = token as u32;
+                stopped = self.live_mut(row.id).is_some_and(|live| live.push(token));
+                let scores = result.drawn(step.top);
+                let logprobs = row.top_logprobs.map(|top| scores.entry(index, top));
+                self.stats.tokens_generated += 1;
+                self.events
+                    .push_back((row.id, Event::Token { token, logprobs }));
+            }
+            _ => {}
         }
         let reason = match full {
             _ if stopped => FinishReason::Stop,
@@ -85,6 +99,28 @@ impl Scheduler {
         };
         self.remove(row.id);
         self.end(row.id, Event::Finished(reason));
+    }
+}
+
+impl Scheduler {
+    /// The program of a sequence was late, so that its oldest row has drawn nothing. The next one
+    /// draws that token instead: what it computes otherwise is void, as the token was not known.
+    fn park(&mut self, id: SequenceId) {
+        let Some(worker) = &mut self.worker else {
+            return;
+        };
+        let later = worker.in_flight.iter_mut().flat_map(|step| &mut step.rows);
+        let mut count = 0;
+        for row in later.filter(|row| row.id == id) {
+            // It computes one position: parked ones are alone in flight.
+            row.end -= 1;
+            count += 1;
+        }
+        // One that was preempted starts again from what is known.
+        if let Some(running) = worker.running.get_mut(&id) {
+            running.computed -= count;
+            running.parked = count == 0;
+        }
     }
 }
 
@@ -121,9 +157,20 @@ impl Step {
         drawn.check_shape(self.rows.len())?;
         prompt.check_shape(self.targets)?;
 
+        let notes = match self.rows.iter().any(|row| row.steered) {
+            true => self.rows.len() * NOTE_BYTES,
+            false => 0,
+        };
+        check_len(number, "NOTES", result.notes.len(), notes)?;
+
         for (index, (row, &token)) in self.rows.iter().zip(result.tokens).enumerate() {
             if row.draws {
-                if token != NO_NUMBER {
+                if row.steered && token == FAULT {
+                    result.note(index)?;
+                }
+                let none =
+                    token == NO_NUMBER || row.steered && matches!(token, LATE | STOPPED | FAULT);
+                if !none {
                     check_token(number, "TOKENS", index, token, vocab_size)?;
                     if let Some(top) = row.top_logprobs {
                         drawn.check_entry(index, top, vocab_size)?;

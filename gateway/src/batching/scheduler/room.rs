@@ -76,6 +76,8 @@ impl Attached {
         let live = line.start(id)?;
         let extent = self.extent(&live);
         let slot = self.slots.take()?;
+        // What is opened need not be closed before.
+        self.closed.retain(|&closed| closed != slot);
         let mut table = BlockTable::new(live.party().tenant);
         for name in live.names().iter().take(found) {
             let shared = self.blocks.share(&mut table, name);
@@ -92,6 +94,7 @@ impl Attached {
             table,
             extent,
             computed: named * self.blocks.size(),
+            parked: false,
             named,
             served: (0, 0),
         };

@@ -53,7 +53,7 @@ impl Attached {
         let count = running
             .remaining()
             .min(self.limits.max_step_tokens as usize);
-        if count > 0 {
+        if running.parked || count > 0 && !running.is_ahead() {
             batch.rows.push((id, count));
         }
         true

@@ -14,6 +14,7 @@ impl Attached {
     /// Turns a batch into the tensors of a step, which is in flight from here on.
     pub(super) fn write(&mut self, batch: Batch, number: u64) -> StepPlan {
         let (rows, tokens) = (batch.rows.len(), batch.rows.iter().map(|row| row.1).sum());
+        let prefill = batch.rows[batch.decodes..].iter().map(|row| row.1).sum();
         let blocks = batch.rows.iter().filter_map(|(id, count)| {
             let running = self.running.get(id)?;
             Some(self.blocks.needed(running.computed + count))
@@ -49,7 +50,7 @@ impl Attached {
             number,
             rows: flights,
             decodes: batch.decodes,
-            prefill: tokens - batch.decodes,
+            prefill,
             top: plan.top,
             targets: plan.targets.len(),
         });
@@ -66,6 +67,13 @@ impl Running {
         let first = plan.tokens.len();
 
         let mut flags = if draws { step::SAMPLE } else { 0 };
+        let steered = self.live.is_steered();
+        if steered {
+            flags |= step::STEERED;
+        }
+        if std::mem::take(&mut self.parked) {
+            flags |= step::PARKED;
+        }
         for position in start..end {
             let token = self.live.token(position);
             // Only the last token can be unknown, so the row has no other.
@@ -110,6 +118,7 @@ impl Running {
         Row {
             id,
             draws,
+            steered,
             count,
             end,
             top_logprobs,

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use realm_shared::wire::result::NO_NUMBER;
-use realm_shared::wire::{Sampling, step};
+use realm_shared::wire::result::{FAULT, LATE, NO_NUMBER, NOTE_BYTES, STOPPED};
+use realm_shared::wire::{Fault, Sampling, step};
 
-use super::model::{best, cell, draw, mix, overflows, score};
+use super::model::{Plan, best, cell, draw, mix, overflows, plan_of, score};
 use crate::batching::limits::Limits;
 use crate::batching::plan::{StepPlan, StepResult};
 use crate::batching::sequence::SequenceId;
@@ -13,6 +13,7 @@ use crate::batching::sequence::SequenceId;
 #[derive(Debug)]
 pub(super) enum Message {
     Open { slot: u32, state: SlotState },
+    Close { slot: u32 },
     Step(StepPlan),
 }
 
@@ -23,6 +24,9 @@ pub(super) struct SlotState {
     /// Empty unless there are penalties.
     pub(super) history: Vec<u32>,
     pub(super) drawn: Option<u32>,
+    pub(super) steered: bool,
+    /// What the model came to where its program was late, and the number of the token.
+    pub(super) parked: Option<(u64, u32)>,
 }
 
 /// A worker: executes its messages in order, when it is asked for the next result.
@@ -45,6 +49,7 @@ pub(super) struct Output {
     pub(super) prompt_logprobs: Vec<f32>,
     pub(super) prompt_top_ids: Vec<i32>,
     pub(super) prompt_top_logprobs: Vec<f32>,
+    pub(super) notes: Vec<u8>,
 }
 
 impl Output {
@@ -58,6 +63,7 @@ impl Output {
             prompt_logprobs: &self.prompt_logprobs,
             prompt_top_ids: &self.prompt_top_ids,
             prompt_top_logprobs: &self.prompt_top_logprobs,
+            notes: &self.notes,
         }
     }
 }
@@ -85,7 +91,7 @@ impl Device {
     pub(super) fn steps(&self) -> impl Iterator<Item = &StepPlan> {
         self.ring.iter().filter_map(|message| match message {
             Message::Step(plan) => Some(plan),
-            Message::Open { .. } => None,
+            Message::Open { .. } | Message::Close { .. } => None,
         })
     }
 
@@ -111,6 +117,10 @@ impl Device {
         loop {
             match self.ring.pop_front()? {
                 Message::Open { slot, state } => self.slots[slot as usize] = Some(state),
+                Message::Close { slot } => {
+                    let slot = self.slots[slot as usize].take();
+                    assert!(slot.is_some_and(|state| state.steered), "closed in vain");
+                }
                 Message::Step(plan) => return Some(self.execute(&plan)),
             }
         }
@@ -149,7 +159,9 @@ impl Device {
             for &block in table {
                 *read.entry(block).or_insert(0) += 1;
             }
-            written.extend(&table[context / size..]);
+            if end > context {
+                written.extend(&table[context / size..]);
+            }
         }
         for block in written {
             assert_eq!(
@@ -164,11 +176,14 @@ impl Device {
         let span = plan.starts[row] as usize..plan.starts[row + 1] as usize;
         let context = plan.context[row] as usize;
         let end = context + span.len();
-        assert!(!span.is_empty() && end <= self.limits.max_context as usize);
+        let is_parked = plan.flags[row] & step::PARKED != 0;
+        assert!(span.is_empty() == is_parked && end <= self.limits.max_context as usize);
         let table = &plan.blocks[row * plan.width..(row + 1) * plan.width];
         let at = |position: usize| table[position / size] as usize * size + position % size;
         let slot = self.slots[plan.slots[row] as usize].as_mut();
         let slot = slot.expect("the slot is open");
+        assert_eq!(slot.steered, plan.flags[row] & step::STEERED != 0);
+        assert!(!is_parked || slot.parked.is_some());
 
         let mut state = (0..context).fold(0, |state, p| mix(state, self.cells[at(p)]));
         for (t, position) in span.zip(context..) {
@@ -192,11 +207,33 @@ impl Device {
             }
         }
         let (mut token, mut logprob, mut tops) = (-1, 0.0, Vec::new());
-        if plan.flags[row] & step::SAMPLE != 0 && overflows(state) {
+        let draws = plan.flags[row] & step::SAMPLE != 0;
+        let mut index = plan.index[row] as u32;
+        if draws && let Some(parked) = slot.parked.take() {
+            (state, index) = parked;
+        }
+        let planned = match slot.steered {
+            // Late or not, the same comes of it in the end.
+            true if mix(plan.number, slot.sampling.key).is_multiple_of(4) => None,
+            true => Some(plan_of(&slot.sampling, index)),
+            false => Some(Plan::Draw),
+        };
+        let mut note = [0; NOTE_BYTES];
+        if draws && (overflows(state) || planned != Some(Plan::Draw)) {
             slot.drawn = Some(0);
-            token = NO_NUMBER;
-        } else if plan.flags[row] & step::SAMPLE != 0 {
-            let index = plan.index[row] as u32;
+            token = match planned {
+                _ if overflows(state) => NO_NUMBER,
+                None => {
+                    slot.parked = Some((state, index));
+                    LATE
+                }
+                Some(Plan::Stop) => STOPPED,
+                _ => {
+                    note[..4].copy_from_slice(&[Fault::Trap as u8, b'o', b'h', 0]);
+                    FAULT
+                }
+            };
+        } else if draws {
             let drawn = draw(state, &slot.sampling, &slot.bias, &slot.history, index);
             slot.drawn = Some(drawn);
             if slot.sampling.has_penalties() {
@@ -207,6 +244,9 @@ impl Device {
                 logprob = score(state, drawn);
                 tops = best(state, slot.sampling.top_logprobs as usize);
             }
+        }
+        if plan.flags.iter().any(|flags| flags & step::STEERED != 0) {
+            out.notes.extend(note);
         }
         out.tokens.push(token);
         out.logprobs.push(logprob);

@@ -18,6 +18,7 @@ use proptest::test_runner::FileFailurePersistence;
 use realm_shared::wire::{MAX_STOP_IDS, Sampling};
 
 use super::STEPS_IN_FLIGHT;
+use super::tests::steering;
 use crate::batching::limits::Limits;
 use crate::batching::sequence::{Allowance, Priority, Sequence, SequenceId, TenantId};
 pub(super) use model::VOCAB;
@@ -77,33 +78,42 @@ fn any_sequence() -> impl Strategy<Value = Sequence> {
     let penalty = prop_oneof![2 => Just(1.0f32), 1 => Just(1.5)];
     let bias = prop::collection::vec((0..VOCAB, -1.0f32..1.0), 0..2);
     let counts = (0u32..20, 0u32..5, -1i32..4);
-    (whose, stops, penalty, bias, counts, any::<(u64, bool)>()).prop_map(
-        |(whose, stops, repetition_penalty, bias, counts, (key, prompt_logprobs))| {
-            let (tenant, allowance, priority, prompt) = whose;
-            let (max_tokens, min_tokens, top_logprobs) = counts;
-            let mut stop_ids = [0; MAX_STOP_IDS];
-            stop_ids[..stops.len()].copy_from_slice(&stops);
-            Sequence {
-                id: SequenceId(0),
-                tenant,
-                allowance,
-                priority,
-                prompt: prompt.into(),
-                max_tokens,
-                sampling: Sampling {
-                    key,
-                    repetition_penalty,
-                    min_tokens,
-                    top_logprobs,
-                    stop_count: stops.len() as u32,
-                    stop_ids,
-                    ..Sampling::default()
-                },
-                bias: bias.into(),
-                prompt_logprobs,
-            }
-        },
+    (
+        whose,
+        stops,
+        penalty,
+        bias,
+        counts,
+        any::<(u64, bool, bool)>(),
     )
+        .prop_map(
+            |(whose, stops, repetition_penalty, bias, counts, (key, prompt_logprobs, steered))| {
+                let (tenant, allowance, priority, prompt) = whose;
+                let (max_tokens, min_tokens, top_logprobs) = counts;
+                let mut stop_ids = [0; MAX_STOP_IDS];
+                stop_ids[..stops.len()].copy_from_slice(&stops);
+                Sequence {
+                    id: SequenceId(0),
+                    tenant,
+                    allowance,
+                    priority,
+                    prompt: prompt.into(),
+                    max_tokens,
+                    sampling: Sampling {
+                        key,
+                        repetition_penalty,
+                        min_tokens,
+                        top_logprobs,
+                        stop_count: stops.len() as u32,
+                        stop_ids,
+                        ..Sampling::default()
+                    },
+                    bias: bias.into(),
+                    prompt_logprobs,
+                    steering: steered.then(steering),
+                }
+            },
+        )
 }
 
 /// Workers too small for a few sequences, and for some a little too small at all.

@@ -66,12 +66,31 @@ pub(super) fn draw(
     token
 }
 
+/// What a program plans.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Plan {
+    Draw,
+    Stop,
+    Fail,
+}
+
+/// What the program of a steered sequence plans for the token with this number.
+pub(super) fn plan_of(sampling: &Sampling, index: u32) -> Plan {
+    match mix(mix(sampling.key, 0x57ee), u64::from(index)) % 32 {
+        0 => Plan::Stop,
+        1 => Plan::Fail,
+        _ => Plan::Draw,
+    }
+}
+
 /// What a sequence must come to, computed in one line, without blocks, batches or limits.
 #[derive(Debug)]
 pub(super) struct Reference {
     pub(super) prompt: Vec<TokenLogprobs>,
     pub(super) tokens: Vec<(u32, Option<TokenLogprobs>)>,
     pub(super) stops: bool,
+    /// Its program fails.
+    pub(super) fails: bool,
     /// It fails behind these scores and tokens, for want of a number.
     pub(super) overflows: bool,
 }
@@ -89,6 +108,7 @@ pub(super) fn reference(sequence: &Sequence) -> Reference {
         prompt: Vec::new(),
         tokens: Vec::new(),
         stops: false,
+        fails: false,
         overflows: false,
     };
     for (position, &token) in sequence.prompt.iter().enumerate() {
@@ -106,6 +126,13 @@ pub(super) fn reference(sequence: &Sequence) -> Reference {
         if overflows(state) {
             result.overflows = true;
             break;
+        }
+        if sequence.steering.is_some() {
+            let plan = plan_of(&sampling, index);
+            (result.stops, result.fails) = (plan == Plan::Stop, plan == Plan::Fail);
+            if plan != Plan::Draw {
+                break;
+            }
         }
         let token = draw(state, &sampling, &sequence.bias, &history, index);
         let reported = (sampling.top_logprobs >= 0).then(|| logprobs(state, token));

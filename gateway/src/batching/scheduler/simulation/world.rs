@@ -12,6 +12,8 @@ use crate::batching::plan::StepPlan;
 use crate::batching::scheduler::attached::Attached;
 use crate::batching::scheduler::batch::prefill_share;
 use crate::batching::scheduler::{Refused, Scheduler};
+use realm_shared::wire::Fault;
+
 use crate::batching::sequence::{Event, FailReason, FinishReason, Sequence, SequenceId};
 
 /// How a sequence ended.
@@ -168,6 +170,13 @@ impl Simulation {
             Some(device) => self.max_opens - device.opens(),
             None => 0,
         };
+        if let Some(device) = &mut self.device {
+            let ring = &mut device.ring;
+            self.scheduler.close_slots(|slot| {
+                ring.push_back(Message::Close { slot });
+                true
+            });
+        }
         let mut reserved = 0;
         let plan = self.scheduler.plan(self.now, |_| {
             let fits = room > 0;
@@ -193,7 +202,7 @@ impl Simulation {
             for &(slot, id) in &plan.opens {
                 let view = self.scheduler.sequence(id).expect("it is live");
                 let mut history = Vec::new();
-                if view.sampling.has_penalties() {
+                if view.sampling.has_penalties() || view.steering.is_some() {
                     history = [view.prompt, view.generated].concat();
                 }
                 let state = SlotState {
@@ -201,6 +210,8 @@ impl Simulation {
                     bias: view.bias.to_vec(),
                     history,
                     drawn: None,
+                    steered: view.steering.is_some(),
+                    parked: None,
                 };
                 device.ring.push_back(Message::Open { slot, state });
             }
@@ -437,10 +448,16 @@ impl Track {
                     0
                 };
                 assert_eq!(self.scored, scores);
-                let full = self.tokens.len() == expected.tokens.len() && !expected.overflows;
+                let full = self.tokens.len() == expected.tokens.len()
+                    && !expected.overflows
+                    && !expected.fails;
                 let held = self.sequence.prompt.len() + self.tokens.len();
                 match reason {
                     FinishReason::Stop => assert!(full && expected.stops),
+                    // The context may be full where its program would have ended it.
+                    FinishReason::Length if full && self.sequence.steering.is_some() => {
+                        assert!(!expected.stops || held >= min_context);
+                    }
                     FinishReason::Length if full => assert!(!expected.stops),
                     FinishReason::Length => assert!(held >= min_context),
                 }
@@ -456,6 +473,11 @@ impl Track {
                     FailReason::NotANumber => {
                         assert!(expected.overflows);
                         assert_eq!(self.tokens.len(), expected.tokens.len());
+                    }
+                    FailReason::Program { fault, message } => {
+                        assert!(expected.fails);
+                        assert_eq!(self.tokens.len(), expected.tokens.len());
+                        assert_eq!((*fault, &**message), (Fault::Trap, "oh"));
                     }
                     FailReason::TooLong => {
                         assert!(!fits(&self.sequence, &limits.expect("of some worker")));

@@ -11,14 +11,18 @@ mod steps;
 mod workers;
 
 use std::num::NonZeroU32;
+use std::sync::Arc;
 use std::time::Duration;
 
-use realm_shared::wire::step::{INPUT_SAMPLED, SAMPLE};
+use realm_shared::wire::Allotment;
+use realm_shared::wire::result::NOTE_BYTES;
+use realm_shared::wire::step::{INPUT_SAMPLED, SAMPLE, STEERED};
 
 use super::simulation::VOCAB;
 use super::*;
 use crate::batching::plan::{Expected, ResultError, StepResult};
 use crate::batching::sequence::{Allowance, FinishReason, Priority, TokenLogprobs};
+use crate::programs::Program;
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const LIMITS: Limits = Limits {
@@ -118,6 +122,7 @@ fn blank(max_tokens: u32) -> Sequence {
         sampling: Sampling::default(),
         bias: [].into(),
         prompt_logprobs: false,
+        steering: None,
     }
 }
 
@@ -131,6 +136,7 @@ struct Answer {
     prompt_logprobs: Vec<f32>,
     prompt_top_ids: Vec<i32>,
     prompt_top_logprobs: Vec<f32>,
+    notes: Vec<u8>,
 }
 
 impl Answer {
@@ -148,6 +154,7 @@ impl Answer {
             prompt_logprobs: vec![-1.0; targets],
             prompt_top_ids: vec![0; targets * plan.top],
             prompt_top_logprobs: vec![-1.0; targets * plan.top],
+            notes: vec![0; notes(plan)],
         }
     }
 
@@ -161,7 +168,33 @@ impl Answer {
             prompt_logprobs: &self.prompt_logprobs,
             prompt_top_ids: &self.prompt_top_ids,
             prompt_top_logprobs: &self.prompt_top_logprobs,
+            notes: &self.notes,
         }
+    }
+}
+
+/// Bytes of the notes on a step's rows.
+fn notes(plan: &StepPlan) -> usize {
+    let steered = plan.flags.iter().any(|flags| flags & STEERED != 0);
+    if steered {
+        plan.ids.len() * NOTE_BYTES
+    } else {
+        0
+    }
+}
+
+/// What steers a sequence; nothing in the scheduler looks at it.
+pub(super) fn steering() -> Steering {
+    let nothing = std::fs::File::open("/dev/null").expect("is there");
+    let program = Program {
+        name: "test".into(),
+        digest: [0; 32],
+        compiled: nothing.into(),
+    };
+    Steering {
+        program: Arc::new(program),
+        args: "null".into(),
+        allotment: Allotment::default(),
     }
 }
 

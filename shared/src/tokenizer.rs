@@ -2,14 +2,24 @@
 
 use std::collections::HashSet;
 
-use super::TextError;
-use super::spelling::{Leading, Spelling};
+use crate::spelling::Spelling;
 
-const FILE: &str = "tokenizer.json";
+pub use crate::spelling::Leading;
+
+/// Why a vocabulary cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TokenizerError {
+    /// What the file holds makes no sense.
+    #[error("tokenizer.json cannot be used: {0}")]
+    Invalid(String),
+    /// A text cannot be cut into it.
+    #[error("the text could not be cut into tokens: {0}")]
+    Encode(String),
+}
 
 /// A model's vocabulary and how text is cut into it.
 pub struct Tokenizer {
-    pub(super) inner: tokenizers::Tokenizer,
+    inner: tokenizers::Tokenizer,
     spelling: Spelling,
     special: HashSet<u32>,
     vocab_size: u32,
@@ -17,11 +27,8 @@ pub struct Tokenizer {
 
 impl Tokenizer {
     /// Reads the contents of a `tokenizer.json`.
-    pub fn from_bytes(json: &[u8]) -> Result<Self, TextError> {
-        let invalid = |message: String| TextError::Invalid {
-            file: FILE,
-            message,
-        };
+    pub fn from_bytes(json: &[u8]) -> Result<Self, TokenizerError> {
+        let invalid = TokenizerError::Invalid;
         let mut inner =
             tokenizers::Tokenizer::from_bytes(json).map_err(|e| invalid(e.to_string()))?;
         // Both are for training batches: a prompt must be neither cut short nor filled up.
@@ -62,19 +69,19 @@ impl Tokenizer {
     /// Cuts `text` into tokens. The text of special tokens is recognised inside it either way;
     /// `add_special` says whether the tokenizer's own frame (such as a beginning-of-sequence
     /// token) goes around it, which a rendered chat template already contains.
-    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TextError> {
+    pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
         self.inner
             .encode_fast(text, add_special)
             .map(|encoding| encoding.get_ids().to_vec())
-            .map_err(|e| TextError::Encode(e.to_string()))
+            .map_err(|e| TokenizerError::Encode(e.to_string()))
     }
 
     /// Like [`encode`](Self::encode) with the tokenizer's frame; also tells which tokens are it.
-    pub fn encode_framed(&self, text: &str) -> Result<Vec<(u32, bool)>, TextError> {
+    pub fn encode_framed(&self, text: &str) -> Result<Vec<(u32, bool)>, TokenizerError> {
         let encoding = self
             .inner
             .encode_fast(text, true)
-            .map_err(|e| TextError::Encode(e.to_string()))?;
+            .map_err(|e| TokenizerError::Encode(e.to_string()))?;
         let framed = encoding.get_special_tokens_mask().iter().map(|&m| m == 1);
         Ok(encoding.get_ids().iter().copied().zip(framed).collect())
     }
@@ -104,7 +111,8 @@ impl Tokenizer {
         self.vocab_size
     }
 
-    pub(super) fn leading(&self) -> Leading {
+    /// What decoding hides at the start of a text.
+    pub fn leading(&self) -> Leading {
         self.spelling.leading
     }
 }
@@ -115,58 +123,5 @@ impl std::fmt::Debug for Tokenizer {
             .field("vocab_size", &self.vocab_size)
             .field("spelling", &self.spelling)
             .finish_non_exhaustive()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::text::testing::{byte_level_json, sentencepiece_json};
-
-    fn tokenizer(json: serde_json::Value) -> Tokenizer {
-        Tokenizer::from_bytes(json.to_string().as_bytes()).expect("a valid tokenizer")
-    }
-
-    #[test]
-    fn special_tokens_frame_a_prompt_but_not_a_rendered_template() {
-        let t = tokenizer(byte_level_json());
-        let bos = t.id("<|bos|>").expect("is in the vocabulary");
-        let framed = t.encode("hi", true).expect("encodes");
-        let plain = t.encode("hi", false).expect("encodes");
-        assert_eq!(framed[0], bos);
-        assert_eq!(framed[1..], plain);
-        assert_eq!(t.encode("<|bos|>hi", false).expect("encodes"), framed);
-    }
-
-    #[test]
-    fn the_bytes_of_tokens_spell_the_text() {
-        for json in [byte_level_json(), sentencepiece_json()] {
-            let t = tokenizer(json);
-            let ids = t.encode("héllo 世界", false).expect("encodes");
-            let bytes: Vec<u8> = ids.iter().flat_map(|&id| t.token_bytes(id)).collect();
-            let text = String::from_utf8(bytes).expect("whole characters in all");
-            assert_eq!(text.trim_start(), "héllo 世界");
-        }
-    }
-
-    #[test]
-    fn an_unknown_id_has_no_bytes_and_a_special_one_its_name() {
-        let t = tokenizer(sentencepiece_json());
-        assert_eq!(t.token_bytes(t.vocab_size()), b"");
-        assert_eq!(t.token_bytes(t.id("</s>").expect("is there")), b"</s>");
-    }
-
-    #[test]
-    fn the_frame_is_told_from_special_tokens_in_the_text() {
-        let t = tokenizer(byte_level_json());
-        let bos = t.id("<|bos|>").expect("is in the vocabulary");
-        let ids = t.encode_framed("a<|bos|>").expect("encodes");
-        assert_eq!(ids, [(bos, true), (u32::from(b'a'), false), (bos, false)]);
-    }
-
-    #[test]
-    fn a_broken_file_is_named() {
-        let err = Tokenizer::from_bytes(b"{}").unwrap_err().to_string();
-        assert!(err.starts_with("tokenizer.json"), "{err}");
     }
 }

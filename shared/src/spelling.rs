@@ -10,7 +10,7 @@ use serde_json::Value;
 
 /// What the decoder hides at the start of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Leading {
+pub enum Leading {
     /// Up to this many spaces.
     Spaces(usize),
     /// All spaces of the first token.
@@ -19,17 +19,17 @@ pub(super) enum Leading {
 
 /// The rules by which a token's string becomes bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Spelling {
+pub(crate) struct Spelling {
     byte_level: bool,
     byte_fallback: bool,
     replace: Vec<(String, String)>,
-    pub(super) leading: Leading,
+    pub(crate) leading: Leading,
 }
 
 impl Spelling {
     /// Reads the `decoder` of a `tokenizer.json`. The error says what was found instead of
     /// something that can be followed.
-    pub(super) fn of(decoder: &Value) -> Result<Self, String> {
+    pub(crate) fn of(decoder: &Value) -> Result<Self, String> {
         let mut spelling = Spelling {
             byte_level: false,
             byte_fallback: false,
@@ -78,7 +78,7 @@ impl Spelling {
     }
 
     /// The bytes that a token's string stands for.
-    pub(super) fn bytes(&self, token: &str) -> Vec<u8> {
+    pub(crate) fn bytes(&self, token: &str) -> Vec<u8> {
         if self.byte_level {
             // Added tokens are spelled plainly and may hold characters outside the alphabet.
             return token

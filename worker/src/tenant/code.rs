@@ -1,0 +1,155 @@
+//! From a component to code that runs: compiled once, in a process of its own, by
+//! `realm-worker compile`; loaded by workers, which have no compiler at hand.
+
+use std::fs::File;
+use std::hash::{Hash, Hasher};
+use std::io::Read;
+use std::os::fd::OwnedFd;
+
+use realm_shared::wire::Fault;
+use wasmtime::component::{Component, Linker};
+use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
+
+use super::Failure;
+use super::guest::{Guest, ProcessorPre, offer};
+
+/// Most linear memory of an instance, in bytes: what a place in the pool has.
+pub(super) const MEMORY: usize = 64 << 20;
+/// Most entries of all tables of an instance.
+pub(super) const TABLE_ENTRIES: usize = 20_000;
+/// Most instances in a worker.
+pub(super) const INSTANCES: u32 = 1000;
+/// Stack of the code itself, and of the host functions that it calls on top of that.
+const STACK: usize = 256 << 10;
+const HOST_STACK: usize = 256 << 10;
+/// What a component may be made of. One made from Rust has three or four modules, one memory and
+/// two tables.
+const MODULES: u32 = 16;
+const MEMORIES: u32 = 2;
+const TABLES: u32 = 8;
+/// Memory that stays with a place in the pool between two instances: writing zeros there is quicker
+/// than having the system do it page by page.
+const RESIDENT: usize = 64 << 10;
+
+/// Why a component cannot be compiled.
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    /// It is none, or one that the compiler refuses.
+    #[error("it is no component that can be compiled: {0}")]
+    Invalid(String),
+    /// It wants or lacks something.
+    #[error("it does not keep to the contract: {0}")]
+    Contract(String),
+    /// The compiler cannot be set up.
+    #[error("the compiler cannot be set up: {0}")]
+    Setup(String),
+}
+
+/// Compiles a component, and checks that it keeps to the contract.
+///
+/// # Errors
+/// If it does not, in words for the tenant.
+pub fn compile(component: &[u8]) -> Result<Vec<u8>, CompileError> {
+    let engine = compiler()?;
+    let component =
+        Component::new(&engine, component).map_err(|e| CompileError::Invalid(format!("{e:#}")))?;
+    let contract = |e: wasmtime::Error| CompileError::Contract(format!("{e:#}"));
+    let linker = linker(&engine).map_err(contract)?;
+    let ready = linker.instantiate_pre(&component).map_err(contract)?;
+    ProcessorPre::new(ready).map_err(contract)?;
+    component
+        .serialize()
+        .map_err(|e| CompileError::Invalid(format!("{e:#}")))
+}
+
+/// Names all that compiled code depends on but the component: the compiler, its settings, and this
+/// machine's processor.
+///
+/// # Errors
+/// If the compiler cannot be set up.
+pub fn fingerprint() -> Result<String, CompileError> {
+    let engine = compiler()?;
+    // Its result is the same in all processes of one build, and that is what it has to tell apart.
+    let mut hasher = std::hash::DefaultHasher::new();
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    env!("CARGO_PKG_VERSION").hash(&mut hasher);
+    Ok(format!("{:016x}", hasher.finish()))
+}
+
+fn compiler() -> Result<Engine, CompileError> {
+    let mut config = config();
+    // The same numbers on every machine, as a sequence may go on on another one.
+    config.cranelift_nan_canonicalization(true);
+    Engine::new(&config).map_err(|e| CompileError::Setup(format!("{e:#}")))
+}
+
+/// What compiler and worker must agree on.
+fn config() -> Config {
+    let mut config = Config::new();
+    config
+        .epoch_interruption(true)
+        .memory_reservation(MEMORY as u64)
+        .memory_reservation_for_growth(0)
+        .memory_may_move(false)
+        .max_wasm_stack(STACK)
+        .async_stack_size(STACK + HOST_STACK)
+        .concurrency_support(false)
+        .wasm_backtrace_max_frames(None)
+        // Both give different results on different processors, or sizes beyond any limit.
+        .wasm_relaxed_simd(false)
+        .wasm_memory64(false);
+    config
+}
+
+/// An engine that runs what [`compile`] made. It reserves address space for all instances at once.
+pub(super) fn engine() -> Result<Engine, Failure> {
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_component_instances(INSTANCES)
+        .total_core_instances(INSTANCES * MODULES)
+        .total_memories(INSTANCES * MEMORIES)
+        .total_tables(INSTANCES * TABLES)
+        .total_stacks(INSTANCES)
+        .max_core_instances_per_component(MODULES)
+        .max_memories_per_component(MEMORIES)
+        .max_tables_per_component(TABLES)
+        .max_memory_size(MEMORY)
+        .table_elements(TABLE_ENTRIES)
+        .linear_memory_keep_resident(RESIDENT)
+        .table_keep_resident(RESIDENT);
+    let mut config = config();
+    config
+        .enable_compiler(false)
+        .force_memory_init_memfd(true)
+        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    Engine::new(&config).map_err(|e| {
+        let message = format!("this worker cannot run programs: {e:#}");
+        Failure::new(Fault::Unusable, message)
+    })
+}
+
+/// What a component may import.
+pub(super) fn linker(engine: &Engine) -> wasmtime::Result<Linker<Guest>> {
+    let mut linker = Linker::new(engine);
+    offer(&mut linker)?;
+    Ok(linker)
+}
+
+/// Loads compiled code.
+pub(super) fn load(engine: &Engine, compiled: OwnedFd) -> Result<ProcessorPre<Guest>, Failure> {
+    let unusable = |e: wasmtime::Error| {
+        let message = format!("this worker cannot load the program: {e:#}");
+        Failure::new(Fault::Unusable, message)
+    };
+    let mut bytes = Vec::new();
+    let read = File::from(compiled).read_to_end(&mut bytes);
+    read.map_err(|e| unusable(e.into()))?;
+    // SAFETY: The bytes must be what `Component::serialize` gave. They come from the gateway, which
+    // the worker trusts: that has them from `realm-worker compile`, and checks the code that
+    // authenticates them whenever it reads them from the disk.
+    #[expect(unsafe_code, reason = "the one place where compiled code comes in")]
+    let component = unsafe { Component::deserialize(engine, &bytes) };
+    let component = component.map_err(unusable)?;
+    let linker = linker(engine).map_err(unusable)?;
+    let ready = linker.instantiate_pre(&component).map_err(unusable)?;
+    ProcessorPre::new(ready).map_err(unusable)
+}

@@ -1,0 +1,253 @@
+//! One instance of a tenant's code: what it may call, and what it may take.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use realm_shared::wire::Fault;
+use rustix::time::{ClockId, clock_gettime};
+use wasmtime::component::{HasSelf, Linker};
+use wasmtime::{
+    PoolConcurrencyLimitError, ResourceLimiter, Store, StoreContextMut, Trap, UpdateDeadline,
+};
+
+use super::code::TABLE_ENTRIES;
+use super::{Failure, Vocabulary};
+use crate::sampler::mix;
+
+#[allow(missing_docs, unreachable_pub)]
+mod bindings {
+    wasmtime::component::bindgen!({
+        path: "../shared/wit",
+        world: "processor",
+        imports: { default: trappable },
+        exports: { default: async },
+    });
+}
+
+pub use bindings::exports::realm::program::steering::{Allowed, Draw};
+pub(super) use bindings::exports::realm::program::steering::{Plan, Request};
+pub(super) use bindings::{Processor, ProcessorPre};
+
+/// Longest text that is encoded, in bytes.
+const MAX_TEXT: usize = 1 << 20;
+/// Most tokens that are decoded at once.
+const MAX_TOKENS: usize = 1 << 20;
+/// Bytes that a call may hand to the host, all lists and strings together.
+const MAX_HANDED: usize = 8 << 20;
+/// Bytes that a sequence may write to the log.
+const MAX_LOG: usize = 64 << 10;
+/// Longest line that is logged, in bytes.
+const MAX_LINE: usize = 4 << 10;
+
+/// Ticks of the engine's epoch, a millisecond each, that a call has before it makes way for others.
+/// One more than later ones, as the next tick may come at once.
+const FIRST_SLICE: u64 = 2;
+const SLICE: u64 = 1;
+
+thread_local! {
+    /// Processor time of this thread when it began, or went on, with a guest's code.
+    static SINCE: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    /// Whether the guest made way for others since then.
+    static MADE_WAY: Cell<bool> = const { Cell::new(false) };
+}
+
+/// This thread goes on with a guest's code.
+pub(super) fn begin_slice() {
+    SINCE.set(processor_time());
+    MADE_WAY.set(false);
+}
+
+/// Whether the code ran for longer than calls should.
+pub(super) fn made_way() -> bool {
+    MADE_WAY.get()
+}
+
+/// Processor time that this thread has had: what others do on a busy machine costs a tenant nothing.
+fn processor_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(
+        time.tv_sec.try_into().unwrap_or(0),
+        time.tv_nsec.try_into().unwrap_or(0),
+    )
+}
+
+/// What an instance has of its own beside its memory.
+pub(super) struct Guest {
+    pub(super) vocabulary: Arc<Vocabulary>,
+    /// Tokens that end an answer.
+    pub(super) end_tokens: Vec<u32>,
+    /// Key of the sequence's random numbers.
+    pub(super) key: u64,
+    /// Random numbers taken.
+    pub(super) taken: u64,
+    /// The program's name, for the log.
+    pub(super) name: Arc<str>,
+    pub(super) meter: Meter,
+}
+
+/// What it took, and may take.
+pub(super) struct Meter {
+    /// Bytes of linear memory.
+    pub(super) memory: usize,
+    pub(super) most_memory: usize,
+    pub(super) table_entries: usize,
+    /// Bytes that may still be logged.
+    pub(super) log: usize,
+    /// Processor time of the current call.
+    pub(super) used: Duration,
+    /// Processor time that a call may take.
+    pub(super) most: Duration,
+    /// The sequence is over: whatever runs is to end.
+    pub(super) closed: Arc<AtomicBool>,
+}
+
+impl Meter {
+    pub(super) fn new(most_memory: usize, most: Duration, closed: Arc<AtomicBool>) -> Meter {
+        Meter {
+            memory: 0,
+            most_memory,
+            table_entries: 0,
+            log: MAX_LOG,
+            used: Duration::ZERO,
+            most,
+            closed,
+        }
+    }
+
+    /// At a tick of the epoch: whether the code may go on, which it does when others had their turn.
+    fn tick(&mut self) -> Result<UpdateDeadline, Failure> {
+        let now = processor_time();
+        self.used += now.saturating_sub(SINCE.replace(now));
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(Failure::new(Fault::Trap, "its sequence is over"));
+        }
+        if self.used > self.most {
+            let most = self.most.as_micros();
+            let message = format!("a call took more than {most} µs of processor time");
+            return Err(Failure::new(Fault::Time, message));
+        }
+        MADE_WAY.set(true);
+        Ok(UpdateDeadline::Yield(SLICE))
+    }
+}
+
+/// Makes a store for one instance, with its limits.
+pub(super) fn store(engine: &wasmtime::Engine, guest: Guest) -> Store<Guest> {
+    let mut store = Store::new(engine, guest);
+    store.limiter(|guest| &mut guest.meter as &mut dyn ResourceLimiter);
+    store.set_hostcall_fuel(MAX_HANDED);
+    store.epoch_deadline_callback(|mut store: StoreContextMut<'_, Guest>| {
+        let tick = store.data_mut().meter.tick();
+        tick.map_err(wasmtime::Error::new)
+    });
+    begin_call(&mut store);
+    store
+}
+
+/// The next call has its full time.
+pub(super) fn begin_call(store: &mut Store<Guest>) {
+    store.data_mut().meter.used = Duration::ZERO;
+    SINCE.set(processor_time());
+    store.set_epoch_deadline(FIRST_SLICE);
+}
+
+/// Adds everything that a component may import.
+pub(super) fn offer(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    Processor::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)
+}
+
+/// What became of a call that did not return, in words for the tenant.
+pub(super) fn failure(error: &wasmtime::Error) -> Failure {
+    if let Some(failure) = error.downcast_ref::<Failure>() {
+        return failure.clone();
+    }
+    if error.is::<PoolConcurrencyLimitError>() {
+        let message = "all places for instances in this worker are taken; try again later";
+        return Failure::new(Fault::Instances, message);
+    }
+    match error.downcast_ref::<Trap>() {
+        Some(Trap::StackOverflow) => Failure::new(Fault::Memory, "its stack is full"),
+        Some(trap) => Failure::new(Fault::Trap, trap.to_string()),
+        None => Failure::new(Fault::Trap, error.root_cause().to_string()),
+    }
+}
+
+impl ResourceLimiter for Meter {
+    fn memory_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let total = self.memory.saturating_add(desired.saturating_sub(current));
+        if total > self.most_memory {
+            let message = format!("it needs more than {} bytes of memory", self.most_memory);
+            return Err(wasmtime::Error::new(Failure::new(Fault::Memory, message)));
+        }
+        self.memory = total;
+        Ok(true)
+    }
+
+    fn table_growing(
+        &mut self,
+        current: usize,
+        desired: usize,
+        _: Option<usize>,
+    ) -> wasmtime::Result<bool> {
+        let more = desired.saturating_sub(current);
+        self.table_entries = self.table_entries.saturating_add(more);
+        if self.table_entries > TABLE_ENTRIES {
+            let message = format!("its tables need more than {TABLE_ENTRIES} entries");
+            return Err(wasmtime::Error::new(Failure::new(Fault::Memory, message)));
+        }
+        Ok(true)
+    }
+}
+
+impl bindings::realm::program::types::Host for Guest {}
+
+impl bindings::realm::program::text::Host for Guest {
+    fn encode(&mut self, text: String) -> wasmtime::Result<Vec<u32>> {
+        if text.len() > MAX_TEXT {
+            let message = format!("`encode` takes at most {MAX_TEXT} bytes");
+            return Err(wasmtime::Error::new(Failure::new(Fault::Trap, message)));
+        }
+        let tokens = self.vocabulary.tokenizer()?.encode(&text, false);
+        tokens.map_err(|e| wasmtime::Error::new(Failure::new(Fault::Trap, e.to_string())))
+    }
+
+    fn decode(&mut self, tokens: Vec<u32>) -> wasmtime::Result<Vec<u8>> {
+        if tokens.len() > MAX_TOKENS {
+            let message = format!("`decode` takes at most {MAX_TOKENS} tokens");
+            return Err(wasmtime::Error::new(Failure::new(Fault::Trap, message)));
+        }
+        let tokenizer = self.vocabulary.tokenizer()?;
+        let bytes = tokens.iter().flat_map(|id| tokenizer.token_bytes(*id));
+        Ok(bytes.collect())
+    }
+
+    fn end_tokens(&mut self) -> wasmtime::Result<Vec<u32>> {
+        Ok(self.end_tokens.clone())
+    }
+}
+
+impl bindings::realm::program::control::Host for Guest {
+    fn random(&mut self) -> wasmtime::Result<u64> {
+        self.taken += 1;
+        // Another stream than that of the tokens, which is of the same key.
+        Ok(mix(mix(!self.key).wrapping_add(self.taken)))
+    }
+
+    fn log(&mut self, line: String) -> wasmtime::Result<()> {
+        let line: String = line.chars().filter(|c| !c.is_control()).collect();
+        let line = &line[..line.floor_char_boundary(MAX_LINE)];
+        let left = &mut self.meter.log;
+        if *left > line.len() {
+            *left -= line.len() + 1;
+            eprintln!("program {}: {line}", self.name);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,219 @@
+//! The programs that a gateway has sent, and the instances that run.
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
+
+use realm_shared::wire::{Allotment, Fault};
+use wasmtime::Engine;
+
+use super::code::{self, INSTANCES, MEMORY};
+use super::guest::{self, Guest, Meter, ProcessorPre};
+use super::lanes::Lanes;
+use super::steering::{Beginning, Bell, Mail, Steering, live};
+use super::{Failure, Vocabulary};
+
+/// How long a program may be awaited whose message should have been sent before.
+const ARRIVAL: Duration = Duration::from_secs(10);
+
+/// What runs programs: one for the process, made with the first of them.
+struct Host {
+    engine: Engine,
+    lanes: Lanes,
+}
+
+static HOST: OnceLock<Result<Host, Failure>> = OnceLock::new();
+
+fn host() -> Result<&'static Host, Failure> {
+    let host = HOST.get_or_init(|| {
+        let engine = code::engine()?;
+        let lanes = Lanes::new(&engine).map_err(|e| {
+            let message = format!("this worker cannot run programs: {e}");
+            Failure::new(Fault::Unusable, message)
+        })?;
+        Ok(Host { engine, lanes })
+    });
+    host.as_ref().map_err(Clone::clone)
+}
+
+/// A program that was sent.
+#[derive(Clone)]
+struct Program {
+    name: Arc<str>,
+    code: Result<Arc<ProcessorPre<Guest>>, Failure>,
+}
+
+/// The programs of one gateway, by the numbers that it gives them.
+pub struct Programs {
+    vocabulary: Arc<Vocabulary>,
+    sent: Mutex<HashMap<u64, Program>>,
+    arrival: Condvar,
+    bell: Arc<Bell>,
+    seats: Arc<Seats>,
+}
+
+/// What an instance begins with.
+pub struct Start<'a> {
+    /// Number of its program.
+    pub program: u64,
+    /// What it may take.
+    pub allotment: Allotment,
+    /// Arguments, as JSON.
+    pub args: String,
+    /// Tokens that the model goes on from.
+    pub prompt: &'a [i32],
+    /// Tokens that followed already.
+    pub generated: &'a [i32],
+    /// Tokens of the vocabulary.
+    pub vocabulary: usize,
+    /// Key of its random numbers.
+    pub key: u64,
+    /// Tokens that end an answer.
+    pub end_tokens: &'a [u32],
+}
+
+impl Programs {
+    /// None yet, for a model with this vocabulary.
+    pub fn new(vocabulary: Arc<Vocabulary>) -> Programs {
+        Programs {
+            vocabulary,
+            sent: Mutex::default(),
+            arrival: Condvar::new(),
+            bell: Arc::default(),
+            seats: Arc::default(),
+        }
+    }
+
+    /// Takes in a program. One that cannot be used fails the sequences that want it.
+    pub fn add(&self, number: u64, name: &str, compiled: OwnedFd) {
+        let code = self.vocabulary.tokenizer().and_then(|_| {
+            let code = code::load(&host()?.engine, compiled)?;
+            Ok(Arc::new(code))
+        });
+        let name = name.into();
+        self.lock().insert(number, Program { name, code });
+        self.arrival.notify_all();
+    }
+
+    /// Lets go of a program. Its instances go on.
+    pub fn forget(&self, number: u64) {
+        self.lock().remove(&number);
+    }
+
+    /// Starts an instance. If it cannot be started, its verdict says why.
+    pub fn start(&self, start: Start<'_>) -> Steering {
+        self.try_start(start).unwrap_or_else(Steering::failed)
+    }
+
+    fn try_start(&self, start: Start<'_>) -> Result<Steering, Failure> {
+        let program = self.find(start.program)?;
+        let code = program.code?;
+        let host = host()?;
+        let seat = self.seats.clone().take(&start.allotment)?;
+        let mail = Arc::new(Mail::new(self.bell.clone()));
+        let memory = usize::try_from(start.allotment.memory).unwrap_or(usize::MAX);
+        let time = Duration::from_micros(start.allotment.call_micros);
+        let guest = Guest {
+            vocabulary: self.vocabulary.clone(),
+            end_tokens: start.end_tokens.to_vec(),
+            key: start.key,
+            taken: 0,
+            name: program.name,
+            meter: Meter::new(memory.min(MEMORY), time, mail.closed()),
+        };
+        // Checked by the engine: none is negative.
+        let tokens = |tokens: &[i32]| tokens.iter().map(|token| *token as u32).collect();
+        let beginning = Beginning {
+            prompt: tokens(start.prompt),
+            generated: tokens(start.generated),
+            args: start.args,
+            vocabulary: u32::try_from(start.vocabulary).unwrap_or(u32::MAX),
+            choice: start.allotment.choice,
+        };
+        let steering = Steering::new(mail.clone());
+        let engine = host.engine.clone();
+        host.lanes.spawn(start.allotment.tenant, async move {
+            // Given back with the instance, whatever happens to it.
+            let _seat = seat;
+            let store = guest::store(&engine, guest);
+            live(mail, code, store, beginning).await;
+        });
+        Ok(steering)
+    }
+
+    /// The program with this number, which may be on its way.
+    fn find(&self, number: u64) -> Result<Program, Failure> {
+        let sent = self.lock();
+        let missing = |sent: &mut HashMap<u64, Program>| !sent.contains_key(&number);
+        let waited = self.arrival.wait_timeout_while(sent, ARRIVAL, missing);
+        let (sent, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        sent.get(&number).cloned().ok_or_else(|| {
+            let message = "the program has not reached this worker";
+            Failure::new(Fault::Unusable, message)
+        })
+    }
+
+    /// Instances that live.
+    #[cfg(test)]
+    pub(super) fn instances(&self) -> u32 {
+        let taken = self.seats.0.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.values().sum()
+    }
+
+    /// Whether a program is there.
+    #[cfg(test)]
+    pub(super) fn has(&self, number: u64) -> bool {
+        self.lock().contains_key(&number)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Program>> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Instances that live, by tenant.
+#[derive(Debug, Default)]
+struct Seats(Mutex<HashMap<u32, u32>>);
+
+/// An instance's place among those of its tenant.
+struct Seat {
+    seats: Arc<Seats>,
+    tenant: u32,
+}
+
+impl Seats {
+    fn take(self: Arc<Self>, allotment: &Allotment) -> Result<Seat, Failure> {
+        let tenant = allotment.tenant;
+        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let most = allotment.instances;
+        let all: u32 = taken.values().sum();
+        let count = taken.entry(tenant).or_default();
+        if *count >= most {
+            let message = format!("{most} instances of its tenant run already; try again later");
+            return Err(Failure::new(Fault::Instances, message));
+        }
+        if all >= INSTANCES {
+            let message = format!("{INSTANCES} instances run in this worker; try again later");
+            return Err(Failure::new(Fault::Instances, message));
+        }
+        *count += 1;
+        drop(taken);
+        Ok(Seat {
+            seats: self,
+            tenant,
+        })
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut taken = self.seats.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = taken.get_mut(&self.tenant) {
+            *count -= 1;
+            if *count == 0 {
+                taken.remove(&self.tenant);
+            }
+        }
+    }
+}
