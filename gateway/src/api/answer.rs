@@ -7,9 +7,11 @@ use http::Response;
 use super::body::Body;
 use super::error::ApiError;
 use super::params::Params;
+use super::processor;
 use super::random;
 use super::run::{Format, Run, respond_stream, respond_whole};
 use crate::batching::sequence::{FinishReason, Sequence};
+use crate::programs::Programs;
 use crate::tenants::Caller;
 use crate::workers::{Model, ModelLimits};
 
@@ -94,11 +96,18 @@ pub(super) async fn submit<F: Format>(
     mut sequences: Vec<Sequence>,
     run: Run<F>,
     params: &Params,
+    programs: &Programs,
 ) -> Result<Response<Body>, ApiError> {
     let output: u64 = sequences.iter().map(|s| u64::from(s.max_tokens)).sum();
     let tokens = run.prompt_tokens() as u64 + output;
     let settings = caller.tenant.settings();
-    for sequence in &mut sequences {
+    let named = params.processor.as_ref();
+    let steering = processor::steering(programs, caller, &model.name, named).await?;
+    for (choice, sequence) in (0..).zip(&mut sequences) {
+        sequence.steering = steering.clone();
+        if let Some(steering) = &mut sequence.steering {
+            steering.allotment.choice = choice;
+        }
         sequence.tenant = caller.tenant.id;
         sequence.allowance = settings.allowance();
         sequence.priority = params.urgency.within(settings.priority());

@@ -19,6 +19,7 @@ use super::params::{MAX_COUNT, Params, count};
 use super::run::{Events, Format, Run, Usage};
 use super::unsupported::{CHAT, refuse};
 use crate::batching::sequence::Sequence;
+use crate::programs::Programs;
 use crate::tenants::Caller;
 use crate::text::{Detokenizer, Text};
 use crate::workers::{ModelLimits, Models};
@@ -73,6 +74,7 @@ impl Request {
 /// Answers a request.
 pub(super) async fn respond(
     models: &Models,
+    programs: &Programs,
     caller: &Caller,
     body: &Bytes,
 ) -> Result<Response<Body>, ApiError> {
@@ -92,7 +94,7 @@ pub(super) async fn respond(
     let head = Head::new("chatcmpl", &model.name, tier);
     let id = head.id.clone();
     let (sequences, run) = prepare(head, &params, model.text.clone(), prompt, limits, default)?;
-    submit(&model, caller, id, sequences, run, &params).await
+    submit(&model, caller, id, sequences, run, &params, programs).await
 }
 
 fn encode(text: &Text, messages: &[Message]) -> Result<Vec<u32>, ApiError> {

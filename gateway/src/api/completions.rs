@@ -19,6 +19,7 @@ use super::prompts::{self, Encoded, Prompt};
 use super::run::{Events, Format, Run, Usage};
 use super::unsupported::{COMPLETIONS, refuse};
 use crate::batching::sequence::Sequence;
+use crate::programs::Programs;
 use crate::tenants::Caller;
 use crate::text::{Detokenizer, Text};
 use crate::workers::{ModelLimits, Models};
@@ -81,6 +82,7 @@ impl Request {
 /// Answers a request.
 pub(super) async fn respond(
     models: &Models,
+    programs: &Programs,
     caller: &Caller,
     body: &Bytes,
 ) -> Result<Response<Body>, ApiError> {
@@ -102,7 +104,7 @@ pub(super) async fn respond(
     let head = Head::new("cmpl", &model.name, None);
     let id = head.id.clone();
     let (sequences, run) = prepare(head, &params, model.text.clone(), encoded, limits)?;
-    submit(&model, caller, id, sequences, run, &params).await
+    submit(&model, caller, id, sequences, run, &params, programs).await
 }
 
 /// The sequences of all choices, and what becomes of their events.

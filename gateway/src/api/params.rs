@@ -9,6 +9,7 @@ use serde_json::Value;
 use super::error::ApiError;
 use super::fields::Fields;
 use super::priority::Urgency;
+use super::processor::Processor;
 use super::random;
 use super::unsupported::{STREAM_OPTIONS, refuse};
 use crate::batching::sequence::{Allowance, Priority, Sequence, SequenceId, TenantId};
@@ -40,6 +41,7 @@ pub(super) struct Params {
     pub(super) seed: Option<i64>,
     pub(super) stream: bool,
     pub(super) urgency: Urgency,
+    pub(super) processor: Option<Processor>,
     pub(super) include_usage: bool,
     /// Alternatives to report per token; `None` for no log-probabilities at all.
     pub(super) top_logprobs: Option<u32>,
@@ -74,6 +76,7 @@ impl Params {
             seed: fields.integer("seed", i64::MIN..=i64::MAX)?,
             stream: fields.boolean("stream")?.unwrap_or(false),
             urgency: Urgency::take(fields)?,
+            processor: Processor::take(fields)?,
             include_usage: false,
             top_logprobs: None,
             stream_options: false,
@@ -163,7 +166,7 @@ impl Params {
         max_tokens: u32,
     ) -> Sequence {
         Sequence {
-            // These four are assigned on submission.
+            // These four are assigned on submission, and what steers it.
             id: SequenceId(0),
             tenant: TenantId::ANYONE,
             allowance: Allowance::default(),
