@@ -16,8 +16,9 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 use subtle::ConstantTimeEq;
+
+use crate::digest::Digest;
 
 /// What every key begins with, as OpenAI's do: scanners for leaked secrets know it.
 const MARK: &str = "sk-";
@@ -59,42 +60,6 @@ pub fn prefix(key: &str) -> Option<&str> {
     key.get(..PREFIX).filter(|prefix| prefix.starts_with(MARK))
 }
 
-/// SHA-256 of a key, as 64 hexadecimal digits in the file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct KeyDigest([u8; 32]);
-
-impl KeyDigest {
-    fn of(key: &str) -> Self {
-        KeyDigest(Sha256::digest(key).into())
-    }
-}
-
-impl Serialize for KeyDigest {
-    fn serialize<S: serde::Serializer>(&self, s: S) -> Result<S::Ok, S::Error> {
-        let mut hex = String::with_capacity(64);
-        for byte in self.0 {
-            hex.push_str(&format!("{byte:02x}"));
-        }
-        s.serialize_str(&hex)
-    }
-}
-
-impl<'de> Deserialize<'de> for KeyDigest {
-    fn deserialize<D: serde::Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
-        let hex = String::deserialize(d)?;
-        let expected = || serde::de::Error::custom("expected 64 hexadecimal digits");
-        let (pairs, []) = hex.as_bytes().as_chunks::<2>() else {
-            return Err(expected());
-        };
-        let bytes = pairs.iter().map(|pair| {
-            let pair = std::str::from_utf8(pair).ok()?;
-            u8::from_str_radix(pair, 16).ok()
-        });
-        let bytes: Vec<u8> = bytes.collect::<Option<_>>().ok_or_else(expected)?;
-        Ok(KeyDigest(bytes.try_into().map_err(|_| expected())?))
-    }
-}
-
 /// What is known of one key.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -106,7 +71,7 @@ pub struct KeyRecord {
     /// What its owner calls it.
     pub name: String,
     /// Of the whole key.
-    pub sha256: KeyDigest,
+    pub sha256: Digest,
     /// When it was made.
     pub created: Timestamp,
     /// From when on it is void; never if absent.
@@ -144,7 +109,7 @@ impl KeyRecord {
             prefix: key.0[..PREFIX].to_owned(),
             tenant: tenant.to_owned(),
             name: name.to_owned(),
-            sha256: KeyDigest::of(&key.0),
+            sha256: Digest::of(key.0.as_bytes()),
             created: Timestamp::now(),
             expires,
             enabled: true,
@@ -153,7 +118,7 @@ impl KeyRecord {
 
     /// Whether this is the record of `key`, in a time that tells nothing about how alike they are.
     pub fn is_of(&self, key: &str) -> bool {
-        KeyDigest::of(key).0.ct_eq(&self.sha256.0).into()
+        Digest::of(key.as_bytes()).0.ct_eq(&self.sha256.0).into()
     }
 
     /// Whether it may be used now.

@@ -1,8 +1,6 @@
 //! The API keys in force: those of the file, read again when it changes.
 
 use std::collections::HashMap;
-use std::fs::Metadata;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -10,6 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 
 use super::key_file::{KeyFile, KeyFileError, KeyRecord, KeyState, prefix};
+use crate::stamp::Stamp;
 
 /// How often the file is looked at. A key that is disabled works for as long at most, and as it
 /// takes to read the file.
@@ -125,26 +124,6 @@ fn by_prefix(file: KeyFile) -> HashMap<String, Arc<KeyRecord>> {
     let keys = file.keys.into_iter();
     keys.map(|key| (key.prefix.clone(), Arc::new(key)))
         .collect()
-}
-
-/// What changes when a file does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(m: &Metadata) -> Self {
-        Stamp {
-            inode: m.ino(),
-            size: m.size(),
-            modified: (m.mtime(), m.mtime_nsec()),
-            changed: (m.ctime(), m.ctime_nsec()),
-        }
-    }
 }
 
 #[cfg(test)]
