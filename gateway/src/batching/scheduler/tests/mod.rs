@@ -22,7 +22,7 @@ use super::simulation::VOCAB;
 use super::*;
 use crate::batching::plan::{Expected, ResultError, StepResult};
 use crate::batching::sequence::{Allowance, FinishReason, Priority, TokenLogprobs};
-use crate::programs::Program;
+use crate::programs::{Kind, Program};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const LIMITS: Limits = Limits {
@@ -188,6 +188,8 @@ pub(super) fn steering() -> Steering {
     let nothing = std::fs::File::open("/dev/null").expect("is there");
     let program = Program {
         name: "test".into(),
+        kind: Kind::Processor,
+        base: None,
         digest: [0; 32],
         compiled: nothing.into(),
     };

@@ -1,0 +1,305 @@
+//! Compiling components: `realm-worker compile`, a process of its own for each.
+//!
+//! What a tenant sends is read there alone. The process limits its own memory and processor time;
+//! we limit how long it lasts and how much it says.
+
+use std::io;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use bytes::Bytes;
+use nix::sys::signal::Signal;
+use serde::Deserialize;
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdout, Command};
+use tokio::sync::Mutex;
+
+use super::Kind;
+use super::image::{Draft, Image};
+use crate::stamp::Stamp;
+
+/// How long one component may take.
+const LIMIT: Duration = Duration::from_secs(60);
+/// How long a compiler may take to say what it is.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Most bytes of compiled code.
+const MOST_OUTPUT: u64 = 256 << 20;
+/// Longest line that is read before the code.
+const MOST_HEADER: u64 = 4096;
+/// Bytes that are kept of the end of what a compiler writes to its standard error.
+const LAST_WORDS: usize = 4096;
+/// Longest reason that is passed on, in characters.
+const MOST_WORDS: usize = 512;
+
+/// A component was not compiled.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CompileError {
+    /// The compiler refuses it.
+    #[error("{0}")]
+    Invalid(String),
+    /// It takes too much time or memory.
+    #[error("the component takes too much to compile: {0}")]
+    Limit(String),
+    /// The compiler itself is at fault, or not there.
+    #[error("the compiler {}: {what}", .binary.display())]
+    Broken {
+        /// The worker's binary.
+        binary: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+}
+
+/// What code is compiled by and for: only a compiler of the same one makes code that a worker may
+/// run. Hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Fingerprint(String);
+
+impl Fingerprint {
+    fn parse(text: &str) -> Option<Self> {
+        let hex = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
+        let right = (1..=64).contains(&text.len()) && text.bytes().all(hex);
+        right.then(|| Fingerprint(text.to_owned()))
+    }
+
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// What became of a component.
+#[derive(Debug)]
+pub(super) struct Compiled {
+    pub(super) kind: Kind,
+    pub(super) fingerprint: Fingerprint,
+    pub(super) image: Image,
+}
+
+/// What a compiler says before the code.
+#[derive(Deserialize)]
+struct Header {
+    kind: Kind,
+    fingerprint: String,
+}
+
+/// The compiler that belongs to a worker's binary.
+#[derive(Debug)]
+pub(super) struct Compiler {
+    binary: PathBuf,
+    /// What it said of itself, when its binary was such.
+    fingerprint: Mutex<Option<(Stamp, Fingerprint)>>,
+}
+
+impl Compiler {
+    pub(super) fn new(binary: PathBuf) -> Self {
+        Compiler {
+            binary,
+            fingerprint: Mutex::new(None),
+        }
+    }
+
+    /// What it compiles for. A binary that was replaced is asked again.
+    pub(super) async fn fingerprint(&self) -> Result<Fingerprint, CompileError> {
+        let mut known = self.fingerprint.lock().await;
+        // It is on the same disk as we are; a `stat` of it does not wait.
+        let metadata = std::fs::metadata(&self.binary).map_err(|e| self.broken(e))?;
+        let stamp = Stamp::of(&metadata);
+        if let Some((then, fingerprint)) = &*known
+            && *then == stamp
+        {
+            return Ok(fingerprint.clone());
+        }
+        let output = self.command().arg("--fingerprint").output();
+        let output = tokio::time::timeout(PATIENCE, output).await;
+        let output = output.map_err(|_| self.broken("it does not answer"))?;
+        let output = output.map_err(|e| self.broken(e))?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let fingerprint = Fingerprint::parse(said.trim()).filter(|_| output.status.success());
+        let fingerprint = fingerprint.ok_or_else(|| {
+            let words = last_line(&output.stderr);
+            self.broken(format_args!("it does not tell what it is: {words}"))
+        })?;
+        *known = Some((stamp, fingerprint.clone()));
+        Ok(fingerprint)
+    }
+
+    /// Compiles a component. Dropping the future ends the process.
+    pub(super) async fn compile(&self, component: Bytes) -> Result<Compiled, CompileError> {
+        let mut child = self.command().spawn().map_err(|e| self.broken(e))?;
+        // Whoever returns early drops the child, which kills it.
+        let run = tokio::time::timeout(LIMIT, converse(&mut child, &component)).await;
+        let run = run.map_err(|_| {
+            CompileError::Limit(format!("it is not done after {} s", LIMIT.as_secs()))
+        })?;
+        let (said, words, status) = run.map_err(|e| self.broken(e))?;
+        self.judge(said, &words, status)
+    }
+
+    fn judge(&self, said: Said, words: &str, status: ExitStatus) -> Result<Compiled, CompileError> {
+        use std::os::unix::process::ExitStatusExt;
+        match (status.code(), status.signal(), said) {
+            (_, _, Said::TooMuch) => Err(CompileError::Limit(format!(
+                "its code is longer than {MOST_OUTPUT} bytes"
+            ))),
+            (Some(0), _, Said::Code { header, draft }) => {
+                let header: Header = serde_json::from_slice(&header).map_err(|e| {
+                    self.broken(format_args!("it says what is not understood: {e}"))
+                })?;
+                let fingerprint = Fingerprint::parse(&header.fingerprint)
+                    .ok_or_else(|| self.broken("it does not tell what it is"))?;
+                if draft.bytes() == 0 {
+                    return Err(self.broken("it made no code"));
+                }
+                Ok(Compiled {
+                    kind: header.kind,
+                    fingerprint,
+                    image: draft.seal().map_err(|e| self.broken(e))?,
+                })
+            }
+            (Some(1), _, _) if !words.is_empty() => Err(CompileError::Invalid(words.to_owned())),
+            // Its limits end it: SIGXCPU for time; without memory it aborts.
+            (_, Some(signal), _) => Err(CompileError::Limit(match Signal::try_from(signal) {
+                Ok(Signal::SIGXCPU) => "the compiler ran out of processor time".to_owned(),
+                Ok(signal) => format!("the compiler ran out of memory or time ({signal})"),
+                Err(_) => format!("the compiler was ended by signal {signal}"),
+            })),
+            (Some(code), _, _) => Err(self.broken(format_args!("it exited with {code}: {words}"))),
+            (None, None, _) => Err(self.broken(status)),
+        }
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.binary);
+        command.arg("compile").env_clear();
+        // Without it the binary may not find its libraries.
+        if let Some(path) = std::env::var_os("LD_LIBRARY_PATH") {
+            command.env("LD_LIBRARY_PATH", path);
+        }
+        command
+            // A Ctrl-C on the terminal is for the gateway.
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command
+    }
+
+    fn broken(&self, what: impl std::fmt::Display) -> CompileError {
+        CompileError::Broken {
+            binary: self.binary.clone(),
+            what: what.to_string(),
+        }
+    }
+}
+
+/// What a compiler wrote to its standard output.
+enum Said {
+    /// A line and, after it, code; the line is empty where there was none.
+    Code { header: Vec<u8>, draft: Draft },
+    /// More code than there may be.
+    TooMuch,
+}
+
+/// Gives a compiler its component and hears it out: what it said, its last words, and how it ended.
+async fn converse(child: &mut Child, component: &[u8]) -> io::Result<(Said, String, ExitStatus)> {
+    let (Some(mut stdin), Some(stdout), Some(stderr)) =
+        (child.stdin.take(), child.stdout.take(), child.stderr.take())
+    else {
+        return Err(io::Error::other("its pipes are gone"));
+    };
+    let feed = async move {
+        // One that refuses its component may not read all of it.
+        let _ = stdin.write_all(component).await;
+        Ok(())
+    };
+    let ((), said, words) = tokio::try_join!(feed, read_code(stdout), read_words(stderr))?;
+    if let Said::TooMuch = said {
+        child.start_kill()?;
+    }
+    let status = child.wait().await?;
+    Ok((said, words, status))
+}
+
+async fn read_code(stdout: ChildStdout) -> io::Result<Said> {
+    let mut stdout = BufReader::with_capacity(64 << 10, stdout);
+    let mut header = Vec::new();
+    let mut first = (&mut stdout).take(MOST_HEADER);
+    first.read_until(b'\n', &mut header).await?;
+    let mut draft = Draft::new()?;
+    loop {
+        let part = stdout.fill_buf().await?;
+        if part.is_empty() {
+            return Ok(Said::Code { header, draft });
+        }
+        if draft.bytes() + part.len() as u64 > MOST_OUTPUT {
+            // Its end of the pipe breaks, and so it ends too.
+            return Ok(Said::TooMuch);
+        }
+        draft.write(part)?;
+        let read = part.len();
+        stdout.consume(read);
+    }
+}
+
+/// The last line of what is written there, until its end.
+async fn read_words(mut stderr: impl AsyncRead + Unpin) -> io::Result<String> {
+    let mut end = Vec::new();
+    let mut chunk = [0; LAST_WORDS];
+    loop {
+        let read = stderr.read(&mut chunk).await?;
+        if read == 0 {
+            return Ok(last_line(&end));
+        }
+        end.extend_from_slice(&chunk[..read]);
+        end.drain(..end.len().saturating_sub(LAST_WORDS));
+    }
+}
+
+/// The last line that says something, as it may be shown. It may repeat what a tenant wrote.
+fn last_line(text: &[u8]) -> String {
+    let text = String::from_utf8_lossy(text);
+    let line = text.lines().map(str::trim).rfind(|line| !line.is_empty());
+    let shown = line.unwrap_or_default().chars().filter(|c| !c.is_control());
+    shown.take(MOST_WORDS).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_is_the_reason() {
+        assert_eq!(
+            last_line(b"warning\n\nnot a component: x\n \n"),
+            "not a component: x"
+        );
+        assert_eq!(last_line(b"a\x1b[31m\xff"), "a[31m\u{fffd}");
+        assert_eq!(last_line(b""), "");
+        assert_eq!(last_line(&[b'x'; 9999]).len(), MOST_WORDS);
+    }
+
+    #[test]
+    fn a_fingerprint_is_fit_for_the_name_of_a_file() {
+        assert!(Fingerprint::parse("0af9").is_some());
+        for bad in ["", "../a", "AF", "g", &"0".repeat(65)] {
+            assert_eq!(Fingerprint::parse(bad), None, "{bad}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_compiler_that_is_not_there_is_named() {
+        let compiler = Compiler::new("/no/such/realm-worker".into());
+        for error in [
+            compiler.fingerprint().await.expect_err("not there"),
+            compiler.compile(Bytes::new()).await.expect_err("not there"),
+        ] {
+            assert!(matches!(error, CompileError::Broken { .. }));
+            assert!(
+                error.to_string().contains("/no/such/realm-worker"),
+                "{error}"
+            );
+        }
+    }
+}
