@@ -13,7 +13,7 @@ use realm_shared::cpus::Cpus;
 use serde::Deserialize;
 use toml::Spanned;
 
-pub use tenants::{TenantSettings, TenantTable};
+pub use tenants::{ProgramLimits, TenantSettings, TenantTable};
 pub use values::{
     AdminAddr, Attach, ByteSize, Dtype, EMBEDDED, EMBEDDED_NAME, LogFormat, ModelSource, ModelSpec,
     Surplus,
@@ -127,6 +127,18 @@ pub struct AccessSettings {
     pub usage_log: Option<PathBuf>,
 }
 
+/// Where programs of tenants are kept.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ProgramSettings {
+    /// Folder of tenants' programs, see `realm program` [default: none, so that there are no
+    /// programs]
+    #[arg(long, env = "REALM_PROGRAMS_DIR", value_name = "DIR")]
+    pub programs: Option<PathBuf>,
+    /// Longest component that may be stored, e.g. 16MiB [default: 16MiB]
+    #[arg(long, env = "REALM_PROGRAM_BYTES", value_name = "SIZE")]
+    pub program_bytes: Option<ByteSize>,
+}
+
 /// How to log.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "snake_case", default)]
@@ -158,6 +170,9 @@ pub enum ConfigError {
         /// Line, key, and what is wrong with it.
         message: String,
     },
+    /// A file where programs should be kept.
+    #[error("the programs cannot be kept in `{0}`, which is no folder")]
+    NoFolder(PathBuf),
     /// A model that is not there.
     #[error("there is no model directory `{0}`")]
     NoDirectory(PathBuf),
@@ -187,11 +202,13 @@ pub enum ConfigError {
 }
 
 /// A `realm.toml`: the flags by their long names, with `_` for `-`, in three sections; the file of
-/// API keys; and the tenants, for which there are no flags.
+/// API keys and the folder of programs; and the tenants, for which there are no flags.
 #[derive(Debug, Clone, Default)]
 pub struct File {
     /// `api_keys`, a path from the folder of this file on.
     pub access: AccessSettings,
+    /// `programs`, a path from the folder of this file on, and `program_bytes`.
+    pub programs: ProgramSettings,
     /// `[server]`
     pub server: ListenSettings,
     /// `[worker]`
@@ -208,6 +225,8 @@ pub struct File {
 struct Sections {
     api_keys: Option<PathBuf>,
     usage_log: Option<PathBuf>,
+    programs: Option<PathBuf>,
+    program_bytes: Option<ByteSize>,
     #[serde(default)]
     server: ListenSettings,
     #[serde(default)]
@@ -248,12 +267,43 @@ impl File {
                 api_keys: sections.api_keys.map(|keys| folder.join(keys)),
                 usage_log: sections.usage_log.map(|log| folder.join(log)),
             },
+            programs: ProgramSettings {
+                programs: sections.programs.map(|dir| folder.join(dir)),
+                program_bytes: sections.program_bytes,
+            },
             server: sections.server,
             worker: sections.worker,
             log: sections.log,
             tenants,
         })
     }
+}
+
+impl ProgramSettings {
+    /// Flags and environment over the file over defaults. `None`: there are no programs.
+    pub fn resolve(self, file: Self) -> Result<Option<ProgramFolder>, ConfigError> {
+        let Some(dir) = self.programs.or(file.programs) else {
+            return Ok(None);
+        };
+        if dir.exists() && !dir.is_dir() {
+            return Err(ConfigError::NoFolder(dir));
+        }
+        let most = self.program_bytes.or(file.program_bytes);
+        let most = most.map_or(16 << 20, |size| size.0);
+        Ok(Some(ProgramFolder {
+            dir,
+            most_bytes: usize::try_from(most).unwrap_or(usize::MAX),
+        }))
+    }
+}
+
+/// Where programs are kept, with every default filled in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgramFolder {
+    /// The folder; made where it is not there.
+    pub dir: PathBuf,
+    /// Longest component in bytes.
+    pub most_bytes: usize,
 }
 
 /// Where and how to listen, with every default filled in.
@@ -431,6 +481,23 @@ mod tests {
     }
 
     #[test]
+    fn programs_are_kept_in_a_folder_that_is_named() {
+        let off = ProgramSettings::default().resolve(ProgramSettings::default());
+        assert_eq!(off.expect("valid"), None);
+        let file = file("programs = \"programs\"\nprogram_bytes = \"1MiB\"").expect("valid");
+        let resolve = |flags: ProgramSettings| flags.resolve(file.programs.clone());
+        let folder = resolve(ProgramSettings::default());
+        let folder = folder.expect("valid").expect("given");
+        assert!(folder.dir.is_absolute() && folder.dir.ends_with("programs"));
+        assert_eq!(folder.most_bytes, 1 << 20);
+        let flags = ProgramSettings {
+            programs: Some("/dev/null".into()),
+            program_bytes: None,
+        };
+        assert!(matches!(resolve(flags), Err(ConfigError::NoFolder(_))));
+    }
+
+    #[test]
     fn an_unknown_key_is_named_with_its_line() {
         let e = file("[server]\nport = 1\nprot = 2").expect_err("unknown key");
         assert!(e.contains("prot") && e.contains("line 3"), "{e}");
@@ -442,6 +509,7 @@ mod tests {
             "api_keys = \"keys.json\"\n\
              [tenant_defaults]\nrequests_per_minute = 60\nmax_context = 2\n\
              [[tenant]]\nid = \"acme\"\nmax_context = 5\nmodels = [\"a\"]\nweight = 2\n\
+             program_memory = \"1MiB\"\nprogram_call_ms = 5\nprograms = 0\nprocessor = \"guard\"\n\
              [[tenant]]\nid = \"other\"\n",
         )
         .expect("valid");
@@ -453,6 +521,19 @@ mod tests {
         assert!(acme.allows("a") && !acme.allows("b") && other.allows("b"));
         assert_eq!(unnamed.max_context, NonZeroU32::new(2));
         assert_eq!(unnamed.id, None);
+        let [own, defaults] = [acme, unnamed].map(TenantSettings::program_limits);
+        assert_eq!((own.memory, defaults.memory), (1 << 20, 64 << 20));
+        assert_eq!(
+            [own.call, defaults.call],
+            [5, 50].map(Duration::from_millis)
+        );
+        assert_eq!(
+            (own.instances, acme.most_programs()),
+            (defaults.instances, 0)
+        );
+        let processors = [acme, other].map(|tenant| tenant.processor.as_ref().map(|p| p.as_str()));
+        assert_eq!(processors, [Some("guard"), None]);
+        assert_eq!(file.tenants.processors().count(), 1);
         let keys = file.access.api_keys.expect("given");
         assert!(
             keys.is_absolute() && keys.ends_with("keys.json"),
@@ -472,6 +553,10 @@ mod tests {
             ("[[tenant]]\nid = \"a\"\nweight = 0", 3, "0.001 and 1000"),
             ("[[tenant]]\nid = \"a\"\nkv_share = 1.5", 3, "at most 1"),
             ("[[tenant]]\nid = \"a\"\npriority = \"top\"", 3, "normal"),
+            ("[tenant_defaults]\nprogram_memory = \"1KiB\"", 2, "64KiB"),
+            ("[tenant_defaults]\nprogram_call_ms = 0", 2, "1 and 10000"),
+            ("[tenant_defaults]\nprogram_instances = 0", 2, "zero"),
+            ("[[tenant]]\nid = \"a\"\nprocessor = \"a b\"", 3, "name"),
         ] {
             let e = file(text).expect_err(text);
             assert!(

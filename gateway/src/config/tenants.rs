@@ -2,12 +2,24 @@
 
 use std::collections::HashMap;
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
+use std::time::Duration;
 
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
 
+use super::ByteSize;
 use crate::batching::{Allowance, Priority};
+use crate::programs::ProgramName;
+
+/// What the instances of a program have where nothing is said.
+const PROGRAM_LIMITS: ProgramLimits = ProgramLimits {
+    memory: 64 << 20,
+    call: Duration::from_millis(50),
+    instances: NonZeroU32::new(64).unwrap(),
+};
+/// How many programs a tenant may store where nothing is said.
+const PROGRAMS: usize = 64;
 
 /// What a tenant may use: `[tenant_defaults]`, and each `[[tenant]]`. What is absent is not
 /// limited, or as good as everybody's.
@@ -38,6 +50,29 @@ pub struct TenantSettings {
     /// Most of a model's KV blocks that its sequences may hold, from 0 to 1; all, if absent.
     #[serde(deserialize_with = "share")]
     pub kv_share: Option<f64>,
+    /// Most programs that it may store.
+    pub programs: Option<usize>,
+    /// The program that steers its generations unless a request names another.
+    pub processor: Option<ProgramName>,
+    /// Most memory of an instance of a program.
+    #[serde(deserialize_with = "program_memory")]
+    pub program_memory: Option<ByteSize>,
+    /// Most processor time of one call of a program, in milliseconds.
+    #[serde(deserialize_with = "program_call")]
+    pub program_call_ms: Option<u64>,
+    /// Most instances of its programs at once in one worker.
+    pub program_instances: Option<NonZeroU32>,
+}
+
+/// What one tenant's programs may use in a worker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ProgramLimits {
+    /// Bytes of memory of an instance.
+    pub memory: u64,
+    /// Processor time of one call.
+    pub call: Duration,
+    /// Instances at once.
+    pub instances: NonZeroU32,
 }
 
 fn weight<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
@@ -58,12 +93,26 @@ fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::E
     )
 }
 
-fn checked<'de, D: Deserializer<'de>>(
+fn program_memory<'de, D: Deserializer<'de>>(d: D) -> Result<Option<ByteSize>, D::Error> {
+    let is_size = |size: &ByteSize| (64 << 10..=4 << 30).contains(&size.0);
+    checked(d, is_size, "a program's memory is between 64KiB and 4GiB")
+}
+
+fn program_call<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
+    let is_time = |time: &u64| (1..=10_000).contains(time);
+    checked(
+        d,
+        is_time,
+        "a program's call may take between 1 and 10000 ms",
+    )
+}
+
+fn checked<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
-    is_right: impl Fn(&f64) -> bool,
+    is_right: impl Fn(&T) -> bool,
     expected: &str,
-) -> Result<Option<f64>, D::Error> {
-    let value = f64::deserialize(deserializer)?;
+) -> Result<Option<T>, D::Error> {
+    let value = T::deserialize(deserializer)?;
     let right = Some(value).filter(is_right);
     right.map(Some).ok_or_else(|| D::Error::custom(expected))
 }
@@ -84,6 +133,11 @@ impl TenantSettings {
             priority: self.priority.or(d.priority),
             weight: self.weight.or(d.weight),
             kv_share: self.kv_share.or(d.kv_share),
+            programs: self.programs.or(d.programs),
+            processor: self.processor.or_else(|| d.processor.clone()),
+            program_memory: self.program_memory.or(d.program_memory),
+            program_call_ms: self.program_call_ms.or(d.program_call_ms),
+            program_instances: self.program_instances.or(d.program_instances),
         }
     }
 
@@ -99,6 +153,23 @@ impl TenantSettings {
     /// The best class that its requests may be in.
     pub fn priority(&self) -> Priority {
         self.priority.unwrap_or_default()
+    }
+
+    /// What its programs may use in a worker.
+    pub fn program_limits(&self) -> ProgramLimits {
+        let usual = PROGRAM_LIMITS;
+        ProgramLimits {
+            memory: self.program_memory.map_or(usual.memory, |size| size.0),
+            call: self
+                .program_call_ms
+                .map_or(usual.call, Duration::from_millis),
+            instances: self.program_instances.unwrap_or(usual.instances),
+        }
+    }
+
+    /// How many programs it may store.
+    pub fn most_programs(&self) -> usize {
+        self.programs.unwrap_or(PROGRAMS)
     }
 
     /// Whether it may use a model.
@@ -158,6 +229,12 @@ impl TenantTable {
             models.map(|model| (settings.id.as_deref(), model.as_str()))
         });
         models.filter(|(_, model)| !served.contains(model))
+    }
+
+    /// The default processors of tenants that are named, each with the tenant.
+    pub fn processors(&self) -> impl Iterator<Item = (&str, &ProgramName)> {
+        let named = self.named.iter();
+        named.filter_map(|(id, settings)| Some((id.as_str(), settings.processor.as_ref()?)))
     }
 
     /// What a tenant may use; one that is not named, what `[tenant_defaults]` say.
