@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::body::{self, Body};
 use crate::batching::sequence::FailReason;
+use crate::programs::{CompileError, ProgramError};
 use crate::tenants::{BadKey, Limit, OverLimit, Unauthenticated};
 use crate::workers::{Refused, SwapError};
 
@@ -257,13 +258,15 @@ impl ApiError {
         )
     }
 
-    /// 415: the body is not declared to be JSON.
-    pub fn unsupported_media_type() -> Self {
+    /// 415: the body is not declared to be of the `expected` media type.
+    pub fn unsupported_media_type(expected: &str) -> Self {
         Self::new(
             StatusCode::UNSUPPORTED_MEDIA_TYPE,
             "invalid_request_error",
             Some("unsupported_media_type"),
-            "The request body must be JSON: set the header 'Content-Type: application/json'".into(),
+            format!(
+                "The request body must be {expected}: set the header 'Content-Type: {expected}'"
+            ),
         )
     }
 
@@ -410,6 +413,42 @@ impl From<OverLimit> for ApiError {
                 ),
             )
         }
+    }
+}
+
+impl From<ProgramError> for ApiError {
+    fn from(error: ProgramError) -> Self {
+        let (status, code) = match &error {
+            ProgramError::Off => (StatusCode::NOT_FOUND, "programs_disabled"),
+            ProgramError::NotFound(_) => (StatusCode::NOT_FOUND, "program_not_found"),
+            ProgramError::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "program_too_large"),
+            ProgramError::TooMany(_) => (StatusCode::BAD_REQUEST, "too_many_programs"),
+            ProgramError::Compile(CompileError::Invalid(_)) => {
+                (StatusCode::BAD_REQUEST, "invalid_program")
+            }
+            ProgramError::Compile(CompileError::Limit(_)) => {
+                (StatusCode::BAD_REQUEST, "program_compile_limit")
+            }
+            ProgramError::Lost(_)
+            | ProgramError::Compile(CompileError::Broken { .. })
+            | ProgramError::Store(_)
+            | ProgramError::Task => {
+                tracing::error!(%error, "a program cannot be stored or loaded");
+                return Self::server(
+                    Some("program_unavailable"),
+                    "The program cannot be stored or loaded by a fault of the server, whose log \
+                     says what is wrong"
+                        .into(),
+                );
+            }
+        };
+        let message = match error {
+            ProgramError::NotFound(name) => {
+                ProgramError::NotFound(echo(&name).to_owned()).to_string()
+            }
+            error => error.to_string(),
+        };
+        Self::new(status, "invalid_request_error", Some(code), message)
     }
 }
 

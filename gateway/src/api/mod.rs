@@ -16,6 +16,7 @@ mod messages;
 mod models;
 mod params;
 mod priority;
+mod programs;
 mod prompts;
 pub(crate) mod random;
 mod run;
@@ -29,6 +30,7 @@ use http::Response;
 pub use body::Body;
 pub use error::ApiError;
 
+use crate::programs::Programs;
 use crate::tenants::Caller;
 use crate::workers::Models;
 
@@ -52,4 +54,34 @@ pub fn list_models(models: &Models, caller: &Caller) -> Response<Body> {
 /// `GET /v1/models/{id}`. Names may hold slashes.
 pub fn get_model(models: &Models, caller: &Caller, id: &str) -> Response<Body> {
     models::get(models, caller, id).unwrap_or_else(ApiError::into_response)
+}
+
+/// `POST /v1/programs`, with a component as `body`.
+pub async fn push_program(
+    store: &Programs,
+    models: &Models,
+    caller: &Caller,
+    query: &str,
+    body: Bytes,
+) -> Response<Body> {
+    let response = programs::push(store, models, caller, query, body).await;
+    response.unwrap_or_else(ApiError::into_response)
+}
+
+/// `GET /v1/programs`.
+pub async fn list_programs(store: &Programs, caller: &Caller) -> Response<Body> {
+    let response = programs::list(store, caller).await;
+    response.unwrap_or_else(ApiError::into_response)
+}
+
+/// `GET /v1/programs/{name}`.
+pub async fn get_program(store: &Programs, caller: &Caller, name: &str) -> Response<Body> {
+    let response = programs::get(store, caller, name).await;
+    response.unwrap_or_else(ApiError::into_response)
+}
+
+/// `DELETE /v1/programs/{name}`.
+pub async fn delete_program(store: &Programs, caller: &Caller, name: &str) -> Response<Body> {
+    let response = programs::delete(store, caller, name).await;
+    response.unwrap_or_else(ApiError::into_response)
 }

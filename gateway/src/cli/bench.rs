@@ -14,6 +14,7 @@ use crate::bench::{self, Arrivals, Client, Summary, Work};
 use crate::config::{Listen, ModelSource, ModelSpec, TenantTable, WorkerSettings};
 use crate::http::{self, Bound};
 use crate::metrics;
+use crate::programs::Programs;
 use crate::tenants::{Access, Ledger};
 use crate::workers::{Model, Models};
 
@@ -172,7 +173,14 @@ async fn serve(workers: WorkerSettings, file: WorkerSettings) -> anyhow::Result<
         Arc::new(Ledger::new(None)?),
     ));
     let never = std::future::pending();
-    tokio::spawn(http::serve(bound, models, access, recorder, never));
+    tokio::spawn(http::serve(
+        bound,
+        models,
+        Programs::off(),
+        access,
+        recorder,
+        never,
+    ));
     Ok((client, name))
 }
 

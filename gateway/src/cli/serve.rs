@@ -8,11 +8,12 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
-use crate::config::{AccessSettings, File, ListenSettings, WorkerSettings};
+use crate::config::{AccessSettings, File, ListenSettings, ProgramSettings, WorkerSettings};
 use crate::http::{self, Bound};
 use crate::metrics;
+use crate::programs::Programs;
 use crate::tenants::{Access, Keys, Ledger};
-use crate::workers::{Model, Models};
+use crate::workers::{Model, Models, default_binary};
 
 /// Exit code of a process that a second signal ended, as shells report SIGINT.
 const INTERRUPTED: u8 = 130;
@@ -21,6 +22,8 @@ const INTERRUPTED: u8 = 130;
 pub(super) struct Args {
     #[command(flatten)]
     access: AccessSettings,
+    #[command(flatten)]
+    programs: ProgramSettings,
     #[command(flatten)]
     listen: ListenSettings,
     #[command(flatten)]
@@ -42,6 +45,7 @@ pub(super) async fn serve(
     };
     let listen = args.listen.resolve(file.server, keys.is_some())?;
     let workers = Arc::new(args.workers.resolve(file.worker)?);
+    let folder = args.programs.resolve(file.programs)?;
     let usage_log = args.access.usage_log.or(file.access.usage_log);
     let ledger = open_ledger(usage_log)?;
     let served: Vec<_> = workers
@@ -54,6 +58,12 @@ pub(super) async fn serve(
         let tenant = tenant.unwrap_or("everybody");
         tracing::warn!(tenant, model, "may be used, and is not served");
     }
+    if folder.is_none() {
+        for (tenant, processor) in file.tenants.processors() {
+            let tenant = tenant.unwrap_or("everybody");
+            tracing::warn!(tenant, %processor, "is the default processor, and no programs are kept");
+        }
+    }
     let access = Arc::new(Access::new(keys.clone(), file.tenants, ledger));
     if args.check {
         println!("the settings are right");
@@ -65,6 +75,13 @@ pub(super) async fn serve(
     if let Some(config) = config {
         follow_tenants(config, access.clone())?;
     }
+    let programs = match folder {
+        Some(folder) => {
+            let binary = workers.binary.clone().unwrap_or_else(default_binary);
+            Programs::open(&folder.dir, binary, folder.most_bytes)?
+        }
+        None => Programs::off(),
+    };
     let recorder = metrics::install().context("cannot set up metrics")?;
     tokio::spawn(metrics::upkeep(recorder.clone()));
     let bound = Bound::new(listen).await?;
@@ -87,6 +104,7 @@ pub(super) async fn serve(
     let mut serving = std::pin::pin!(http::serve(
         bound,
         models,
+        programs,
         access,
         recorder,
         shutdown_signal()?

@@ -231,10 +231,11 @@ impl TenantTable {
         models.filter(|(_, model)| !served.contains(model))
     }
 
-    /// The default processors of tenants that are named, each with the tenant.
-    pub fn processors(&self) -> impl Iterator<Item = (&str, &ProgramName)> {
-        let named = self.named.iter();
-        named.filter_map(|(id, settings)| Some((id.as_str(), settings.processor.as_ref()?)))
+    /// The default processors that are named, each with the tenant; no tenant where it is for all.
+    pub fn processors(&self) -> impl Iterator<Item = (Option<&str>, &ProgramName)> {
+        let own = |settings: &&TenantSettings| settings.processor != self.defaults.processor;
+        let all = self.named.values().filter(own).chain([&self.defaults]);
+        all.filter_map(|settings| Some((settings.id.as_deref(), settings.processor.as_ref()?)))
     }
 
     /// What a tenant may use; one that is not named, what `[tenant_defaults]` say.

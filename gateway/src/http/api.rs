@@ -21,6 +21,7 @@ use super::accept::HttpService;
 use super::access::AccessLayer;
 use crate::api::{self, ApiError, Body};
 use crate::metrics::http_response;
+use crate::programs::{ProgramError, Programs};
 use crate::tenants::{Access, Caller};
 use crate::workers::Models;
 
@@ -30,6 +31,8 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 const LINGER: Duration = Duration::from_secs(10);
 /// Longest request id that is taken over from a client.
 const MAX_REQUEST_ID: usize = 128;
+const JSON: &str = "application/json";
+const WASM: &str = "application/wasm";
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The API as a service. Layers from the outermost in:
@@ -39,7 +42,12 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// 3. panics become a 500, so that a fault in one request ends that request alone
 /// 4. whose it is, by its API key, and whether that tenant may ask for more
 /// 5. routes
-pub(super) fn service(models: Models, access: Arc<Access>, max_body: usize) -> impl HttpService {
+pub(super) fn service(
+    models: Models,
+    programs: Programs,
+    access: Arc<Access>,
+    max_body: usize,
+) -> impl HttpService {
     let span = |request: &Request<Incoming>| {
         let id = request
             .headers()
@@ -63,12 +71,17 @@ pub(super) fn service(models: Models, access: Arc<Access>, max_body: usize) -> i
         .layer(CatchPanicLayer::custom(panic_response))
         .layer(AccessLayer::new(access))
         .service(service_fn(move |request| {
-            let models = models.clone();
-            async move { Ok::<_, Infallible>(route(&models, max_body, request).await) }
+            let (models, programs) = (models.clone(), programs.clone());
+            async move { Ok::<_, Infallible>(route(&models, &programs, max_body, request).await) }
         }))
 }
 
-async fn route(models: &Models, max_body: usize, mut request: Request<Incoming>) -> Response<Body> {
+async fn route(
+    models: &Models,
+    programs: &Programs,
+    max_body: usize,
+    mut request: Request<Incoming>,
+) -> Response<Body> {
     let Some(caller) = request.extensions_mut().remove::<Caller>() else {
         return ApiError::internal("nobody asked whose this request is").into_response();
     };
@@ -93,12 +106,32 @@ async fn route(models: &Models, max_body: usize, mut request: Request<Incoming>)
             ("/v1/completions", response)
         }
         "completions" => ("/v1/completions", not_allowed(&method, "POST")),
-        rest => match rest.strip_prefix("models/") {
-            Some(id) if method == Method::GET => {
+        "programs" if method == Method::GET => {
+            ("/v1/programs", api::list_programs(programs, &caller).await)
+        }
+        "programs" if method == Method::POST => {
+            let query = request.uri().query().unwrap_or_default().to_owned();
+            let response = match read_component(programs, request).await {
+                Ok(body) => api::push_program(programs, models, &caller, &query, body).await,
+                Err(error) => error.into_response(),
+            };
+            ("/v1/programs", response)
+        }
+        "programs" => ("/v1/programs", not_allowed(&method, "GET, POST")),
+        rest => match rest.split_once('/') {
+            Some(("models", id)) if method == Method::GET => {
                 ("/v1/models/{id}", api::get_model(models, &caller, id))
             }
-            Some(_) => ("/v1/models/{id}", not_allowed(&method, "GET")),
-            None => (
+            Some(("models", _)) => ("/v1/models/{id}", not_allowed(&method, "GET")),
+            Some(("programs", name)) => {
+                let response = match method {
+                    Method::GET => api::get_program(programs, &caller, name).await,
+                    Method::DELETE => api::delete_program(programs, &caller, name).await,
+                    _ => not_allowed(&method, "GET, DELETE"),
+                };
+                ("/v1/programs/{name}", response)
+            }
+            _ => (
                 "other",
                 ApiError::unknown_url(&method, &path).into_response(),
             ),
@@ -118,15 +151,41 @@ pub(super) async fn read_json(
     request: Request<Incoming>,
     max_body: usize,
 ) -> Result<Bytes, ApiError> {
-    if !is_json(request.headers()) {
+    read_body(request, JSON, max_body, ApiError::payload_too_large).await
+}
+
+/// The same of components, which have a limit of their own.
+async fn read_component(
+    programs: &Programs,
+    request: Request<Incoming>,
+) -> Result<Bytes, ApiError> {
+    match programs.most_bytes() {
+        Ok(most) => {
+            let too_large = |most| ProgramError::TooLarge(most).into();
+            read_body(request, WASM, most, too_large).await
+        }
+        Err(error) => {
+            linger(request.into_body());
+            Err(error.into())
+        }
+    }
+}
+
+async fn read_body(
+    request: Request<Incoming>,
+    media_type: &'static str,
+    max_body: usize,
+    too_large: fn(usize) -> ApiError,
+) -> Result<Bytes, ApiError> {
+    if !is_of(media_type, request.headers()) {
         linger(request.into_body());
-        return Err(ApiError::unsupported_media_type());
+        return Err(ApiError::unsupported_media_type(media_type));
     }
     let mut body = request.into_body();
     // A length that is announced is refused before the body, which may never come.
     if body.size_hint().lower() > max_body as u64 {
         linger(body);
-        return Err(ApiError::payload_too_large(max_body));
+        return Err(too_large(max_body));
     }
     let read = async {
         let mut bytes = BytesMut::new();
@@ -145,7 +204,7 @@ pub(super) async fn read_json(
         Ok(Ok(Some(bytes))) => Ok(bytes),
         Ok(Ok(None)) => {
             linger(body);
-            Err(ApiError::payload_too_large(max_body))
+            Err(too_large(max_body))
         }
         Ok(Err(error)) => Err(ApiError::malformed(format!(
             "The request body could not be read: {error}"
@@ -162,10 +221,10 @@ pub(super) fn linger(mut body: Incoming) {
     }));
 }
 
-fn is_json(headers: &HeaderMap) -> bool {
+fn is_of(media_type: &str, headers: &HeaderMap) -> bool {
     let content_type = headers.get(CONTENT_TYPE).and_then(|v| v.to_str().ok());
-    let media_type = content_type.and_then(|t| t.split(';').next());
-    media_type.is_some_and(|t| t.trim().eq_ignore_ascii_case("application/json"))
+    let declared = content_type.and_then(|t| t.split(';').next());
+    declared.is_some_and(|t| t.trim().eq_ignore_ascii_case(media_type))
 }
 
 /// A client's request id goes into every log line: it must be short and printable.

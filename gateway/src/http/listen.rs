@@ -10,6 +10,7 @@ use tokio::net::TcpListener;
 use super::accept::Acceptor;
 use super::{admin, api};
 use crate::config::Listen;
+use crate::programs::Programs;
 use crate::tenants::Access;
 use crate::workers::Models;
 
@@ -67,6 +68,7 @@ async fn bind(addr: SocketAddr, flag: &'static str) -> Result<TcpListener, BindE
 pub async fn serve(
     bound: Bound,
     models: Models,
+    programs: Programs,
     access: Arc<Access>,
     metrics: PrometheusHandle,
     shutdown: impl Future<Output = ()>,
@@ -77,7 +79,7 @@ pub async fn serve(
         // Health and metrics answer until the very end, so they are not part of the drain.
         tokio::spawn(async move { Acceptor::new(listener, service).accept().await })
     });
-    let service = api::service(models, access, bound.settings.max_body_bytes);
+    let service = api::service(models, programs, access, bound.settings.max_body_bytes);
     let api = Acceptor::new(bound.api, service);
     tokio::select! {
         () = api.accept() => {}

@@ -1,0 +1,161 @@
+//! `/v1/programs`: what a tenant has stored.
+
+use bytes::Bytes;
+use http::{Response, StatusCode};
+use percent_encoding::percent_decode_str;
+use serde::Serialize;
+use serde_json::json;
+
+use super::body::{self, Body};
+use super::error::ApiError;
+use super::models;
+use crate::programs::{Kind, ProgramName, ProgramRecord, Programs, Push};
+use crate::tenants::Caller;
+use crate::workers::Models;
+
+#[derive(Serialize)]
+struct ProgramObject<'a> {
+    id: &'a ProgramName,
+    object: &'static str,
+    kind: Kind,
+    base: Option<&'a str>,
+    /// Of the component: it names the version.
+    digest: String,
+    /// Length of the component.
+    bytes: u64,
+    created: i64,
+}
+
+#[derive(Serialize)]
+struct List<'a> {
+    object: &'static str,
+    data: Vec<ProgramObject<'a>>,
+}
+
+fn object(record: &ProgramRecord) -> ProgramObject<'_> {
+    ProgramObject {
+        id: &record.name,
+        object: "program",
+        kind: record.kind,
+        base: record.base.as_deref(),
+        digest: format!("sha256:{}", record.sha256.hex()),
+        bytes: record.bytes,
+        created: record.created.as_second(),
+    }
+}
+
+/// What `POST /v1/programs` says beside the component.
+#[derive(Debug, PartialEq)]
+struct Asked {
+    name: ProgramName,
+    base: Option<String>,
+}
+
+impl Asked {
+    fn read(query: &str) -> Result<Self, ApiError> {
+        let (mut name, mut base) = (None, None);
+        for pair in query.split('&').filter(|pair| !pair.is_empty()) {
+            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+            let place = match key {
+                "name" => &mut name,
+                "base" => &mut base,
+                _ => return Err(ApiError::unknown(key)),
+            };
+            let value = value.replace('+', " ");
+            let value = percent_decode_str(&value).decode_utf8_lossy();
+            if place.replace(value.into_owned()).is_some() {
+                return Err(ApiError::invalid(key, "one value"));
+            }
+        }
+        let name = name.ok_or_else(|| ApiError::missing("name"))?;
+        let name = name.parse().map_err(|e| ApiError::invalid("name", e))?;
+        Ok(Asked { name, base })
+    }
+}
+
+/// Stores the component in `body` as its query says.
+pub(super) async fn push(
+    programs: &Programs,
+    available: &Models,
+    caller: &Caller,
+    query: &str,
+    body: Bytes,
+) -> Result<Response<Body>, ApiError> {
+    let Asked { name, base } = Asked::read(query)?;
+    if available.get(name.as_str()).is_some() {
+        let message = format!("Invalid 'name': `{name}` is the name of a model that is served.");
+        return Err(ApiError::conflict("name", message));
+    }
+    if let Some(base) = &base {
+        let known = models::find(available, caller, base);
+        known.map_err(|_| ApiError::invalid("base", "the name of a model that is served"))?;
+    }
+    let most = caller.tenant.settings().most_programs();
+    let push = Push {
+        name,
+        base,
+        component: body,
+    };
+    let record = programs.push(&caller.tenant.name, most, push).await?;
+    Ok(respond(&object(&record)))
+}
+
+/// All that the caller's tenant has stored, by name.
+pub(super) async fn list(programs: &Programs, caller: &Caller) -> Result<Response<Body>, ApiError> {
+    let records = programs.list(&caller.tenant.name).await?;
+    Ok(respond(&List {
+        object: "list",
+        data: records.iter().map(object).collect(),
+    }))
+}
+
+/// One of them.
+pub(super) async fn get(
+    programs: &Programs,
+    caller: &Caller,
+    name: &str,
+) -> Result<Response<Body>, ApiError> {
+    let record = programs.get(&caller.tenant.name, name).await?;
+    Ok(respond(&object(&record)))
+}
+
+/// Removes one of them. Requests that use it go on.
+pub(super) async fn delete(
+    programs: &Programs,
+    caller: &Caller,
+    name: &str,
+) -> Result<Response<Body>, ApiError> {
+    let name = programs.remove(&caller.tenant.name, name).await?;
+    Ok(respond(
+        &json!({"id": name, "object": "program", "deleted": true}),
+    ))
+}
+
+fn respond(value: &impl Serialize) -> Response<Body> {
+    body::json_response(StatusCode::OK, body::json(value).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_says_all_and_nothing_else() {
+        let read = |query: &str| Asked::read(query);
+        let asked = read("base=my%2Fmodel+1&name=guard%2Ev2").expect("valid");
+        assert_eq!(asked.name.as_str(), "guard.v2");
+        assert_eq!(asked.base.as_deref(), Some("my/model 1"));
+        for (bad, what) in [
+            ("", "Missing required parameter: 'name'"),
+            ("base=x", "'name'"),
+            ("name=a/b", "'name'"),
+            ("name=%FF", "'name'"),
+            ("name", "'name'"),
+            ("name=a&name=b", "one value"),
+            ("name=a&kind=x", "kind"),
+        ] {
+            let error = read(bad).expect_err(bad).to_string();
+            assert!(error.contains(what), "{bad}: {error}");
+        }
+    }
+}
