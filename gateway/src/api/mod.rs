@@ -16,6 +16,7 @@ mod messages;
 mod models;
 mod params;
 mod priority;
+mod processor;
 mod programs;
 mod prompts;
 pub(crate) mod random;
@@ -35,14 +36,24 @@ use crate::tenants::Caller;
 use crate::workers::Models;
 
 /// `POST /v1/chat/completions`.
-pub async fn chat_completions(models: &Models, caller: &Caller, body: Bytes) -> Response<Body> {
-    let response = chat::respond(models, caller, &body).await;
+pub async fn chat_completions(
+    models: &Models,
+    programs: &Programs,
+    caller: &Caller,
+    body: Bytes,
+) -> Response<Body> {
+    let response = chat::respond(models, programs, caller, &body).await;
     response.unwrap_or_else(ApiError::into_response)
 }
 
 /// `POST /v1/completions`.
-pub async fn completions(models: &Models, caller: &Caller, body: Bytes) -> Response<Body> {
-    let response = completions::respond(models, caller, &body).await;
+pub async fn completions(
+    models: &Models,
+    programs: &Programs,
+    caller: &Caller,
+    body: Bytes,
+) -> Response<Body> {
+    let response = completions::respond(models, programs, caller, &body).await;
     response.unwrap_or_else(ApiError::into_response)
 }
 

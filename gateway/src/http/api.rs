@@ -92,7 +92,7 @@ async fn route(
         "models" => ("/v1/models", not_allowed(&method, "GET")),
         "chat/completions" if method == Method::POST => {
             let response = match read_json(request, max_body).await {
-                Ok(body) => api::chat_completions(models, &caller, body).await,
+                Ok(body) => api::chat_completions(models, programs, &caller, body).await,
                 Err(error) => error.into_response(),
             };
             ("/v1/chat/completions", response)
@@ -100,7 +100,7 @@ async fn route(
         "chat/completions" => ("/v1/chat/completions", not_allowed(&method, "POST")),
         "completions" if method == Method::POST => {
             let response = match read_json(request, max_body).await {
-                Ok(body) => api::completions(models, &caller, body).await,
+                Ok(body) => api::completions(models, programs, &caller, body).await,
                 Err(error) => error.into_response(),
             };
             ("/v1/completions", response)

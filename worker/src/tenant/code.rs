@@ -59,7 +59,13 @@ pub fn compile(component: &[u8]) -> Result<Vec<u8>, CompileError> {
     ProcessorPre::new(ready).map_err(contract)?;
     component
         .serialize()
-        .map_err(|e| CompileError::Invalid(format!("{e:#}")))
+        .map_err(|e| CompileError::Invalid(words(&e)))
+}
+
+/// What was wrong, and why, in one line.
+fn words(error: &wasmtime::Error) -> String {
+    let words = format!("{error:#}");
+    words.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Names all that compiled code depends on but the component: the compiler, its settings, and this
@@ -80,7 +86,7 @@ fn compiler() -> Result<Engine, CompileError> {
     let mut config = config();
     // The same numbers on every machine, as a sequence may go on on another one.
     config.cranelift_nan_canonicalization(true);
-    Engine::new(&config).map_err(|e| CompileError::Setup(format!("{e:#}")))
+    Engine::new(&config).map_err(|e| CompileError::Setup(words(&e)))
 }
 
 /// What compiler and worker must agree on.
