@@ -1,0 +1,19 @@
+//! Never takes its sequence in.
+
+use realm_program::{Error, Plan, Processor, Request, Token, processor};
+
+struct Attack;
+
+impl Processor for Attack {
+    fn start(_: Request) -> Result<Self, Error> {
+        loop {
+            std::hint::spin_loop();
+        }
+    }
+
+    fn advance(&mut self, _: &[Token]) -> Result<Plan, Error> {
+        Ok(Plan::free())
+    }
+}
+
+processor!(Attack);
