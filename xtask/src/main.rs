@@ -1,10 +1,11 @@
-//! The commands of the README: `cargo xtask setup`, `build`, `serve`, `test` and
+//! The commands of the README: `cargo xtask setup`, `build`, `programs`, `serve`, `test` and
 //! `faults`.
 
 mod clients;
 mod faults;
 mod libtorch;
 mod pip;
+mod programs;
 mod server;
 mod test;
 mod wheels;
@@ -31,6 +32,8 @@ enum Xtask {
     ///
     /// Both start without this repository or any environment variable.
     Build,
+    /// Build target/programs/*.wasm, of the sources in programs
+    Programs,
     /// Build, then run `realm serve`
     Serve {
         /// Arguments of `realm serve`
@@ -73,6 +76,7 @@ fn run(command: Xtask) -> anyhow::Result<ExitCode> {
                 workspace.binary(Profile::Release, "realm-worker").display()
             );
         }
+        Xtask::Programs => programs::build(&Workspace::set_up()?)?,
         Xtask::Serve { args } => {
             let workspace = Workspace::set_up()?;
             workspace.build(Profile::Release)?;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 
 use crate::clients::Clients;
+use crate::programs;
 use crate::server::Server;
 use crate::workspace::{Profile, Workspace, run};
 
@@ -18,6 +19,8 @@ pub(crate) enum Step {
     Clippy,
     /// Licences, sources and bans of dependencies, by cargo-deny where it is installed
     Deny,
+    /// The tests of the programs in programs, and their components, which later tests run
+    Programs,
     /// Everything builds, and the worker starts
     Build,
     /// The tests in Rust
@@ -108,8 +111,13 @@ impl Run {
         let workspace = &self.workspace;
         match step {
             Step::Fmt => {
-                // The last two are workspaces of their own.
-                let manifests = ["Cargo.toml", "shm/bench/Cargo.toml", "shm/fuzz/Cargo.toml"];
+                // All but the first are workspaces of their own.
+                let manifests = [
+                    "Cargo.toml",
+                    "programs/Cargo.toml",
+                    "shm/bench/Cargo.toml",
+                    "shm/fuzz/Cargo.toml",
+                ];
                 let check = |manifest| {
                     let args = ["fmt", "--all", "--check", "--manifest-path", manifest];
                     run(&mut workspace.cargo(args))
@@ -125,7 +133,10 @@ impl Run {
                     "--deny",
                     "warnings",
                 ];
-                run(&mut workspace.cargo(args)).into()
+                let programs = workspace.root.join("programs");
+                run(&mut workspace.cargo(args))
+                    .and_then(|()| run(workspace.cargo(args).current_dir(programs)))
+                    .into()
             }
             Step::Deny => {
                 let mut version = Command::new("cargo-deny");
@@ -139,16 +150,26 @@ impl Run {
                     );
                 }
                 // Advisories are left out: their verdict changes without a change here.
-                run(&mut workspace.cargo([
-                    "deny",
-                    "check",
-                    "--hide-inclusion-graph",
-                    "bans",
-                    "licenses",
-                    "sources",
-                ]))
-                .into()
+                // The configuration is looked for beside the manifest, then in the folders above.
+                let check = |manifest| {
+                    run(&mut workspace.cargo([
+                        "deny",
+                        "--manifest-path",
+                        manifest,
+                        "check",
+                        "--hide-inclusion-graph",
+                        "bans",
+                        "licenses",
+                        "sources",
+                    ]))
+                };
+                check("Cargo.toml")
+                    .and_then(|()| check("programs/Cargo.toml"))
+                    .into()
             }
+            Step::Programs => programs::test(workspace)
+                .and_then(|()| programs::build(workspace))
+                .into(),
             Step::Build => {
                 let result = workspace.build(Profile::Dev);
                 self.built = result.is_ok();

@@ -70,6 +70,10 @@ impl Workspace {
         if let Some(cxx) = self.cxx {
             command.env("CXX", cxx);
         }
+        // Where the worker's tests find the guests that they run.
+        if self.programs().is_dir() {
+            command.env("REALM_PROGRAMS", self.programs());
+        }
         command
     }
 
@@ -95,6 +99,11 @@ impl Workspace {
             .env_clear()
             .stdout(Stdio::null()))
         .context("the worker was built and does not start")
+    }
+
+    /// Where the components of `programs/` are once they are built.
+    pub(crate) fn programs(&self) -> PathBuf {
+        self.target.join("programs")
     }
 
     /// Where a binary is once it is built.
