@@ -38,34 +38,38 @@ pub fn build(dir: &Path, out: &Path) -> anyhow::Result<Vec<Component>> {
         ensure!(status.success(), "cargo could not build {}", dir.display());
     }
     fs::create_dir_all(out).with_context(|| format!("cannot make {}", out.display()))?;
-    let encode = |(name, module): &(String, PathBuf)| encode(module, &out.join(name));
-    modules.files().iter().map(encode).collect()
+    let mut components = Vec::new();
+    for (name, module) in modules.files() {
+        let component = fs::read(&module)
+            .map_err(anyhow::Error::new)
+            .and_then(|module| encode(&module))
+            .with_context(|| format!("cannot make a component of {}", module.display()))?;
+        let path = out.join(name);
+        fs::write(&path, &component).with_context(|| format!("cannot write {}", path.display()))?;
+        components.push(Component {
+            path,
+            size: component.len() as u64,
+        });
+    }
+    Ok(components)
 }
 
-/// Wraps a module into a component.
-fn encode(module: &Path, component: &Path) -> anyhow::Result<Component> {
-    let bytes = fs::read(module).with_context(|| format!("cannot read {}", module.display()))?;
-    let encoded = ComponentEncoder::default()
+/// Wraps a module, with the description of its interfaces in it, into a component.
+pub fn encode(module: &[u8]) -> anyhow::Result<Vec<u8>> {
+    let component = ComponentEncoder::default()
         .validate(true)
-        .module(&bytes)
-        .and_then(|mut encoder| encoder.encode())
-        .with_context(|| format!("cannot make a component of {}", module.display()))?;
+        .module(module)?
+        .encode()?;
     // What exports nothing is a component too.
-    let exports = match wit_component::decode(&encoded)? {
+    let exports = match wit_component::decode(&component)? {
         DecodedWasm::Component(resolve, world) => resolve.worlds[world].exports.len(),
         DecodedWasm::WitPackage(..) => 0,
     };
     ensure!(
         exports > 0,
-        "{} exports no program: end its source in `realm_program::processor!(YourType);`",
-        module.display()
+        "it exports no program: end its source in `realm_program::processor!(YourType);`"
     );
-    fs::write(component, &encoded)
-        .with_context(|| format!("cannot write {}", component.display()))?;
-    Ok(Component {
-        path: component.to_owned(),
-        size: encoded.len() as u64,
-    })
+    Ok(component)
 }
 
 /// What is to be built, by `cargo metadata`.
@@ -256,11 +260,7 @@ mod tests {
 
     #[test]
     fn a_module_without_a_processor_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let module = dir.path().join("module.wasm");
-        fs::write(&module, b"\0asm\x01\0\0\0").unwrap();
-        let error = encode(&module, &dir.path().join("component.wasm")).unwrap_err();
+        let error = encode(b"\0asm\x01\0\0\0").unwrap_err();
         assert!(error.to_string().contains("processor!"), "{error:#}");
-        assert!(!dir.path().join("component.wasm").exists());
     }
 }
