@@ -157,6 +157,20 @@ impl Server {
         self.post_text(path, &body.to_string())
     }
 
+    pub(crate) fn delete(&self, path: &str) -> Answer {
+        read(self.agent.delete(format!("{}{path}", self.api)).call())
+    }
+
+    /// Sends a component of a program.
+    pub(crate) fn post_component(&self, path: &str, component: &[u8]) -> Answer {
+        read(
+            self.agent
+                .post(format!("{}{path}", self.api))
+                .content_type("application/wasm")
+                .send(component),
+        )
+    }
+
     pub(crate) fn post_text(&self, path: &str, body: &str) -> Answer {
         read(
             self.agent

@@ -147,6 +147,7 @@ fn every_attack_ends_with_its_own_failure() {
         ("spin", "null", Time, "more than 50000 µs"),
         ("spin-start", "null", Time, "more than 50000 µs"),
         ("grow", "null", Memory, "more than 67108864 bytes of memory"),
+        ("table-grow", "null", Memory, "more than 20000 entries"),
         ("recurse", "null", Memory, "its stack is full"),
         ("trap", "null", Trap, "unreachable"),
         ("trap-start", "null", Trap, "unreachable"),
