@@ -30,6 +30,7 @@ use http::Response;
 
 pub use body::Body;
 pub use error::ApiError;
+pub use programs::{ProgramList, ProgramObject};
 
 use crate::programs::Programs;
 use crate::tenants::Caller;

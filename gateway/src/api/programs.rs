@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::{Response, StatusCode};
 use percent_encoding::percent_decode_str;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::body::{self, Body};
@@ -13,34 +13,54 @@ use crate::programs::{Kind, ProgramName, ProgramRecord, Programs, Push};
 use crate::tenants::Caller;
 use crate::workers::Models;
 
-#[derive(Serialize)]
-struct ProgramObject<'a> {
-    id: &'a ProgramName,
-    object: &'static str,
-    kind: Kind,
-    base: Option<&'a str>,
+/// A program as it is shown.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ProgramObject {
+    /// Its name.
+    pub id: String,
+    /// `program`
+    pub object: String,
+    /// What it is for.
+    pub kind: Kind,
+    /// The model that it is made for, if it is for one.
+    pub base: Option<String>,
     /// Of the component: it names the version.
-    digest: String,
+    pub digest: String,
     /// Length of the component.
-    bytes: u64,
-    created: i64,
+    pub bytes: u64,
+    /// When it was stored, in seconds since 1970.
+    pub created: i64,
 }
 
-#[derive(Serialize)]
-struct List<'a> {
-    object: &'static str,
-    data: Vec<ProgramObject<'a>>,
+/// Some programs as they are shown.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct ProgramList {
+    /// `list`
+    pub object: String,
+    /// The programs, by name.
+    pub data: Vec<ProgramObject>,
 }
 
-fn object(record: &ProgramRecord) -> ProgramObject<'_> {
-    ProgramObject {
-        id: &record.name,
-        object: "program",
-        kind: record.kind,
-        base: record.base.as_deref(),
-        digest: format!("sha256:{}", record.sha256.hex()),
-        bytes: record.bytes,
-        created: record.created.as_second(),
+impl From<ProgramRecord> for ProgramObject {
+    fn from(record: ProgramRecord) -> Self {
+        ProgramObject {
+            id: record.name.to_string(),
+            object: "program".to_owned(),
+            kind: record.kind,
+            base: record.base,
+            digest: format!("sha256:{}", record.sha256.hex()),
+            bytes: record.bytes,
+            created: record.created.as_second(),
+        }
+    }
+}
+
+impl From<Vec<ProgramRecord>> for ProgramList {
+    fn from(records: Vec<ProgramRecord>) -> Self {
+        ProgramList {
+            object: "list".to_owned(),
+            data: records.into_iter().map(ProgramObject::from).collect(),
+        }
     }
 }
 
@@ -97,16 +117,13 @@ pub(super) async fn push(
         component: body,
     };
     let record = programs.push(&caller.tenant.name, most, push).await?;
-    Ok(respond(&object(&record)))
+    Ok(respond(&ProgramObject::from(record)))
 }
 
 /// All that the caller's tenant has stored, by name.
 pub(super) async fn list(programs: &Programs, caller: &Caller) -> Result<Response<Body>, ApiError> {
     let records = programs.list(&caller.tenant.name).await?;
-    Ok(respond(&List {
-        object: "list",
-        data: records.iter().map(object).collect(),
-    }))
+    Ok(respond(&ProgramList::from(records)))
 }
 
 /// One of them.
@@ -116,7 +133,7 @@ pub(super) async fn get(
     name: &str,
 ) -> Result<Response<Body>, ApiError> {
     let record = programs.get(&caller.tenant.name, name).await?;
-    Ok(respond(&object(&record)))
+    Ok(respond(&ProgramObject::from(record)))
 }
 
 /// Removes one of them. Requests that use it go on.

@@ -1,24 +1,17 @@
 //! A client of a running server's admin API.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::anyhow;
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HOST};
-use http::{Method, Request};
-use http_body_util::{BodyExt, Full};
-use hyper_util::rt::TokioIo;
+use http::Method;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
-use tokio::net::TcpStream;
+use serde_json::json;
 
+use super::client::{Client, JSON, PATIENCE};
 use crate::workers::ModelStatus;
-
-/// For what a server on the same machine answers at once.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The admin listener of a server.
 #[derive(Debug, Clone, Copy)]
@@ -56,42 +49,13 @@ impl Admin {
         path: &str,
         body: Bytes,
     ) -> anyhow::Result<T> {
-        let addr = self.0;
-        let stream = tokio::time::timeout(PATIENCE, TcpStream::connect(addr)).await;
-        let stream = stream
-            .map_err(|_| anyhow!("it does not answer"))
-            .and_then(|s| Ok(s?));
-        let stream = stream.with_context(|| {
-            format!(
-                "cannot reach the admin listener at {addr}: is `realm serve` running, and is \
-                 --admin-addr the same here and there?"
-            )
-        })?;
-        let broken = || format!("the connection to {addr} broke");
-        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
-            .await
-            .with_context(broken)?;
-        tokio::spawn(connection);
-        let request = Request::builder()
-            .method(method)
-            .uri(path)
-            .header(HOST, addr.to_string())
-            .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(body))?;
-        let response = sender.send_request(request).await.with_context(broken)?;
-        let status = response.status();
-        let body = response.into_body().collect().await.with_context(broken)?;
-        let body = body.to_bytes();
-        if status.is_success() {
-            return serde_json::from_slice(&body)
-                .with_context(|| format!("{addr} does not answer like a realm of this version"));
-        }
-        let error: Value = serde_json::from_slice(&body).unwrap_or_default();
-        match error["error"]["message"].as_str() {
-            Some(message) => bail!("{message}"),
-            None => {
-                bail!("{addr} answers {status}, which is not what a realm of this version says")
-            }
-        }
+        let client = Client {
+            authority: self.0.to_string(),
+            base: String::new(),
+            key: None,
+            name: "admin listener",
+            hint: "is `realm serve` running, and is --admin-addr the same here and there?",
+        };
+        client.call(method, path, JSON, body).await
     }
 }

@@ -3,9 +3,11 @@
 mod admin;
 mod api_key;
 mod bench;
+mod client;
 mod info;
 mod log;
 mod models;
+mod program;
 mod run;
 mod serve;
 
@@ -37,6 +39,9 @@ enum Command {
     /// Make, show and disable the keys that callers must show
     #[command(subcommand)]
     ApiKey(api_key::Command),
+    /// Store, show, remove and check programs of tenants
+    #[command(subcommand)]
+    Program(program::Command),
     /// Ask a model one thing, or chat with it
     Run(run::Args),
     /// Show devices, CPU features, libtorch and the limits of models
@@ -77,6 +82,7 @@ fn run_command(cli: Cli) -> anyhow::Result<ExitCode> {
         match cli.command {
             Command::Serve(args) => serve::serve(args, cli.config, file).await,
             Command::ApiKey(command) => api_key::api_key(command, file.access.api_keys),
+            Command::Program(command) => program::program(command, file).await,
             Command::Run(args) => run::run(args, file.worker).await,
             Command::Info(args) => info::info(args, file.worker).await,
             Command::Bench(args) => bench::bench(args, file.worker).await,

@@ -94,8 +94,8 @@ fn share<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::E
 }
 
 fn program_memory<'de, D: Deserializer<'de>>(d: D) -> Result<Option<ByteSize>, D::Error> {
-    let is_size = |size: &ByteSize| (64 << 10..=4 << 30).contains(&size.0);
-    checked(d, is_size, "a program's memory is between 64KiB and 4GiB")
+    let is_size = |size: &ByteSize| (64 << 10..=64 << 20).contains(&size.0);
+    checked(d, is_size, "a program's memory is between 64KiB and 64MiB")
 }
 
 fn program_call<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {

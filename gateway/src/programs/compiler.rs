@@ -27,8 +27,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MOST_OUTPUT: u64 = 256 << 20;
 /// Longest line that is read before the code.
 const MOST_HEADER: u64 = 4096;
-/// Bytes that are kept of the end of what a compiler writes to its standard error.
-const LAST_WORDS: usize = 4096;
+/// Bytes that are kept of what a compiler writes to its standard error.
+const MOST_STDERR: usize = 4096;
 /// Longest reason that is passed on, in characters.
 const MOST_WORDS: usize = 512;
 
@@ -57,7 +57,7 @@ pub enum CompileError {
 pub(super) struct Fingerprint(String);
 
 impl Fingerprint {
-    fn parse(text: &str) -> Option<Self> {
+    pub(super) fn parse(text: &str) -> Option<Self> {
         let hex = |c: u8| c.is_ascii_digit() || (b'a'..=b'f').contains(&c);
         let right = (1..=64).contains(&text.len()) && text.bytes().all(hex);
         right.then(|| Fingerprint(text.to_owned()))
@@ -117,7 +117,7 @@ impl Compiler {
         let said = String::from_utf8_lossy(&output.stdout);
         let fingerprint = Fingerprint::parse(said.trim()).filter(|_| output.status.success());
         let fingerprint = fingerprint.ok_or_else(|| {
-            let words = last_line(&output.stderr);
+            let words = in_a_line(&output.stderr);
             self.broken(format_args!("it does not tell what it is: {words}"))
         })?;
         *known = Some((stamp, fingerprint.clone()));
@@ -243,25 +243,25 @@ async fn read_code(stdout: ChildStdout) -> io::Result<Said> {
     }
 }
 
-/// The last line of what is written there, until its end.
+/// How it begins what it writes there, until its end.
 async fn read_words(mut stderr: impl AsyncRead + Unpin) -> io::Result<String> {
-    let mut end = Vec::new();
-    let mut chunk = [0; LAST_WORDS];
+    let (mut start, mut chunk) = (Vec::new(), [0; MOST_STDERR]);
     loop {
         let read = stderr.read(&mut chunk).await?;
         if read == 0 {
-            return Ok(last_line(&end));
+            return Ok(in_a_line(&start));
         }
-        end.extend_from_slice(&chunk[..read]);
-        end.drain(..end.len().saturating_sub(LAST_WORDS));
+        let room = MOST_STDERR - start.len();
+        start.extend_from_slice(&chunk[..read.min(room)]);
     }
 }
 
-/// The last line that says something, as it may be shown. It may repeat what a tenant wrote.
-fn last_line(text: &[u8]) -> String {
+/// A text as it may be shown and logged. It may repeat what a tenant wrote.
+fn in_a_line(text: &[u8]) -> String {
     let text = String::from_utf8_lossy(text);
-    let line = text.lines().map(str::trim).rfind(|line| !line.is_empty());
-    let shown = line.unwrap_or_default().chars().filter(|c| !c.is_control());
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let line = words.join(" ");
+    let shown = line.chars().filter(|c| !c.is_control());
     shown.take(MOST_WORDS).collect()
 }
 
@@ -270,14 +270,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_line_is_the_reason() {
-        assert_eq!(
-            last_line(b"warning\n\nnot a component: x\n \n"),
-            "not a component: x"
-        );
-        assert_eq!(last_line(b"a\x1b[31m\xff"), "a[31m\u{fffd}");
-        assert_eq!(last_line(b""), "");
-        assert_eq!(last_line(&[b'x'; 9999]).len(), MOST_WORDS);
+    fn a_reason_is_one_line_that_can_be_shown() {
+        let reason = b"not a component: [\n    0x0,\r\n] \n";
+        assert_eq!(in_a_line(reason), "not a component: [ 0x0, ]");
+        assert_eq!(in_a_line(b"a\x1b[31m\xff"), "a[31m\u{fffd}");
+        assert_eq!(in_a_line(b""), "");
+        assert_eq!(in_a_line(&[b'x'; 9999]).len(), MOST_WORDS);
     }
 
     #[test]

@@ -437,3 +437,7 @@ fn io_error(doing: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Store
         source,
     }
 }
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

@@ -32,7 +32,7 @@ use crate::batching::TenantId;
 use crate::config::{TenantSettings, TenantTable};
 
 /// The tenant that all requests are of where nobody has to show a key.
-const ANYONE: &str = "anyone";
+pub const ANYONE: &str = "anyone";
 
 /// A tenant, from the first request of it that this process sees.
 #[derive(Debug)]
