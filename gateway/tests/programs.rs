@@ -1,289 +1,360 @@
-//! Programs of tenants, from the push to the last token: components made from `programs/`, in real
-//! workers, behind the API.
+//! Programs of tenants: stored, shown, removed, and loaded again.
 //!
-//! `cargo xtask programs` makes them; `REALM_PROGRAMS` says where they are.
+//! `cargo xtask programs` makes the components; `REALM_PROGRAMS` says where they are.
 
 mod common;
 
-use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 
-use common::client::{End, Transcript};
-use common::requests::{Request, kinds};
-use common::{Answer, Server, chat, setting, wait_until};
-use nix::sys::signal::{Signal, kill};
+use common::place::{Place, Reply, ask};
+use common::{Server, chat};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-/// Programs that no one tenant can push in an hour are none of these.
-const MANY: &str = "[tenant_defaults]\nprogram_call_ms = 50\n";
-
-/// A server that keeps programs in a folder of its own.
-struct Shop {
-    server: Server,
-    folder: TempDir,
+fn component(name: &str) -> PathBuf {
+    let folder = std::env::var("REALM_PROGRAMS");
+    let folder = folder.expect("REALM_PROGRAMS is set: run `cargo xtask programs` first");
+    Path::new(&folder).join(format!("{name}.wasm"))
 }
 
-impl Shop {
-    fn open(programs: &[&str]) -> Shop {
-        let folder = tempfile::tempdir().expect("a folder");
-        let config = folder.path().join("realm.toml");
-        std::fs::write(&config, MANY).expect("written");
-        let store = folder.path().join("programs");
-        let (config, store) = (config.display().to_string(), store.display().to_string());
-        let server = Server::start(&["--config", &config, "--programs", &store]);
-        let shop = Shop { server, folder };
-        for name in programs {
-            let pushed = shop.push(name, name);
-            assert_eq!(pushed.status, 200, "{name}: {}", pushed.body);
-        }
-        shop
-    }
-
-    /// Pushes a component under a name.
-    fn push(&self, name: &str, component: &str) -> Answer {
-        let folder = std::env::var("REALM_PROGRAMS");
-        let folder = folder.expect("REALM_PROGRAMS is set: run `cargo xtask programs` first");
-        let path = Path::new(&folder).join(format!("{component}.wasm"));
-        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        self.server
-            .post_component(&format!("/v1/programs?name={name}"), &bytes)
-    }
-
-    fn ask(&self, content: &str, processor: Value) -> Answer {
-        let mut body = chat(content);
-        body["processor"] = processor;
-        self.server.post("/v1/chat/completions", &body)
-    }
+fn bytes(name: &str) -> Vec<u8> {
+    std::fs::read(component(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
-fn processor(name: &str, args: Value) -> Value {
-    json!({"name": name, "args": args})
+/// Sends a request without a key, or with one.
+fn call(server: &Server, key: Option<&str>, request: &str, body: &[u8]) -> Reply {
+    call_as(server, key, request, "application/wasm", body)
 }
 
-fn content(answer: &Answer) -> String {
-    assert_eq!(answer.status, 200, "{}", answer.body);
-    let content = answer.json()["choices"][0]["message"]["content"].take();
-    content.as_str().expect("a text").to_owned()
-}
-
-#[test]
-fn an_answer_is_one_of_the_choices() {
-    let shop = Shop::open(&["choice"]);
-    let choices = ["yes", "no", "perhaps not"];
-    let args = json!({"choices": choices});
-    for question in ["Is the sky blue?", "Tell me a story.", "What is 2 + 2?"] {
-        let answer = shop.ask(question, processor("choice", args.clone()));
-        let text = content(&answer);
-        assert!(choices.contains(&text.trim()), "{text}");
-        assert_eq!(answer.json()["choices"][0]["finish_reason"], "stop");
+fn call_as(
+    server: &Server,
+    key: Option<&str>,
+    request: &str,
+    content_type: &str,
+    body: &[u8],
+) -> Reply {
+    let (method, path) = request.split_once(' ').expect("a method and a path");
+    let mut request = ureq::http::Request::builder()
+        .method(method)
+        .uri(format!("http://{}/v1/programs{path}", server.api_address()))
+        .header("content-type", content_type);
+    if let Some(key) = key {
+        request = request.header("authorization", format!("Bearer {key}"));
     }
-    // Several choices of a request are steered one by one, streamed and scored like any others.
-    let mut body = chat("Is the sky green?");
-    body["processor"] = processor("choice", args);
-    for (field, value) in [
-        ("n", json!(4)),
-        ("temperature", json!(1.5)),
-        ("stream", json!(true)),
-        ("stream_options", json!({"include_usage": true})),
-        ("logprobs", json!(true)),
-    ] {
-        body[field] = value;
-    }
-    let (name, path) = ("four".to_owned(), "/v1/chat/completions");
-    let answer = shop.server.ask(&Request { name, path, body });
-    for choice in answer.choices.values() {
-        assert!(choices.contains(&choice.text.trim()), "{}", choice.text);
-        assert!(!choice.scores.is_empty());
-    }
-}
-
-#[test]
-fn what_cannot_be_used_is_told_before_anything_is_done() {
-    let shop = Shop::open(&["choice"]);
-    let code = |answer: Answer| {
-        let code = answer.json()["error"]["code"].take();
-        (answer.status, code.as_str().unwrap_or_default().to_owned())
+    let agent = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .allow_non_standard_methods(true)
+        .build()
+        .new_agent();
+    let response = match body {
+        [] => agent.run(request.body(()).expect("a request")),
+        body => agent.run(request.body(body).expect("a request")),
     };
-    let missing = shop.ask("hi", processor("nobody", json!(null)));
-    assert_eq!(code(missing), (404, "program_not_found".into()));
-    for wrong in [
-        json!("choice"),
-        json!({}),
-        json!({"name": 5}),
-        json!({"name": "choice", "arg": 1}),
+    let mut response = response.expect("the server answers");
+    let text = response.body_mut().read_to_string().expect("a body");
+    Reply {
+        status: response.status().as_u16(),
+        headers: response.headers().clone(),
+        body: serde_json::from_str(&text).unwrap_or_else(|_| text.into()),
+    }
+}
+
+fn outcome(reply: &Reply) -> (u16, &str) {
+    (reply.status, reply.code())
+}
+
+fn names(list: &Value) -> Vec<&str> {
+    assert_eq!(list["object"], "list");
+    let programs = list["data"].as_array().expect("programs").iter();
+    programs
+        .map(|p| p["id"].as_str().expect("a name"))
+        .collect()
+}
+
+fn realm(args: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_realm"));
+    command.arg("program").args(args);
+    command.output().expect("realm runs")
+}
+
+fn realm_says(args: &[&str]) -> String {
+    let output = realm(args);
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+#[test]
+fn tenants_store_programs_of_their_own() {
+    let place = Place::new(
+        "programs = \"programs\"\nprogram_bytes = \"1MiB\"\n\
+         [[tenant]]\nid = \"few\"\nprograms = 1\nrequests_per_minute = 3\n",
+    );
+    let [acme, other, few] = ["acme", "other", "few"].map(|id| place.key(id));
+    let server = place.serve();
+    let call = |key: &str, request: &str, body: &[u8]| call(&server, Some(key), request, body);
+    let (choice, guard) = (bytes("choice"), bytes("guard"));
+
+    assert_eq!(call("sk-wrong", "GET ", &[]).status, 401);
+    let stored = call(&acme, "POST ?name=steer&base=realm-tiny", &choice);
+    assert_eq!(stored.status, 200, "{}", stored.body);
+    let digest = stored.body["digest"].as_str().expect("a digest").to_owned();
+    assert!(digest.starts_with("sha256:") && digest.len() == 71);
+    assert!(stored.body["created"].as_i64().expect("a time") > 1_700_000_000);
+    let mut expected = json!({
+        "id": "steer", "object": "program", "kind": "processor", "base": "realm-tiny",
+        "digest": digest, "bytes": choice.len(),
+    });
+    expected["created"] = stored.body["created"].clone();
+    assert_eq!(stored.body, expected);
+    assert_eq!(call(&acme, "GET /steer", &[]).body, expected);
+
+    // To others it does not exist.
+    assert_eq!(names(&call(&acme, "GET ", &[]).body), ["steer"]);
+    assert_eq!(names(&call(&other, "GET ", &[]).body), [""; 0]);
+    for request in ["GET /steer", "DELETE /steer"] {
+        let reply = call(&other, request, &[]);
+        assert_eq!(outcome(&reply), (404, "program_not_found"), "{request}");
+    }
+
+    // Another version takes its place.
+    let stored = call(&acme, "POST ?name=steer", &guard).body;
+    assert_ne!(stored["digest"], digest);
+    assert_eq!(stored["base"], Value::Null);
+    call(&other, "POST ?name=steer", &choice);
+    let deleted = call(&acme, "DELETE /steer", &[]).body;
+    let expected = json!({"id": "steer", "object": "program", "deleted": true});
+    assert_eq!(deleted, expected);
+    let reply = call(&acme, "DELETE /steer", &[]);
+    assert_eq!(outcome(&reply), (404, "program_not_found"));
+    assert_eq!(call(&other, "GET /steer", &[]).body["digest"], digest);
+
+    // As many as it may, and as often.
+    assert_eq!(call(&few, "POST ?name=a", &choice).status, 200);
+    let reply = call(&few, "POST ?name=b", &choice);
+    assert_eq!(outcome(&reply), (400, "too_many_programs"));
+    assert_eq!(reply.header("x-ratelimit-remaining-requests"), "1");
+    assert_eq!(call(&few, "POST ?name=a", &guard).status, 200);
+    let reply = call(&few, "POST ?name=a", &guard);
+    assert_eq!(outcome(&reply), (429, "rate_limit_exceeded"));
+}
+
+#[test]
+fn what_cannot_be_stored_is_refused_in_words() {
+    let place = Place::new("programs = \"programs\"\nprogram_bytes = \"1MiB\"");
+    let key = place.key("acme");
+    let server = place.serve();
+    let choice = bytes("choice");
+    // A module is no component, and a component may lack what it has to export.
+    let module = b"\0asm\x01\0\0\0";
+    let empty = b"\0asm\x0d\0\x01\0";
+    for (request, body, expected, words) in [
+        (
+            "POST ?name=a",
+            &b"junk"[..],
+            (400, "invalid_program"),
+            "component",
+        ),
+        (
+            "POST ?name=a",
+            module,
+            (400, "invalid_program"),
+            "component",
+        ),
+        (
+            "POST ?name=a",
+            empty,
+            (400, "invalid_program"),
+            "realm:program",
+        ),
+        ("POST ?name=a", b"", (415, "unsupported_media_type"), "wasm"),
+        (
+            "POST ?name=a",
+            &choice[..choice.len() / 2],
+            (400, "invalid_program"),
+            "",
+        ),
+        (
+            "POST ?name=a",
+            &vec![0; 1 << 20 | 1],
+            (413, "program_too_large"),
+            "1048576",
+        ),
+        (
+            "POST ",
+            &choice,
+            (400, "missing_required_parameter"),
+            "name",
+        ),
+        ("POST ?name=..%2Fa", &choice, (400, "invalid_value"), "name"),
+        (
+            "POST ?name=realm-tiny",
+            &choice,
+            (400, "invalid_value"),
+            "model",
+        ),
+        (
+            "POST ?name=a&base=x",
+            &choice,
+            (400, "invalid_value"),
+            "base",
+        ),
+        (
+            "POST ?name=a&tenant=x",
+            &choice,
+            (400, "unknown_parameter"),
+            "tenant",
+        ),
+        ("GET /..%2F..%2Fkey", b"", (404, "program_not_found"), ""),
+        ("GET /a/b", b"", (404, "program_not_found"), "a/b"),
+        ("PUT /a", &choice, (405, "method_not_allowed"), "DELETE"),
+        ("DELETE ", b"", (405, "method_not_allowed"), "POST"),
     ] {
-        assert_eq!(shop.ask("hi", wrong.clone()).status, 400, "{wrong}");
-    }
-    let long = "x".repeat(70_000);
-    assert_eq!(shop.ask("hi", processor("choice", json!(long))).status, 400);
-    let mut other = chat("hi");
-    other["processor"] = processor("choice", json!({"choices": ["a", "b"]}));
-    let pushed = shop.server.post_component(
-        "/v1/programs?name=made-for&base=another",
-        b"\0asm\x0d\0\x01\0",
-    );
-    assert_eq!(pushed.status, 404, "{}", pushed.body);
-    // Without a folder there are none.
-    let server = Server::start(&[]);
-    let off = server.post("/v1/chat/completions", &other);
-    assert_eq!(
-        off.json()["error"]["code"],
-        "programs_disabled",
-        "{}",
-        off.body
-    );
-}
-
-#[test]
-fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
-    let attacks = [
-        ("spin", "processor_time_limit"),
-        ("spin-start", "processor_time_limit"),
-        ("grow", "processor_memory_limit"),
-        ("table-grow", "processor_memory_limit"),
-        ("recurse", "processor_memory_limit"),
-        ("trap", "processor_trap"),
-        ("trap-start", "processor_trap"),
-        ("many-args", "processor_trap"),
-        ("bad-token", "processor_invalid_plan"),
-        ("bad-force", "processor_invalid_plan"),
-        ("empty-force", "processor_invalid_plan"),
-        ("empty-allow", "processor_invalid_plan"),
-        ("force-flood", "processor_invalid_plan"),
-        ("bad-bias", "processor_invalid_plan"),
-        ("bias-flood", "processor_invalid_plan"),
-        ("bad-temperature", "processor_invalid_plan"),
-        ("errors", "processor_error"),
-    ];
-    let names: Vec<_> = attacks.iter().map(|attack| attack.0).collect();
-    let shop = Shop::open(&names);
-    let neighbours = kinds(3, 48);
-    let alone: Vec<Transcript> = neighbours.iter().map(|r| shop.server.ask(r)).collect();
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let attackers = scope.spawn(|| {
-            for _ in 0..setting("REALM_TEST_ATTACKS", 2) {
-                for (name, code) in attacks {
-                    let answer = shop.ask("hi", processor(name, Value::Null));
-                    let error = &answer.json()["error"];
-                    assert_eq!(error["code"], code, "{name}: {}", answer.body);
-                    assert_eq!(
-                        (answer.status, &error["type"]),
-                        (422, &json!("processor_error"))
-                    );
-                }
-            }
-            over.store(true, Ordering::Release);
-        });
-        while !over.load(Ordering::Acquire) && !attackers.is_finished() {
-            for (request, alone) in neighbours.iter().zip(&alone) {
-                assert_eq!(&shop.server.ask(request), alone, "{}", request.name);
-            }
-        }
-        attackers.join().expect("every attack ends as it should");
-    });
-    assert_eq!(shop.server.metric("realm_worker_ends_total"), 0.0);
-}
-
-/// `echo-state` forces text that depends on all tokens so far and on how they came, and fails if it
-/// is told other ones than it drew.
-#[test]
-fn a_steered_stream_survives_its_worker() {
-    let shop = Shop::open(&["echo-state", "choice"]);
-    let server = &shop.server;
-    let request = kinds(5, 40).swap_remove(1);
-    let request = request.with("processor", processor("echo-state", json!({"every": 7})));
-    let undisturbed = server.ask(&request);
-    assert_ne!(
-        undisturbed,
-        server.ask(&request.clone().with("processor", None))
-    );
-    let stride = setting("REALM_TEST_STRIDE", 6).max(1) as usize;
-    for point in (1..undisturbed.tokens()).step_by(stride) {
-        let (ended, worker) = (
-            server.metric("realm_worker_ends_total"),
-            server.worker_pid(),
-        );
-        let answer = server.ask_with(&request, |chunks| {
-            if chunks == point {
-                kill(worker, Signal::SIGKILL).expect("the worker runs");
-            }
-        });
-        let End::Finished(answer) = answer else {
-            panic!("killed at {point}: {answer:?}");
+        let content_type = if body.is_empty() {
+            ""
+        } else {
+            "application/wasm"
         };
-        assert_eq!(answer, undisturbed, "killed at token {point}");
-        // A token without text of its own makes no chunk: then nobody was killed.
-        if server.worker_pid() != worker {
-            wait_until("the worker is replaced", || {
-                server.metric("realm_worker_ends_total") == ended + 1.0
-                    && server.admin("/ready").status == 200
-            });
-        }
+        let reply = call_as(&server, Some(&key), request, content_type, body);
+        assert_eq!(outcome(&reply), expected, "{request}: {}", reply.body);
+        let message = reply.body["error"]["message"].as_str().expect("words");
+        assert!(message.contains(words), "{request}: {message}");
     }
-    assert!(server.metric("realm_worker_ends_total") > 0.0);
-}
-
-#[test]
-fn a_slow_processor_delays_itself_alone_and_loses_nothing() {
-    let shop = Shop::open(&["slow"]);
-    let request = kinds(9, 24).swap_remove(1);
-    let plain = shop.server.ask(&request);
-    // Long enough that each plan is late for its step.
-    let steered = request.with("processor", processor("slow", json!({"loops": 4_000_000})));
-    std::thread::scope(|scope| {
-        let slow: Vec<_> = (0..3)
-            .map(|_| scope.spawn(|| shop.server.ask(&steered)))
-            .collect();
-        for slow in slow {
-            assert_eq!(
-                slow.join().expect("answered"),
-                plain,
-                "it only draws freely"
-            );
-        }
-    });
-}
-
-#[test]
-fn a_new_version_serves_new_requests_and_is_gone_when_removed() {
-    let shop = Shop::open(&[]);
-    assert_eq!(shop.push("mine", "errors").status, 200);
-    let failed = shop.ask("hi", processor("mine", Value::Null));
-    assert_eq!(
-        failed.json()["error"]["code"],
-        "processor_error",
-        "{}",
-        failed.body
+    let reply = call_as(
+        &server,
+        Some(&key),
+        "POST ?name=a",
+        "application/json",
+        &choice,
     );
-    assert!(failed.body.contains("no luck"), "{}", failed.body);
-    assert_eq!(shop.push("mine", "choice").status, 200);
-    let args = json!({"choices": ["one", "two"]});
-    let text = content(&shop.ask("hi", processor("mine", args.clone())));
-    assert!(["one", "two"].contains(&text.trim()), "{text}");
-    assert_eq!(shop.server.delete("/v1/programs/mine").status, 200);
-    assert_eq!(shop.ask("hi", processor("mine", args)).status, 404);
+    assert_eq!(outcome(&reply), (415, "unsupported_media_type"));
+    assert_eq!(names(&call(&server, Some(&key), "GET ", &[]).body), [""; 0]);
+    for folder in ["components", "compiled"] {
+        let left = std::fs::read_dir(place.file("programs").join(folder));
+        assert_eq!(left.expect("a folder").count(), 0, "{folder}");
+    }
 }
 
-/// What somebody changed on the disk is not run: it is compiled anew.
 #[test]
-fn compiled_code_that_was_changed_is_not_run() {
-    let shop = Shop::open(&["choice"]);
-    let compiled = shop.folder.path().join("programs/compiled");
-    let files = || std::fs::read_dir(&compiled).expect("a folder");
-    for file in files() {
-        let path = file.expect("an entry").path();
-        let mut bytes = std::fs::read(&path).expect("read");
-        let middle = bytes.len() / 2;
-        bytes[middle] ^= 1;
-        std::fs::write(&path, bytes).expect("written");
+fn without_a_folder_there_are_no_programs() {
+    let server = Server::start(&[]);
+    for request in ["GET ", "GET /a", "DELETE /a", "POST ?name=a"] {
+        let body: &[u8] = if request.starts_with("POST") {
+            b"x"
+        } else {
+            b""
+        };
+        let reply = call(&server, None, request, body);
+        assert_eq!(outcome(&reply), (404, "programs_disabled"), "{request}");
+        let message = reply.body["error"]["message"].as_str().expect("words");
+        assert!(message.contains("--programs"), "{message}");
     }
-    assert!(files().next().is_some());
-    let store = shop.folder.path().join("programs").display().to_string();
-    let second = Server::start(&["--programs", &store]);
-    let mut body = chat("hi");
-    body["processor"] = processor("choice", json!({"choices": ["left", "right"]}));
-    let text = content(&second.post("/v1/chat/completions", &body));
-    assert!(["left", "right"].contains(&text.trim()), "{text}");
+}
+
+#[test]
+fn a_folder_and_a_server_are_filled_by_the_same_commands() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let folder = dir.path().join("programs");
+    let folder = folder.to_str().expect("UTF-8");
+    let file = component("choice");
+    let file = file.to_str().expect("UTF-8");
+
+    let said = realm_says(&["push", file, "--name", "choice", "--dir", folder]);
+    let digest = said.trim().strip_prefix("choice ").expect("a digest");
+    // While a server runs, too: those without a key are the tenant that has no name.
+    let server = Server::start(&["--programs", folder]);
+    let url = format!("http://{}/v1", server.api_address());
+    let listed = realm_says(&["list", "--url", &url]);
+    assert!(listed.contains(digest), "{listed}");
+    realm_says(&["push", file, "--name", "again", "--url", &url]);
+    let listed = realm_says(&["list", "--json", "--dir", folder]);
+    let listed: Value = serde_json::from_str(&listed).expect("JSON");
+    assert_eq!(listed[0]["id"], "again");
+    assert_eq!(listed[0]["digest"], listed[1]["digest"]);
+    assert_eq!(call(&server, None, "GET ", &[]).body["data"], listed);
+    realm_says(&["rm", "choice", "--url", &url]);
+    realm_says(&["rm", "again", "--dir", folder]);
+    assert_eq!(names(&call(&server, None, "GET ", &[]).body), [""; 0]);
+    realm_says(&[
+        "push", file, "--name", "x", "--dir", folder, "--tenant", "acme",
+    ]);
+    assert_eq!(realm_says(&["list", "--url", &url]).lines().count(), 1);
+
+    let checked = realm_says(&["check", file]);
+    assert!(checked.contains("a processor"), "{checked}");
+    for (args, words) in [
+        (&["check", "Cargo.toml"][..], "no component"),
+        (&["rm", "none", "--dir", folder], "`none`"),
+        (&["rm", "none", "--url", &url], "`none`"),
+        (
+            &["push", "Cargo.toml", "--name", "a", "--url", &url],
+            "no component",
+        ),
+        (&["push", "Cargo.toml", "--name", "A", "--url", &url], "a-z"),
+        (&["list"], "--dir"),
+    ] {
+        let output = realm(args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            !output.status.success() && said.contains(words),
+            "{args:?}: {said}"
+        );
+    }
+}
+
+#[test]
+fn what_was_compiled_is_believed_only_if_it_is_ours() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let folder = dir.path().join("programs");
+    let programs = folder.to_str().expect("UTF-8");
+    let mut request = chat("Hello");
+    request["processor"] = json!({"name": "choice", "args": {"choices": ["yes", "no"]}});
+    let answer = |server: &Server| {
+        let reply = ask(server, None, "/v1/chat/completions", Some(&request));
+        assert_eq!(reply.status, 200, "{}", reply.body);
+        let text = reply.body["choices"][0]["message"]["content"].as_str();
+        assert!(
+            ["yes", "no"].contains(&text.expect("an answer")),
+            "{}",
+            reply.body
+        );
+    };
+    let compiled = || {
+        let files = std::fs::read_dir(folder.join("compiled")).expect("a folder");
+        let paths: Vec<_> = files.map(|file| file.expect("a file").path()).collect();
+        assert_eq!(paths.len(), 1, "{paths:?}");
+        paths[0].clone()
+    };
+
+    let server = Server::start(&["--programs", programs]);
+    let reply = call(&server, None, "POST ?name=choice", &bytes("choice"));
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    answer(&server);
+    let (path, good) = (compiled(), std::fs::read(compiled()).expect("there"));
+    drop(server);
+
+    // A server that starts takes what is there, if it is whole, and makes it anew if it is not.
+    answer(&Server::start(&["--programs", programs]));
+    assert_eq!(std::fs::read(&path).expect("there"), good);
+    let mut bad = good.clone();
+    let middle = bad.len() / 2;
+    bad[middle] ^= 1;
+    std::fs::write(&path, bad).expect("written");
+    answer(&Server::start(&["--programs", programs]));
+    assert_eq!(std::fs::read(&path).expect("there"), good);
+    std::fs::remove_file(&path).expect("removed");
+    answer(&Server::start(&["--programs", programs]));
+    assert_eq!(std::fs::read(&path).expect("there"), good);
+
+    // What is no component any more is nothing that runs.
+    std::fs::remove_file(&path).expect("removed");
+    let components = std::fs::read_dir(folder.join("components")).expect("a folder");
+    for component in components {
+        std::fs::write(component.expect("a file").path(), b"other").expect("written");
+    }
+    let server = Server::start(&["--programs", programs]);
+    let reply = ask(&server, None, "/v1/chat/completions", Some(&request));
+    assert_eq!(outcome(&reply), (500, "program_unavailable"));
+    // Sent again, it is whole.
+    call(&server, None, "POST ?name=choice", &bytes("choice"));
+    answer(&server);
 }

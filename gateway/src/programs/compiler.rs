@@ -300,4 +300,88 @@ mod tests {
             );
         }
     }
+
+    /// What becomes of a compiler that does as the script says.
+    async fn puppet(script: &'static str) -> Result<Compiled, CompileError> {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/programs/puppet.sh");
+        Compiler::new(path.into()).compile(script.into()).await
+    }
+
+    #[tokio::test]
+    async fn code_is_what_follows_the_line() {
+        let script = r#"echo '{"kind":"processor","fingerprint":"ab","more":1}'; printf 'a\nb'"#;
+        let compiled = puppet(script).await.expect("compiles");
+        assert_eq!(compiled.fingerprint.as_str(), "ab");
+        let mut code = Vec::new();
+        let each = |part: &[u8]| {
+            code.extend_from_slice(part);
+            Ok(())
+        };
+        compiled.image.read(each).expect("reads");
+        assert_eq!(code, b"a\nb");
+    }
+
+    #[tokio::test]
+    async fn however_a_compiler_ends_it_is_told() {
+        let error = |script| async move { puppet(script).await.expect_err(script) };
+        let invalid = error("echo 'no good' >&2; exit 1").await;
+        assert_eq!(invalid, CompileError::Invalid("no good".into()));
+        for (script, what) in [
+            ("kill -XCPU $$", "processor time"),
+            ("kill -KILL $$", "memory or time"),
+            // One that says more than fits in any pipe before it is done.
+            ("echo; while :; do cat /bin/sh || exit 1; done", "longer"),
+        ] {
+            let error = error(script).await;
+            let is_limit = matches!(&error, CompileError::Limit(words) if words.contains(what));
+            assert!(is_limit, "{script}: {error}");
+        }
+        for script in [
+            "exit 0",
+            "exit 1",
+            "echo 'help' >&2; exit 2",
+            "echo; echo code",
+            "echo '{\"kind\":\"other\",\"fingerprint\":\"ab\"}'; echo code",
+            "echo '{\"kind\":\"processor\",\"fingerprint\":\"../ab\"}'; echo code",
+            "echo '{\"kind\":\"processor\",\"fingerprint\":\"ab\"}'",
+            "yes x | tr -d '\\n' | head -c 5000; echo; echo code",
+        ] {
+            let error = error(script).await;
+            assert!(
+                matches!(&error, CompileError::Broken { .. }),
+                "{script}: {error}"
+            );
+        }
+        // Its complaints do not fill anything, and it may leave its component unread.
+        let error =
+            error("i=0; while [ $i -lt 9999 ]; do echo 0123456789 >&2; i=$((i+1)); done; exit 1")
+                .await;
+        assert!(error.to_string().len() <= MOST_WORDS);
+    }
+
+    #[tokio::test]
+    async fn a_compiler_ends_with_the_request_for_it() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let file = dir.path().join("pid");
+        let script = format!("echo $$ > '{}'; sleep 1000 & wait", file.display());
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/programs/puppet.sh");
+        let compiler = Compiler::new(path.into());
+        let written = async {
+            loop {
+                let pid = std::fs::read_to_string(&file).unwrap_or_default();
+                if let Ok(pid) = pid.trim().parse::<u32>() {
+                    return pid;
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let pid = tokio::select! {
+            _ = compiler.compile(script.into()) => panic!("it sleeps"),
+            pid = written => pid,
+        };
+        let gone = || !std::path::Path::new(&format!("/proc/{pid}")).exists();
+        while !gone() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
 }

@@ -1,0 +1,289 @@
+//! Programs of tenants, from the push to the last token: components made from `programs/`, in real
+//! workers, behind the API.
+//!
+//! `cargo xtask programs` makes them; `REALM_PROGRAMS` says where they are.
+
+mod common;
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use common::client::{End, Transcript};
+use common::requests::{Request, kinds};
+use common::{Answer, Server, chat, setting, wait_until};
+use nix::sys::signal::{Signal, kill};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Programs that no one tenant can push in an hour are none of these.
+const MANY: &str = "[tenant_defaults]\nprogram_call_ms = 50\n";
+
+/// A server that keeps programs in a folder of its own.
+struct Shop {
+    server: Server,
+    folder: TempDir,
+}
+
+impl Shop {
+    fn open(programs: &[&str]) -> Shop {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = folder.path().join("realm.toml");
+        std::fs::write(&config, MANY).expect("written");
+        let store = folder.path().join("programs");
+        let (config, store) = (config.display().to_string(), store.display().to_string());
+        let server = Server::start(&["--config", &config, "--programs", &store]);
+        let shop = Shop { server, folder };
+        for name in programs {
+            let pushed = shop.push(name, name);
+            assert_eq!(pushed.status, 200, "{name}: {}", pushed.body);
+        }
+        shop
+    }
+
+    /// Pushes a component under a name.
+    fn push(&self, name: &str, component: &str) -> Answer {
+        let folder = std::env::var("REALM_PROGRAMS");
+        let folder = folder.expect("REALM_PROGRAMS is set: run `cargo xtask programs` first");
+        let path = Path::new(&folder).join(format!("{component}.wasm"));
+        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        self.server
+            .post_component(&format!("/v1/programs?name={name}"), &bytes)
+    }
+
+    fn ask(&self, content: &str, processor: Value) -> Answer {
+        let mut body = chat(content);
+        body["processor"] = processor;
+        self.server.post("/v1/chat/completions", &body)
+    }
+}
+
+fn processor(name: &str, args: Value) -> Value {
+    json!({"name": name, "args": args})
+}
+
+fn content(answer: &Answer) -> String {
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let content = answer.json()["choices"][0]["message"]["content"].take();
+    content.as_str().expect("a text").to_owned()
+}
+
+#[test]
+fn an_answer_is_one_of_the_choices() {
+    let shop = Shop::open(&["choice"]);
+    let choices = ["yes", "no", "perhaps not"];
+    let args = json!({"choices": choices});
+    for question in ["Is the sky blue?", "Tell me a story.", "What is 2 + 2?"] {
+        let answer = shop.ask(question, processor("choice", args.clone()));
+        let text = content(&answer);
+        assert!(choices.contains(&text.trim()), "{text}");
+        assert_eq!(answer.json()["choices"][0]["finish_reason"], "stop");
+    }
+    // Several choices of a request are steered one by one, streamed and scored like any others.
+    let mut body = chat("Is the sky green?");
+    body["processor"] = processor("choice", args);
+    for (field, value) in [
+        ("n", json!(4)),
+        ("temperature", json!(1.5)),
+        ("stream", json!(true)),
+        ("stream_options", json!({"include_usage": true})),
+        ("logprobs", json!(true)),
+    ] {
+        body[field] = value;
+    }
+    let (name, path) = ("four".to_owned(), "/v1/chat/completions");
+    let answer = shop.server.ask(&Request { name, path, body });
+    for choice in answer.choices.values() {
+        assert!(choices.contains(&choice.text.trim()), "{}", choice.text);
+        assert!(!choice.scores.is_empty());
+    }
+}
+
+#[test]
+fn what_cannot_be_used_is_told_before_anything_is_done() {
+    let shop = Shop::open(&["choice"]);
+    let code = |answer: Answer| {
+        let code = answer.json()["error"]["code"].take();
+        (answer.status, code.as_str().unwrap_or_default().to_owned())
+    };
+    let missing = shop.ask("hi", processor("nobody", json!(null)));
+    assert_eq!(code(missing), (404, "program_not_found".into()));
+    for wrong in [
+        json!("choice"),
+        json!({}),
+        json!({"name": 5}),
+        json!({"name": "choice", "arg": 1}),
+    ] {
+        assert_eq!(shop.ask("hi", wrong.clone()).status, 400, "{wrong}");
+    }
+    let long = "x".repeat(70_000);
+    assert_eq!(shop.ask("hi", processor("choice", json!(long))).status, 400);
+    let mut other = chat("hi");
+    other["processor"] = processor("choice", json!({"choices": ["a", "b"]}));
+    let pushed = shop.server.post_component(
+        "/v1/programs?name=made-for&base=another",
+        b"\0asm\x0d\0\x01\0",
+    );
+    assert_eq!(pushed.status, 404, "{}", pushed.body);
+    // Without a folder there are none.
+    let server = Server::start(&[]);
+    let off = server.post("/v1/chat/completions", &other);
+    assert_eq!(
+        off.json()["error"]["code"],
+        "programs_disabled",
+        "{}",
+        off.body
+    );
+}
+
+#[test]
+fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
+    let attacks = [
+        ("spin", "processor_time_limit"),
+        ("spin-start", "processor_time_limit"),
+        ("grow", "processor_memory_limit"),
+        ("table-grow", "processor_memory_limit"),
+        ("recurse", "processor_memory_limit"),
+        ("trap", "processor_trap"),
+        ("trap-start", "processor_trap"),
+        ("many-args", "processor_trap"),
+        ("bad-token", "processor_invalid_plan"),
+        ("bad-force", "processor_invalid_plan"),
+        ("empty-force", "processor_invalid_plan"),
+        ("empty-allow", "processor_invalid_plan"),
+        ("force-flood", "processor_invalid_plan"),
+        ("bad-bias", "processor_invalid_plan"),
+        ("bias-flood", "processor_invalid_plan"),
+        ("bad-temperature", "processor_invalid_plan"),
+        ("errors", "processor_error"),
+    ];
+    let names: Vec<_> = attacks.iter().map(|attack| attack.0).collect();
+    let shop = Shop::open(&names);
+    let neighbours = kinds(3, 48);
+    let alone: Vec<Transcript> = neighbours.iter().map(|r| shop.server.ask(r)).collect();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let attackers = scope.spawn(|| {
+            for _ in 0..setting("REALM_TEST_ATTACKS", 2) {
+                for (name, code) in attacks {
+                    let answer = shop.ask("hi", processor(name, Value::Null));
+                    let error = &answer.json()["error"];
+                    assert_eq!(error["code"], code, "{name}: {}", answer.body);
+                    assert_eq!(
+                        (answer.status, &error["type"]),
+                        (422, &json!("processor_error"))
+                    );
+                }
+            }
+            over.store(true, Ordering::Release);
+        });
+        while !over.load(Ordering::Acquire) && !attackers.is_finished() {
+            for (request, alone) in neighbours.iter().zip(&alone) {
+                assert_eq!(&shop.server.ask(request), alone, "{}", request.name);
+            }
+        }
+        attackers.join().expect("every attack ends as it should");
+    });
+    assert_eq!(shop.server.metric("realm_worker_ends_total"), 0.0);
+}
+
+/// `echo-state` forces text that depends on all tokens so far and on how they came, and fails if it
+/// is told other ones than it drew.
+#[test]
+fn a_steered_stream_survives_its_worker() {
+    let shop = Shop::open(&["echo-state", "choice"]);
+    let server = &shop.server;
+    let request = kinds(5, 40).swap_remove(1);
+    let request = request.with("processor", processor("echo-state", json!({"every": 7})));
+    let undisturbed = server.ask(&request);
+    assert_ne!(
+        undisturbed,
+        server.ask(&request.clone().with("processor", None))
+    );
+    let stride = setting("REALM_TEST_STRIDE", 6).max(1) as usize;
+    for point in (1..undisturbed.tokens()).step_by(stride) {
+        let (ended, worker) = (
+            server.metric("realm_worker_ends_total"),
+            server.worker_pid(),
+        );
+        let answer = server.ask_with(&request, |chunks| {
+            if chunks == point {
+                kill(worker, Signal::SIGKILL).expect("the worker runs");
+            }
+        });
+        let End::Finished(answer) = answer else {
+            panic!("killed at {point}: {answer:?}");
+        };
+        assert_eq!(answer, undisturbed, "killed at token {point}");
+        // A token without text of its own makes no chunk: then nobody was killed.
+        if server.worker_pid() != worker {
+            wait_until("the worker is replaced", || {
+                server.metric("realm_worker_ends_total") == ended + 1.0
+                    && server.admin("/ready").status == 200
+            });
+        }
+    }
+    assert!(server.metric("realm_worker_ends_total") > 0.0);
+}
+
+#[test]
+fn a_slow_processor_delays_itself_alone_and_loses_nothing() {
+    let shop = Shop::open(&["slow"]);
+    let request = kinds(9, 24).swap_remove(1);
+    let plain = shop.server.ask(&request);
+    // Long enough that each plan is late for its step.
+    let steered = request.with("processor", processor("slow", json!({"loops": 4_000_000})));
+    std::thread::scope(|scope| {
+        let slow: Vec<_> = (0..3)
+            .map(|_| scope.spawn(|| shop.server.ask(&steered)))
+            .collect();
+        for slow in slow {
+            assert_eq!(
+                slow.join().expect("answered"),
+                plain,
+                "it only draws freely"
+            );
+        }
+    });
+}
+
+#[test]
+fn a_new_version_serves_new_requests_and_is_gone_when_removed() {
+    let shop = Shop::open(&[]);
+    assert_eq!(shop.push("mine", "errors").status, 200);
+    let failed = shop.ask("hi", processor("mine", Value::Null));
+    assert_eq!(
+        failed.json()["error"]["code"],
+        "processor_error",
+        "{}",
+        failed.body
+    );
+    assert!(failed.body.contains("no luck"), "{}", failed.body);
+    assert_eq!(shop.push("mine", "choice").status, 200);
+    let args = json!({"choices": ["one", "two"]});
+    let text = content(&shop.ask("hi", processor("mine", args.clone())));
+    assert!(["one", "two"].contains(&text.trim()), "{text}");
+    assert_eq!(shop.server.delete("/v1/programs/mine").status, 200);
+    assert_eq!(shop.ask("hi", processor("mine", args)).status, 404);
+}
+
+/// What somebody changed on the disk is not run: it is compiled anew.
+#[test]
+fn compiled_code_that_was_changed_is_not_run() {
+    let shop = Shop::open(&["choice"]);
+    let compiled = shop.folder.path().join("programs/compiled");
+    let files = || std::fs::read_dir(&compiled).expect("a folder");
+    for file in files() {
+        let path = file.expect("an entry").path();
+        let mut bytes = std::fs::read(&path).expect("read");
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&path, bytes).expect("written");
+    }
+    assert!(files().next().is_some());
+    let store = shop.folder.path().join("programs").display().to_string();
+    let second = Server::start(&["--programs", &store]);
+    let mut body = chat("hi");
+    body["processor"] = processor("choice", json!({"choices": ["left", "right"]}));
+    let text = content(&second.post("/v1/chat/completions", &body));
+    assert!(["left", "right"].contains(&text.trim()), "{text}");
+}
