@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// Longest control message in bytes. A longer one is a protocol violation.
 pub const MAX_CONTROL_BYTES: usize = 16 * 1024;
 
+/// What a line of a worker's standard error begins with that a tenant's code has logged.
+pub const PROGRAM_LOG: &str = "program ";
+
 /// What a worker says about itself beside the rings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]

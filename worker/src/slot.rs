@@ -9,8 +9,9 @@ use realm_shared::wire::result::{FAULT, LATE, NO_NUMBER, STOPPED};
 use crate::sampler::Sampler;
 use crate::tenant::{Failure, Steering, Verdict};
 
-/// How long a step waits for plans that are late. An instance that had the whole forward pass for
-/// its plan and needs microseconds is on its way; others are not worth waiting for.
+/// How long a step waits for plans that are late for the first time. An instance that needs
+/// microseconds, and had the whole forward pass for them, is on its way; others are not worth waiting
+/// for.
 const GRACE: Duration = Duration::from_micros(200);
 /// The same where nothing else is to be drawn: so that the gateway does not ask in vain all the time.
 const IDLE_GRACE: Duration = Duration::from_millis(5);
@@ -159,8 +160,11 @@ pub(crate) fn consider_all<'a>(slots: impl Iterator<Item = &'a mut Slot>, alone:
         let rings = bell.rings();
         late.retain_mut(|slot| !slot.consider());
         let left = end.saturating_duration_since(Instant::now());
-        // Where all were late, whoever is the first to answer goes on.
-        let enough = late.is_empty() || alone && late.len() < count;
+        let enough = match alone {
+            // Whoever is the first to answer goes on.
+            true => late.len() < count,
+            false => late.iter().all(|slot| slot.is_parked()),
+        };
         if enough || left.is_zero() {
             return;
         }

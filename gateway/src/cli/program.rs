@@ -21,6 +21,8 @@ use crate::workers::default_binary;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
+    /// Make components of a Rust package that is written with `realm-program`
+    Build(Build),
     /// Compile a component and store it, in the place of the one of its name
     Push(PushArgs),
     /// Show what a tenant has stored
@@ -29,6 +31,16 @@ pub(super) enum Command {
     Rm(Remove),
     /// Compile a component, and say what it is or what is wrong with it
     Check(Check),
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Build {
+    /// Folder of the package, or of a workspace
+    #[arg(default_value = ".")]
+    dir: PathBuf,
+    /// Folder to put the components in
+    #[arg(long, short, value_name = "DIR", default_value = ".")]
+    out: PathBuf,
 }
 
 /// Where programs are: in a folder, or with a running server.
@@ -110,6 +122,7 @@ impl CompilerArgs {
 
 pub(super) async fn program(command: Command, file: File) -> anyhow::Result<ExitCode> {
     match command {
+        Command::Build(args) => build(&args),
         Command::Push(args) => push(args, &file).await,
         Command::List(args) => list(args, &file).await,
         Command::Rm(args) => remove(args, &file).await,
@@ -144,6 +157,13 @@ impl Place {
         let programs = Programs::open(&folder.dir, worker, folder.most_bytes)?;
         Ok(Found::Folder(programs, tenant))
     }
+}
+
+fn build(args: &Build) -> anyhow::Result<ExitCode> {
+    for component in realm_program_build::build(&args.dir, &args.out)? {
+        println!("{} ({} bytes)", component.path.display(), component.size);
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn push(args: PushArgs, file: &File) -> anyhow::Result<ExitCode> {

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use nix::unistd::Pid;
-use realm_shared::control::{Control, MAX_CONTROL_BYTES, ModelInfo};
+use realm_shared::control::{Control, MAX_CONTROL_BYTES, ModelInfo, PROGRAM_LOG};
 use realm_shm::{GatewayEnd, Geometry, Quota, SlotClass};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncReadExt, Interest};
@@ -457,6 +457,10 @@ async fn forward_log(
             return;
         }
         tracing::info!(target: "realm_worker", model, "{line}");
+        // What a tenant's code logs is nothing to explain a worker's end to others with.
+        if line.starts_with(PROGRAM_LOG) {
+            return;
+        }
         let mut words = last_words.lock().unwrap_or_else(|e| e.into_inner());
         if words.len() == LAST_WORDS {
             words.pop_front();

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use realm_shared::control::PROGRAM_LOG;
 use realm_shared::wire::Fault;
 use rustix::time::{ClockId, clock_gettime};
 use wasmtime::component::{HasSelf, Linker};
@@ -246,7 +247,7 @@ impl bindings::realm::program::control::Host for Guest {
         let left = &mut self.meter.log;
         if *left > line.len() {
             *left -= line.len() + 1;
-            eprintln!("program {}: {line}", self.name);
+            eprintln!("{PROGRAM_LOG}{}: {line}", self.name);
         }
         Ok(())
     }
