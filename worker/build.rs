@@ -1,5 +1,6 @@
 //! Tells the linker where the binary finds libtorch at run time, so that it starts without any
-//! environment variable: beside itself in an installation, or where it was built against.
+//! environment variable: beside itself in an installation, or where it was built against. And
+//! compiles what calls libtorch in C++.
 
 use std::path::Path;
 
@@ -13,8 +14,24 @@ fn main() {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{libtorch}/lib");
         version = torch_version(&Path::new(&libtorch).join("include/torch/headeronly/version.h"));
     }
+    compile_shim();
     let version = version.as_deref().unwrap_or("unknown");
     println!("cargo:rustc-env=REALM_LIBTORCH_VERSION={version}");
+}
+
+/// Where `tch` looks for libtorch too.
+fn compile_shim() {
+    const SOURCE: &str = "src/kernels/onednn.cpp";
+    println!("cargo:rerun-if-changed={SOURCE}");
+    let libtorch = std::env::var("LIBTORCH").unwrap_or_else(|_| "/usr".into());
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        // libtorch's headers give warnings of their own.
+        .warnings(false)
+        .include(Path::new(&libtorch).join("include"))
+        .file(SOURCE)
+        .compile("realm_onednn");
 }
 
 /// The version that libtorch's headers state, which is what this program is compiled for.

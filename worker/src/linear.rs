@@ -2,7 +2,7 @@
 
 use half::bf16;
 
-use crate::kernels::{Buffer, Element, Packable, Packed, Threads};
+use crate::kernels::{Buffer, Element, Packable, Packed, Reordered, Threads};
 
 /// A weight matrix `[outputs, inputs]` with an optional bias. Activations are `f32` whatever its
 /// elements are, but for products on matrix units, which round them.
@@ -87,9 +87,14 @@ impl<T: Packable> Linear for Exact<T> {
 /// Multiplied by libtorch, which has oneDNN use the CPU's matrix units. What it computes for a
 /// row depends in the last bits on the rows beside it.
 pub struct Torch {
-    weight: Buffer<bf16>,
-    outputs: usize,
-    bias: Option<tch::Tensor>,
+    weight: Weight,
+    bias: Option<Vec<f32>>,
+}
+
+/// The matrix is held once: as oneDNN wants it, or plainly where that cannot be had.
+enum Weight {
+    Reordered(Reordered),
+    Plain(Buffer<bf16>),
 }
 
 impl Linear for Torch {
@@ -114,40 +119,50 @@ impl Linear for Torch {
             .enumerate()
             .collect();
         threads.for_each(&mut rows, |(row, values)| read(*row, 0, values));
-        Torch {
-            weight,
-            outputs,
-            bias: bias.map(|bias| tch::Tensor::from_slice(&bias)),
-        }
+        let weight = match Reordered::new(threads, &weight) {
+            Some(reordered) => Weight::Reordered(reordered),
+            None => Weight::Plain(weight),
+        };
+        Torch { weight, bias }
     }
 
     fn multiply(&self, _: &Threads, rows: usize, x: &Buffer<f32>, out: &mut Buffer<f32>) {
         let x = x.view(rows).to_kind(<bf16 as Element>::KIND);
-        let product = x.linear(&self.weight.view(self.outputs), None::<tch::Tensor>);
-        let mut out = out.view(rows);
-        out.copy_(&product);
+        let product = match &self.weight {
+            Weight::Reordered(weight) => weight.linear(&x),
+            Weight::Plain(weight) => x.linear(&weight.view(weight.height()), None::<tch::Tensor>),
+        };
+        out.view(rows).copy_(&product);
         if let Some(bias) = &self.bias {
-            out += bias;
+            for out in out.rows_mut(rows).chunks_exact_mut(bias.len()) {
+                for (out, bias) in out.iter_mut().zip(bias) {
+                    *out += bias;
+                }
+            }
         }
     }
 
     fn gather(&self, _: &Threads, rows: &[u32], into: &mut [f32]) {
-        let width = self.weight.width();
-        let weight = self.weight.rows(self.outputs);
-        for (row, into) in rows.iter().zip(into.chunks_exact_mut(width)) {
-            let values = &weight[*row as usize * width..][..width];
-            for (to, value) in into.iter_mut().zip(values) {
-                *to = value.to_f32();
+        match &self.weight {
+            Weight::Reordered(weight) => weight.gather(rows, into),
+            Weight::Plain(weight) => {
+                let (width, weight) = (weight.width(), weight.rows(weight.height()));
+                for (row, into) in rows.iter().zip(into.chunks_exact_mut(width)) {
+                    let values = &weight[*row as usize * width..][..width];
+                    for (to, value) in into.iter_mut().zip(values) {
+                        *to = value.to_f32();
+                    }
+                }
             }
         }
     }
 
     fn bytes(&self) -> usize {
-        self.outputs * self.weight.width() * size_of::<bf16>()
-            + self
-                .bias
-                .as_ref()
-                .map_or(0, |_| self.outputs * size_of::<f32>())
+        let weight = match &self.weight {
+            Weight::Reordered(weight) => weight.bytes(),
+            Weight::Plain(weight) => size_of_val(weight.rows(weight.height())),
+        };
+        weight + self.bias.as_deref().map_or(0, size_of_val)
     }
 }
 
@@ -155,9 +170,13 @@ impl Linear for Torch {
 mod tests {
     use super::*;
 
-    /// The products of a matrix that is not the same forwards and backwards.
-    fn products<L: Linear<Element = bf16>>() -> Vec<f32> {
-        let (rows, outputs, inputs) = (5, 70, 96);
+    /// The products of a matrix that is not the same forwards and backwards, and two of its rows.
+    fn products<L: Linear<Element = bf16>>(
+        rows: usize,
+        outputs: usize,
+        inputs: usize,
+        biased: bool,
+    ) -> (Vec<f32>, Vec<f32>) {
         let threads = Threads::own(1);
         let value = |i: usize| ((i * 37 % 101) as f32 - 50.0) / 50.0;
         let mut x = Buffer::new(rows, inputs);
@@ -165,30 +184,50 @@ mod tests {
             // Exact in either type.
             *x = bf16::from_f32(value(i)).to_f32();
         }
-        let bias = (0..outputs).map(value).collect();
-        let matrix = L::new(
-            &threads,
-            outputs,
-            inputs,
-            Some(bias),
-            |row, column, into| {
-                for (i, into) in into.iter_mut().enumerate() {
-                    *into = bf16::from_f32(value(row * inputs + column + i));
-                }
-            },
-        );
+        let bias = biased.then(|| (0..outputs).map(value).collect());
+        let matrix = L::new(&threads, outputs, inputs, bias, |row, column, into| {
+            for (i, into) in into.iter_mut().enumerate() {
+                *into = bf16::from_f32(value(row * inputs + column + i));
+            }
+        });
         let mut out = Buffer::new(rows, outputs);
         tch::no_grad(|| matrix.multiply(&threads, rows, &x, &mut out));
         let mut some = vec![0.0; 2 * inputs];
-        matrix.gather(&threads, &[outputs as u32 - 1, 3], &mut some);
-        [out.rows(rows), &some].concat()
+        matrix.gather(&threads, &[outputs as u32 - 1, 0], &mut some);
+        (out.rows(rows).to_vec(), some)
     }
 
     #[test]
     fn either_way_gives_the_same_within_rounding() {
-        let (torch, exact) = (products::<Torch>(), products::<Exact<bf16>>());
-        for (a, b) in torch.iter().zip(&exact) {
-            assert!((a - b).abs() <= 0.01 * b.abs().max(1.0), "{a} and {b}");
+        for (outputs, inputs) in [(70, 96), (1, 3), (33, 50), (192, 576), (257, 31)] {
+            for rows in [1, 2, 4, 5, 17, 64] {
+                for biased in [false, true] {
+                    let (torch, some) = products::<Torch>(rows, outputs, inputs, biased);
+                    let (exact, same) = products::<Exact<bf16>>(rows, outputs, inputs, biased);
+                    assert_eq!(some, same, "rows of [{outputs}, {inputs}]");
+                    for (a, b) in torch.iter().zip(&exact) {
+                        assert!(
+                            (a - b).abs() <= 0.01 * b.abs().max(1.0),
+                            "{a} and {b}: {rows} rows, [{outputs}, {inputs}]"
+                        );
+                    }
+                }
+            }
         }
+    }
+
+    #[test]
+    fn the_unpacked_copy_is_dropped() {
+        let threads = Threads::own(1);
+        let matrix = Torch::new(&threads, 128, 64, None, |row, column, into| {
+            for (i, into) in into.iter_mut().enumerate() {
+                *into = bf16::from_f32((row + 3 * (column + i)) as f32);
+            }
+        });
+        // Elsewhere oneDNN may lack the type.
+        if is_x86_feature_detected!("avx512bf16") {
+            assert!(matches!(matrix.weight, Weight::Reordered(_)));
+        }
+        assert_eq!(matrix.bytes(), 128 * 64 * size_of::<bf16>());
     }
 }

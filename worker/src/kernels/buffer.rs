@@ -25,6 +25,11 @@ impl<T: Element> Buffer<T> {
         }
     }
 
+    /// Rows there is room for.
+    pub fn height(&self) -> usize {
+        self.rows
+    }
+
     /// Values in a row.
     pub fn width(&self) -> usize {
         self.width
