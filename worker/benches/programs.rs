@@ -7,7 +7,7 @@
 //! The program must take the arguments of `choice`. Wants an idle machine.
 
 use std::fs::File;
-use std::io::{Seek, Write};
+use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -96,7 +96,6 @@ fn main() -> anyhow::Result<()> {
     );
     let mut file = File::from(memfd_create("code", MemfdFlags::CLOEXEC)?);
     file.write_all(&code)?;
-    file.rewind()?;
     let programs = Programs::new(Arc::new(Vocabulary::of(ModelSource::Embedded)));
     let begun = Instant::now();
     programs.add(1, "bench", file.into());

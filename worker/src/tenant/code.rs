@@ -3,8 +3,9 @@
 
 use std::fs::File;
 use std::hash::{Hash, Hasher};
-use std::io::Read;
+use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
 
 use realm_shared::wire::Fault;
 use wasmtime::component::{Component, Linker};
@@ -140,15 +141,21 @@ pub(super) fn linker(engine: &Engine) -> wasmtime::Result<Linker<Guest>> {
     Ok(linker)
 }
 
+/// Reads a whole file from its start, wherever those who share it with us have read to.
+fn read(file: &File) -> io::Result<Vec<u8>> {
+    let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+    let mut bytes = vec![0; length];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
 /// Loads compiled code.
 pub(super) fn load(engine: &Engine, compiled: OwnedFd) -> Result<ProcessorPre<Guest>, Failure> {
     let unusable = |e: wasmtime::Error| {
         let message = format!("this worker cannot load the program: {e:#}");
         Failure::new(Fault::Unusable, message)
     };
-    let mut bytes = Vec::new();
-    let read = File::from(compiled).read_to_end(&mut bytes);
-    read.map_err(|e| unusable(e.into()))?;
+    let bytes = read(&File::from(compiled)).map_err(|e| unusable(e.into()))?;
     // SAFETY: The bytes must be what `Component::serialize` gave. They come from the gateway, which
     // the worker trusts: that has them from `realm-worker compile`, and checks the code that
     // authenticates them whenever it reads them from the disk.

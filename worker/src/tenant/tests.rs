@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{Seek, Write};
+use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
@@ -40,7 +40,6 @@ fn compiled(name: &str) -> OwnedFd {
     });
     let mut file = File::from(memfd_create("code", MemfdFlags::CLOEXEC).expect("a memfd"));
     file.write_all(code).expect("written");
-    file.rewind().expect("rewound");
     file.into()
 }
 
