@@ -20,3 +20,8 @@ def map_body(context, body):
         if most is None or isinstance(most, int) and most > MOST_TOKENS:
             body[name] = MOST_TOKENS
     return body
+
+
+@schemathesis.serializer("application/wasm")
+def component(context, value):
+    return value if isinstance(value, bytes) else str(value).encode()

@@ -33,12 +33,19 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts `realm` with its defaults and waits until it is ready. It logs to `log`.
+    /// Starts `realm` with its defaults, and an empty folder of programs beside `log`, where it logs
+    /// to; waits until it is ready.
     pub(crate) fn start(realm: &Path, log: PathBuf) -> anyhow::Result<Self> {
         let output =
             File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let mut command = Command::new(realm);
         command.args(["serve", "--port", "0", "--admin-addr", "127.0.0.1:0"]);
+        let programs = log.with_file_name("programs");
+        if programs.exists() {
+            fs::remove_dir_all(&programs)
+                .with_context(|| format!("cannot empty {}", programs.display()))?;
+        }
+        command.arg("--programs").arg(programs);
         // Tests are about the defaults, whatever this shell is set up for.
         for (name, _) in
             env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("REALM_"))
