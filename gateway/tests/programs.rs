@@ -195,8 +195,8 @@ fn what_cannot_be_stored_is_refused_in_words() {
         (
             "POST ?name=a&base=x",
             &choice,
-            (400, "invalid_value"),
-            "base",
+            (404, "model_not_found"),
+            "`x`",
         ),
         (
             "POST ?name=a&tenant=x",

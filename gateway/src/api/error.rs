@@ -212,6 +212,14 @@ impl ApiError {
         }
     }
 
+    /// The same, where another parameter says it.
+    pub(super) fn about(self, param: &str) -> Self {
+        ApiError {
+            param: Some(param.to_owned()),
+            ..self
+        }
+    }
+
     /// 404: no such path.
     pub fn unknown_url(method: &Method, path: &str) -> Self {
         Self::new(

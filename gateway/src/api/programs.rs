@@ -107,8 +107,7 @@ pub(super) async fn push(
         return Err(ApiError::conflict("name", message));
     }
     if let Some(base) = &base {
-        let known = models::find(available, caller, base);
-        known.map_err(|_| ApiError::invalid("base", "the name of a model that is served"))?;
+        models::find(available, caller, base).map_err(|error| error.about("base"))?;
     }
     let most = caller.tenant.settings().most_programs();
     let push = Push {
