@@ -123,7 +123,7 @@ fn what_cannot_be_used_is_told_before_anything_is_done() {
         "/v1/programs?name=made-for&base=another",
         b"\0asm\x0d\0\x01\0",
     );
-    assert_eq!(pushed.status, 400, "{}", pushed.body);
+    assert_eq!(pushed.status, 404, "{}", pushed.body);
     // Without a folder there are none.
     let server = Server::start(&[]);
     let off = server.post("/v1/chat/completions", &other);
