@@ -23,6 +23,8 @@ pub(crate) struct Clients {
     /// Where packages are installed and suites leave what they write.
     scratch: PathBuf,
     root: PathBuf,
+    /// Components of `programs/`.
+    programs: PathBuf,
 }
 
 impl Clients {
@@ -42,6 +44,7 @@ impl Clients {
             source: workspace.root.join("tests/clients"),
             scratch,
             root: workspace.root.clone(),
+            programs: workspace.programs(),
         })
     }
 
@@ -100,6 +103,7 @@ impl Clients {
             .env("REALM_ADMIN_URL", format!("http://{}", server.admin))
             // For suites that need servers with other settings.
             .env("REALM_BINARY", &server.realm)
+            .env("REALM_PROGRAMS", &self.programs)
             .env("PYTHONDONTWRITEBYTECODE", "1");
         run(command).map_err(|error| {
             anyhow!(
