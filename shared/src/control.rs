@@ -36,8 +36,8 @@ pub enum Control {
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Order {
     /// The compiled code of a program. A descriptor of a sealed memfd that holds it comes with the
-    /// message. [`OPEN`](crate::wire::OPEN)s that name it may follow at once: the worker waits for
-    /// this message when it meets one.
+    /// message. [`OPEN`](crate::wire::OPEN)s that name it may follow at once: their sequences wait
+    /// for this message, and nobody else does.
     Program {
         /// What [`OPEN`](crate::wire::OPEN) calls it; not 0, and no other program's.
         number: u64,

@@ -1,6 +1,6 @@
 //! One gateway's session: handshake, control messages, and the loop over the ring.
 
-use std::io;
+use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -243,7 +243,10 @@ fn take_orders(socket: BorrowedFd<'_>, programs: Arc<Programs>) -> anyhow::Resul
                     programs.add(number, &name, compiled);
                 }
                 // Whoever needs it says that it has not come.
-                _ => eprintln!("an order of the gateway was not understood"),
+                _ => drop(writeln!(
+                    io::stderr(),
+                    "an order of the gateway was not understood"
+                )),
             }
         }
     };

@@ -59,7 +59,8 @@ pub(crate) fn test(chosen: &[Step]) -> anyhow::Result<ExitCode> {
         // What calls a server needs one that is built and, in the end, stopped, and programs for it.
         let calls = chosen.iter().any(|step| *step >= Step::Python);
         steps.retain(|step| {
-            chosen.contains(step) || calls && matches!(step, Step::Programs | Step::Build | Step::Stop)
+            chosen.contains(step)
+                || calls && matches!(step, Step::Programs | Step::Build | Step::Stop)
         });
     }
     let workspace = Workspace::set_up()?;

@@ -1,6 +1,7 @@
 //! One instance of a tenant's code: what it may call, and what it may take.
 
 use std::cell::Cell;
+use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -247,7 +248,8 @@ impl bindings::realm::program::control::Host for Guest {
         let left = &mut self.meter.log;
         if *left > line.len() {
             *left -= line.len() + 1;
-            eprintln!("{PROGRAM_LOG}{}: {line}", self.name);
+            // Whoever reads it may be gone.
+            let _ = writeln!(io::stderr(), "{PROGRAM_LOG}{}: {line}", self.name);
         }
         Ok(())
     }

@@ -1,8 +1,10 @@
 //! The programs that a gateway has sent, and the instances that run.
 
 use std::collections::HashMap;
+use std::future::poll_fn;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Poll, Waker};
 use std::time::Duration;
 
 use realm_shared::wire::{Allotment, Fault};
@@ -13,9 +15,6 @@ use super::guest::{self, Guest, Meter, ProcessorPre};
 use super::lanes::Lanes;
 use super::steering::{Beginning, Bell, Mail, Steering, live};
 use super::{Failure, Vocabulary};
-
-/// How long a program may be awaited whose message should have been sent before.
-const ARRIVAL: Duration = Duration::from_secs(10);
 
 /// What runs programs: one for the process, made with the first of them.
 struct Host {
@@ -44,11 +43,29 @@ struct Program {
     code: Result<Arc<ProcessorPre<Guest>>, Failure>,
 }
 
-/// The programs of one gateway, by the numbers that it gives them.
+/// What a gateway has sent.
+#[derive(Default)]
+struct Sent {
+    /// By the numbers that it gives them.
+    programs: HashMap<u64, Program>,
+    /// Of instances whose program is still on its way.
+    waiting: Vec<Waker>,
+    /// Nothing more will come: the gateway is gone.
+    closed: bool,
+}
+
+impl Sent {
+    fn wake(mut sent: MutexGuard<'_, Sent>) {
+        let waiting = std::mem::take(&mut sent.waiting);
+        drop(sent);
+        waiting.into_iter().for_each(Waker::wake);
+    }
+}
+
+/// The programs of one gateway.
 pub struct Programs {
     vocabulary: Arc<Vocabulary>,
-    sent: Mutex<HashMap<u64, Program>>,
-    arrival: Condvar,
+    sent: Arc<Mutex<Sent>>,
     bell: Arc<Bell>,
     seats: Arc<Seats>,
 }
@@ -78,8 +95,7 @@ impl Programs {
     pub fn new(vocabulary: Arc<Vocabulary>) -> Programs {
         Programs {
             vocabulary,
-            sent: Mutex::default(),
-            arrival: Condvar::new(),
+            sent: Arc::default(),
             bell: Arc::default(),
             seats: Arc::default(),
         }
@@ -92,34 +108,34 @@ impl Programs {
             Ok(Arc::new(code))
         });
         let name = name.into();
-        self.lock().insert(number, Program { name, code });
-        self.arrival.notify_all();
+        let mut sent = lock(&self.sent);
+        sent.programs.insert(number, Program { name, code });
+        Sent::wake(sent);
     }
 
     /// Lets go of a program. Its instances go on.
     pub fn forget(&self, number: u64) {
-        self.lock().remove(&number);
+        lock(&self.sent).programs.remove(&number);
     }
 
-    /// Starts an instance. If it cannot be started, its verdict says why.
+    /// Starts an instance, of a program that may be on its way still. If it cannot be started, its
+    /// verdict says why.
     pub fn start(&self, start: Start<'_>) -> Steering {
         self.try_start(start).unwrap_or_else(Steering::failed)
     }
 
     fn try_start(&self, start: Start<'_>) -> Result<Steering, Failure> {
-        let program = self.find(start.program)?;
-        let code = program.code?;
         let host = host()?;
         let seat = self.seats.clone().take(&start.allotment)?;
         let mail = Arc::new(Mail::new(self.bell.clone()));
         let memory = usize::try_from(start.allotment.memory).unwrap_or(usize::MAX);
         let time = Duration::from_micros(start.allotment.call_micros);
-        let guest = Guest {
+        let mut guest = Guest {
             vocabulary: self.vocabulary.clone(),
             end_tokens: start.end_tokens.to_vec(),
             key: start.key,
             taken: 0,
-            name: program.name,
+            name: "".into(),
             meter: Meter::new(memory.min(MEMORY), time, mail.closed()),
         };
         // Checked by the engine: none is negative.
@@ -132,49 +148,65 @@ impl Programs {
             choice: start.allotment.choice,
         };
         let steering = Steering::new(mail.clone());
-        let engine = host.engine.clone();
+        let (engine, sent) = (host.engine.clone(), self.sent.clone());
         host.lanes.spawn(start.allotment.tenant, async move {
             // Given back with the instance, whatever happens to it.
             let _seat = seat;
+            let Some(Program { name, code }) = arrival(&sent, start.program).await else {
+                return;
+            };
+            drop(sent);
+            guest.name = name;
             let store = guest::store(&engine, guest);
             live(mail, code, store, beginning).await;
         });
         Ok(steering)
     }
 
-    /// The program with this number, which may be on its way.
-    fn find(&self, number: u64) -> Result<Program, Failure> {
-        let sent = self.lock();
-        let missing = |sent: &mut HashMap<u64, Program>| !sent.contains_key(&number);
-        let waited = self.arrival.wait_timeout_while(sent, ARRIVAL, missing);
-        let (sent, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        sent.get(&number).cloned().ok_or_else(|| {
-            let message = "the program has not reached this worker";
-            Failure::new(Fault::Unusable, message)
-        })
-    }
-
-    /// Instances that live.
+    /// Places of the instances that live.
     #[cfg(test)]
-    pub(super) fn instances(&self) -> u32 {
-        let taken = self.seats.0.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.values().sum()
+    pub(super) fn seats(&self) -> Arc<Seats> {
+        self.seats.clone()
     }
 
     /// Whether a program is there.
     #[cfg(test)]
     pub(super) fn has(&self, number: u64) -> bool {
-        self.lock().contains_key(&number)
+        lock(&self.sent).programs.contains_key(&number)
     }
+}
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Program>> {
-        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+impl Drop for Programs {
+    /// What a gateway that is gone has not sent will not come: whoever waits for it goes too.
+    fn drop(&mut self) {
+        let mut sent = lock(&self.sent);
+        sent.closed = true;
+        Sent::wake(sent);
     }
+}
+
+/// Resolves once the gateway has sent the program with this number, or is gone. It is loaded by
+/// another thread, so that no step waits for that.
+async fn arrival(sent: &Mutex<Sent>, number: u64) -> Option<Program> {
+    poll_fn(|context| {
+        let mut sent = lock(sent);
+        let program = sent.programs.get(&number).cloned();
+        if program.is_some() || sent.closed {
+            return Poll::Ready(program);
+        }
+        sent.waiting.push(context.waker().clone());
+        Poll::Pending
+    })
+    .await
+}
+
+fn lock(sent: &Mutex<Sent>) -> MutexGuard<'_, Sent> {
+    sent.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Instances that live, by tenant.
 #[derive(Debug, Default)]
-struct Seats(Mutex<HashMap<u32, u32>>);
+pub(super) struct Seats(Mutex<HashMap<u32, u32>>);
 
 /// An instance's place among those of its tenant.
 struct Seat {
@@ -183,6 +215,13 @@ struct Seat {
 }
 
 impl Seats {
+    /// How many are taken.
+    #[cfg(test)]
+    pub(super) fn taken(&self) -> u32 {
+        let taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.values().sum()
+    }
+
     fn take(self: Arc<Self>, allotment: &Allotment) -> Result<Seat, Failure> {
         let tenant = allotment.tenant;
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);

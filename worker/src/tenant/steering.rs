@@ -248,15 +248,17 @@ pub(super) struct Beginning {
 /// An instance's life. Whatever ends it early is what its sequence ends with.
 pub(super) async fn live(
     mail: Arc<Mail>,
-    code: Arc<ProcessorPre<Guest>>,
+    code: Result<Arc<ProcessorPre<Guest>>, Failure>,
     store: Store<Guest>,
     beginning: Beginning,
 ) {
-    let last = match converse(&mail, &code, store, beginning).await {
-        Ok(()) => return,
-        Err(failure) => Next::Failed(failure),
+    let ended = match code {
+        Ok(code) => converse(&mail, &code, store, beginning).await,
+        Err(failure) => Err(failure),
     };
-    mail.answer(last);
+    if let Err(failure) = ended {
+        mail.answer(Next::Failed(failure));
+    }
 }
 
 async fn converse(

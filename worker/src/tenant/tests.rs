@@ -14,6 +14,7 @@ use realm_shared::wire::{Allotment, Fault};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 use super::code::INSTANCES;
+use super::programs::Seats;
 use super::*;
 use crate::engine::ModelSource;
 
@@ -65,6 +66,19 @@ fn start<'a>(program: u64, args: &str, generated: &'a [i32]) -> Start<'a> {
         vocabulary: VOCABULARY,
         key: 7,
         end_tokens: &[2],
+    }
+}
+
+/// Waits until no instance lives.
+fn wait_until_empty(seats: &Seats) {
+    let begun = Instant::now();
+    while seats.taken() > 0 {
+        assert!(
+            begun.elapsed() < LONG,
+            "{} instances live on",
+            seats.taken()
+        );
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 
@@ -192,6 +206,21 @@ fn what_was_never_sent_or_is_no_code_is_unusable() {
 }
 
 #[test]
+fn a_program_may_come_after_those_who_want_it() {
+    let _some = PLACES.read();
+    let programs = programs(&[]);
+    let mut early = programs.start(start(1, "null", &[]));
+    assert!(matches!(early.verdict(), Verdict::Late));
+    programs.add(1, "errors", compiled("errors"));
+    assert!(matches!(verdict(&mut early), Verdict::Failed(_)));
+    // Those that still wait go with their gateway.
+    let seats = programs.seats();
+    let _never = programs.start(start(2, "null", &[]));
+    drop(programs);
+    wait_until_empty(&seats);
+}
+
+#[test]
 fn a_component_that_breaks_the_contract_is_not_compiled() {
     let bad = |component: &[u8]| compile(component).expect_err("refused").to_string();
     assert!(bad(b"").contains("no component"));
@@ -217,11 +246,7 @@ fn a_spinning_instance_ends_with_its_sequence_and_keeps_nobody_waiting() {
     let mut steering = programs.start(start(2, r#"{"choices": ["a", "b"]}"#, &[]));
     assert!(matches!(verdict(&mut steering), Verdict::Draw(_)));
     drop((spinning, steering));
-    let begun = Instant::now();
-    while programs.instances() > 0 && begun.elapsed() < LONG {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    assert_eq!(programs.instances(), 0);
+    wait_until_empty(&programs.seats());
 }
 
 /// `echo-state` forces text that depends on every token so far: what it plans after a resume must be
@@ -287,11 +312,8 @@ fn instances_are_counted_by_tenant_and_in_all() {
             .contains("1000 instances run in this worker"),
         "{refused}"
     );
-    drop(first);
-    let begun = Instant::now();
-    while programs.instances() == INSTANCES && begun.elapsed() < LONG {
-        std::thread::sleep(Duration::from_millis(1));
-    }
+    drop((first, others));
+    wait_until_empty(&programs.seats());
     let mut next = programs.start(of(1, 1));
     assert!(matches!(verdict(&mut next), Verdict::Draw(_)));
 }
