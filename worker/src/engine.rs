@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use realm_shared::control::ModelInfo;
 use realm_shared::wire::Sampling;
-use realm_shared::wire::result::NOTE_BYTES;
+use realm_shared::wire::result::{LATE, NOTE_BYTES};
 
 use crate::arena::Arena;
 use crate::batch::{Batch, BatchError, Limits, Step};
@@ -282,13 +282,13 @@ impl Engine {
         #[cfg(debug_assertions)]
         crate::crash::if_asked(&tokens);
         let positions = self.positions(&batch);
-        let parked = self.parked_positions(&batch);
         if !tokens.is_empty() {
             let wanted: Vec<usize> = positions.iter().map(|p| p.token).collect();
             tch::no_grad(|| self.model.forward(&batch, &tokens, &wanted));
         }
         self.consider(&batch);
         self.outcome.reset(&batch);
+        let parked = self.parked_positions(&batch);
         let (vocab, top) = (self.limits.vocab, batch.top());
         self.logits.resize(HEAD_ROWS * vocab, 0.0);
         for (i, positions) in positions.chunks(HEAD_ROWS).enumerate() {
@@ -362,25 +362,31 @@ impl Engine {
         positions
     }
 
-    /// Tokens that are to be drawn from logits that were kept.
-    fn parked_positions(&self, batch: &Batch<'_>) -> Vec<Position> {
-        let rows = batch
-            .rows()
-            .iter()
-            .enumerate()
-            .filter(|(_, row)| row.sample);
-        rows.filter_map(|(r, row)| {
-            let slot = self.slots[row.slot].as_ref()?;
-            Some(Position {
+    /// Tokens that are to be drawn from logits that were kept, and can be now.
+    fn parked_positions(&mut self, batch: &Batch<'_>) -> Vec<Position> {
+        let mut positions = Vec::new();
+        let rows = batch.rows().iter().enumerate();
+        for (r, row) in rows.filter(|(_, row)| row.sample) {
+            let Some(slot) = self.slots[row.slot].as_ref() else {
+                continue;
+            };
+            let Some(index) = slot.parked_index() else {
+                continue;
+            };
+            if slot.is_late() {
+                self.outcome.tokens[r] = LATE;
+                continue;
+            }
+            positions.push(Position {
                 row: r,
                 slot: row.slot,
                 token: row.first,
-                index: Some(slot.parked_index()?),
+                index: Some(index),
                 target: None,
                 top: slot.top_logprobs().map(|n| n.min(batch.top())),
-            })
-        })
-        .collect()
+            });
+        }
+        positions
     }
 
     /// Asks the code of tenants how to draw.

@@ -262,6 +262,8 @@ fn open(
     message: &Message,
 ) -> anyhow::Result<()> {
     let [slot, program] = message.args;
+    // Whoever was there is over, and gives its place to the next.
+    engine.close(slot)?;
     let tensors = TensorReader::new(ring.input(message.input)?)?;
     let sampling: Sampling = pod(&tensors, wire::open::SAMPLING, "sampling parameters")?;
     let (ids, _) = tensors.tensor::<i32>(wire::open::BIAS_IDS)?;

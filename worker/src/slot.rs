@@ -71,6 +71,11 @@ impl Slot {
         self.parked.is_some()
     }
 
+    /// Whether its code has not said yet how to draw, when it was considered last.
+    pub(crate) fn is_late(&self) -> bool {
+        matches!(self.verdict, Some(Verdict::Late))
+    }
+
     /// Number of the token that is to be drawn from the logits that were kept, if some were.
     pub(crate) fn parked_index(&self) -> Option<u32> {
         self.parked.as_ref().map(|parked| parked.index)

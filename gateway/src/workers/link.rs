@@ -9,12 +9,13 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use bytemuck::bytes_of;
+use nix::sys::stat::fstat;
 use realm_shared::control::Order;
 use realm_shared::wire::{self, Allotment, open, result, step};
 use realm_shm::tensor::{DType, TensorReader, TensorWriter, required};
 use realm_shm::{AlignedBuf, GatewayEnd, Message, Owner, SlabError, SlotRef, socket};
 
-use crate::batching::{SequenceView, StepPlan, StepResult};
+use crate::batching::{SequenceView, StepPlan, StepResult, TenantId};
 use crate::programs::Program;
 
 /// Most entries of a step's block table, which leave a mebibyte of the largest slot for the rest
@@ -24,8 +25,10 @@ pub(super) const MAX_TABLE: usize = (8 << 20) / size_of::<i32>();
 /// Messages in the ring up to which such may be added as can wait. So that there is always room for
 /// those that cannot: the steps, and what they open.
 const CAN_WAIT: usize = 256;
-/// Programs that a worker holds beyond which the one that was not used for longest is forgotten.
+/// Programs that a worker holds, and bytes of their code, beyond which those that were not used for
+/// longest are forgotten.
 const MAX_PROGRAMS: usize = 256;
+const MAX_PROGRAM_BYTES: u64 = 1 << 30;
 
 /// What went wrong between gateway and worker. The worker cannot be used any more.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +69,8 @@ pub(super) struct Link {
     gate: GatewayEnd,
     /// Where programs are sent.
     orders: OwnedFd,
-    programs: HashMap<[u8; 32], Sent>,
+    /// Whose they are is part of the name: nobody is to tell by the time what another has used.
+    programs: HashMap<(TenantId, [u8; 32]), Sent>,
     last_program: u64,
     steps: VecDeque<InFlight>,
     /// Messages in the ring behind the last step.
@@ -80,6 +84,7 @@ pub(super) struct Link {
 #[derive(Debug)]
 struct Sent {
     number: u64,
+    bytes: u64,
     /// Number of the last sequence that was opened with it.
     used: u64,
 }
@@ -189,23 +194,17 @@ impl Link {
     }
 
     /// The number that the worker knows a program by, which is sent if it is new there.
-    fn program(&mut self, program: &Program) -> Result<u64, LinkError> {
+    fn program(&mut self, tenant: TenantId, program: &Program) -> Result<u64, LinkError> {
         self.last_program += 1;
         let used = self.last_program;
-        if let Some(sent) = self.programs.get_mut(&program.digest) {
+        let name = (tenant, program.digest);
+        if let Some(sent) = self.programs.get_mut(&name) {
             sent.used = used;
             return Ok(sent.number);
         }
-        if self.programs.len() >= MAX_PROGRAMS
-            && let Some((&digest, number)) = self
-                .programs
-                .iter()
-                .min_by_key(|(_, sent)| sent.used)
-                .map(|(digest, sent)| (digest, sent.number))
-            && self.send_if_room(wire::FORGET, number)
-        {
-            self.programs.remove(&digest);
-        }
+        let bytes = fstat(&program.compiled).map_err(submit_error)?.st_size;
+        let bytes = u64::try_from(bytes).unwrap_or(0);
+        self.forget_programs(bytes);
         let order = Order::Program {
             number: used,
             name: program.name.clone(),
@@ -213,14 +212,34 @@ impl Link {
         let order = serde_json::to_vec(&order).map_err(submit_error)?;
         socket::send_with(self.orders.as_fd(), &order, program.compiled.as_fd())
             .map_err(|e| submit_error(format!("a program: {e}")))?;
-        let sent = Sent { number: used, used };
-        self.programs.insert(program.digest, sent);
+        let sent = Sent {
+            number: used,
+            bytes,
+            used,
+        };
+        self.programs.insert(name, sent);
         Ok(used)
+    }
+
+    /// Makes room for a program of so many bytes, as far as the ring has room for that.
+    fn forget_programs(&mut self, bytes: u64) {
+        loop {
+            let held: u64 = self.programs.values().map(|sent| sent.bytes).sum();
+            let fits = self.programs.len() < MAX_PROGRAMS && held + bytes <= MAX_PROGRAM_BYTES;
+            let oldest = self.programs.iter().min_by_key(|(_, sent)| sent.used);
+            let Some((&name, number)) = oldest.map(|(name, sent)| (name, sent.number)) else {
+                return;
+            };
+            if fits || !self.send_if_room(wire::FORGET, number) {
+                return;
+            }
+            self.programs.remove(&name);
+        }
     }
 
     fn open(&mut self, slot: u32, sequence: &SequenceView<'_>) -> Result<SlotRef, LinkError> {
         let program = match sequence.steering {
-            Some(steering) => self.program(&steering.program)?,
+            Some(steering) => self.program(sequence.tenant, &steering.program)?,
             None => 0,
         };
         let history = history(sequence);
@@ -423,7 +442,6 @@ mod tests {
 
     use super::super::process::{MAX_CONTEXT, MAX_SEQUENCES, MAX_STEP_TOKENS, geometry};
     use super::*;
-    use crate::batching::TenantId;
 
     /// The largest that a request can have.
     const BIASES: usize = 1024;

@@ -18,8 +18,10 @@ use super::guest::{Guest, ProcessorPre, offer};
 pub(super) const MEMORY: usize = 64 << 20;
 /// Most entries of all tables of an instance.
 pub(super) const TABLE_ENTRIES: usize = 20_000;
-/// Most instances in a worker.
+/// Most sequences of a worker that are steered.
 pub(super) const INSTANCES: u32 = 1000;
+/// Places for instances: some are left for those that end a moment after their sequence.
+const PLACES: u32 = INSTANCES + 256;
 /// Stack of the code itself, and of the host functions that it calls on top of that.
 const STACK: usize = 256 << 10;
 const HOST_STACK: usize = 256 << 10;
@@ -111,11 +113,11 @@ fn config() -> Config {
 /// An engine that runs what [`compile`] made. It reserves address space for all instances at once.
 pub(super) fn engine() -> Result<Engine, Failure> {
     let mut pool = PoolingAllocationConfig::new();
-    pool.total_component_instances(INSTANCES)
-        .total_core_instances(INSTANCES * MODULES)
-        .total_memories(INSTANCES * MEMORIES)
-        .total_tables(INSTANCES * TABLES)
-        .total_stacks(INSTANCES)
+    pool.total_component_instances(PLACES)
+        .total_core_instances(PLACES * MODULES)
+        .total_memories(PLACES * MEMORIES)
+        .total_tables(PLACES * TABLES)
+        .total_stacks(PLACES)
         .max_core_instances_per_component(MODULES)
         .max_memories_per_component(MEMORIES)
         .max_tables_per_component(TABLES)

@@ -33,15 +33,18 @@ pub(super) use bindings::exports::realm::program::steering::{Plan, Request};
 pub(super) use bindings::{Processor, ProcessorPre};
 
 /// Longest text that is encoded, in bytes.
-const MAX_TEXT: usize = 1 << 20;
-/// Most tokens that are decoded at once.
-const MAX_TOKENS: usize = 1 << 20;
+const MAX_TEXT: usize = 64 << 10;
+/// Most tokens that are decoded at once, and most bytes that they may spell. What the host does for a
+/// call takes no turns, so it has to be short.
+const MAX_TOKENS: usize = 64 << 10;
+const MAX_SPELLED: usize = 1 << 20;
 /// Bytes that a call may hand to the host, all lists and strings together.
 const MAX_HANDED: usize = 8 << 20;
 /// Bytes that a sequence may write to the log.
 const MAX_LOG: usize = 64 << 10;
-/// Longest line that is logged, in bytes.
-const MAX_LINE: usize = 4 << 10;
+/// Longest line that is logged, in bytes. With what stands before it, it must be one line for the
+/// gateway, which takes those beyond 4 KiB for two.
+const MAX_LINE: usize = 3 << 10;
 
 /// Ticks of the engine's epoch, a millisecond each, that a call has before it makes way for others.
 /// One more than later ones, as the next tick may come at once.
@@ -226,8 +229,15 @@ impl bindings::realm::program::text::Host for Guest {
             return Err(wasmtime::Error::new(Failure::new(Fault::Trap, message)));
         }
         let tokenizer = self.vocabulary.tokenizer()?;
-        let bytes = tokens.iter().flat_map(|id| tokenizer.token_bytes(*id));
-        Ok(bytes.collect())
+        let mut bytes = Vec::new();
+        for id in tokens {
+            bytes.extend(tokenizer.token_bytes(id));
+            if bytes.len() > MAX_SPELLED {
+                let message = format!("`decode` spells at most {MAX_SPELLED} bytes");
+                return Err(wasmtime::Error::new(Failure::new(Fault::Trap, message)));
+            }
+        }
+        Ok(bytes)
     }
 
     fn end_tokens(&mut self) -> wasmtime::Result<Vec<u32>> {

@@ -147,15 +147,19 @@ impl Programs {
             vocabulary: u32::try_from(start.vocabulary).unwrap_or(u32::MAX),
             choice: start.allotment.choice,
         };
-        let steering = Steering::new(mail.clone());
+        let steering = Steering::new(mail.clone(), seat);
         let (engine, sent) = (host.engine.clone(), self.sent.clone());
+        // Now, if it is there: it may be forgotten in a moment.
+        let there = lock(&sent).programs.get(&start.program).cloned();
         host.lanes.spawn(start.allotment.tenant, async move {
-            // Given back with the instance, whatever happens to it.
-            let _seat = seat;
-            let Some(Program { name, code }) = arrival(&sent, start.program).await else {
-                return;
+            let program = match there {
+                Some(program) => Some(program),
+                None => arrival(&sent, start.program, &mail).await,
             };
             drop(sent);
+            let Some(Program { name, code }) = program else {
+                return;
+            };
             guest.name = name;
             let store = guest::store(&engine, guest);
             live(mail, code, store, beginning).await;
@@ -163,10 +167,10 @@ impl Programs {
         Ok(steering)
     }
 
-    /// Places of the instances that live.
+    /// What every instance has a hold on.
     #[cfg(test)]
-    pub(super) fn seats(&self) -> Arc<Seats> {
-        self.seats.clone()
+    pub(super) fn vocabulary(&self) -> Arc<Vocabulary> {
+        self.vocabulary.clone()
     }
 
     /// Whether a program is there.
@@ -185,10 +189,13 @@ impl Drop for Programs {
     }
 }
 
-/// Resolves once the gateway has sent the program with this number, or is gone. It is loaded by
-/// another thread, so that no step waits for that.
-async fn arrival(sent: &Mutex<Sent>, number: u64) -> Option<Program> {
+/// Resolves once the gateway has sent the program with this number, or it or the sequence is gone.
+/// The program is loaded by another thread, so that no step waits for that.
+async fn arrival(sent: &Mutex<Sent>, number: u64, mail: &Mail) -> Option<Program> {
     poll_fn(|context| {
+        if mail.is_closed_or_will_wake(context.waker()) {
+            return Poll::Ready(None);
+        }
         let mut sent = lock(sent);
         let program = sent.programs.get(&number).cloned();
         if program.is_some() || sent.closed {
@@ -204,24 +211,18 @@ fn lock(sent: &Mutex<Sent>) -> MutexGuard<'_, Sent> {
     sent.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Instances that live, by tenant.
+/// Sequences that are steered, by tenant.
 #[derive(Debug, Default)]
-pub(super) struct Seats(Mutex<HashMap<u32, u32>>);
+struct Seats(Mutex<HashMap<u32, u32>>);
 
-/// An instance's place among those of its tenant.
-struct Seat {
+/// A sequence's place among those of its tenant.
+#[derive(Debug)]
+pub(super) struct Seat {
     seats: Arc<Seats>,
     tenant: u32,
 }
 
 impl Seats {
-    /// How many are taken.
-    #[cfg(test)]
-    pub(super) fn taken(&self) -> u32 {
-        let taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.values().sum()
-    }
-
     fn take(self: Arc<Self>, allotment: &Allotment) -> Result<Seat, Failure> {
         let tenant = allotment.tenant;
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);

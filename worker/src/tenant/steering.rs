@@ -1,7 +1,7 @@
 //! What steers a sequence: an instance of a processor, and the mail between it and the engine.
 
 use std::future::poll_fn;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
@@ -11,6 +11,7 @@ use wasmtime::Store;
 
 use super::Failure;
 use super::guest::{self, Guest, Plan, Processor, ProcessorPre, Request};
+use super::programs::Seat;
 
 pub use super::guest::{Allowed, Draw};
 
@@ -20,15 +21,15 @@ const MAX_FORCED: usize = 4096;
 const MAX_BIASES: usize = 1024;
 /// Longest message of an error that a tenant's code gives, in bytes.
 const MAX_MESSAGE: usize = 1024;
-/// How long a plan may take in all. Processor time has a tighter limit; this is for a machine that
-/// has none to give, so that no client waits for ever.
+/// How long a plan may be awaited while no call ends. Processor time has a tighter limit; this is for
+/// a machine that has none to give, so that no client waits for ever.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// What is to happen to a sequence next.
 #[derive(Debug, Clone)]
 enum Next {
-    /// Its code has not said yet; since when.
-    Unknown(Instant),
+    /// Its code has not said yet.
+    Unknown,
     Draw(Arc<Draw>),
     /// These, the one with this number first.
     Force(Arc<[u32]>, usize),
@@ -56,6 +57,10 @@ pub enum Verdict {
 pub struct Steering {
     mail: Arc<Mail>,
     next: Next,
+    /// Calls that had begun when it was looked last, and when that number was new.
+    sign: (u64, Instant),
+    /// Given back when its sequence is over, whenever the instance is.
+    _seat: Option<Seat>,
 }
 
 impl Steering {
@@ -64,23 +69,31 @@ impl Steering {
         Steering {
             mail: Arc::new(Mail::new(Arc::default())),
             next: Next::Failed(failure),
+            sign: (0, Instant::now()),
+            _seat: None,
         }
     }
 
     /// One whose instance writes to this mail.
-    pub(super) fn new(mail: Arc<Mail>) -> Steering {
+    pub(super) fn new(mail: Arc<Mail>, seat: Seat) -> Steering {
         Steering {
             mail,
-            next: Next::Unknown(Instant::now()),
+            next: Next::Unknown,
+            sign: (0, Instant::now()),
+            _seat: Some(seat),
         }
     }
 
     /// What to do with the sequence's next token, if that is known by now.
     pub fn verdict(&mut self) -> Verdict {
-        if let Next::Unknown(since) = self.next {
+        if let Next::Unknown = self.next {
+            let calls = self.mail.calls.load(Ordering::Relaxed);
+            if calls != self.sign.0 {
+                self.sign = (calls, Instant::now());
+            }
             match self.mail.take_next() {
                 Some(next) => self.next = next,
-                None if since.elapsed() > PATIENCE => {
+                None if self.sign.1.elapsed() > PATIENCE => {
                     let message = format!(
                         "it did not answer within {} s, for want of processor time",
                         PATIENCE.as_secs()
@@ -91,7 +104,7 @@ impl Steering {
             }
         }
         match &self.next {
-            Next::Unknown(_) => Verdict::Late,
+            Next::Unknown => Verdict::Late,
             Next::Draw(draw) => Verdict::Draw(draw.clone()),
             Next::Force(tokens, at) => match tokens.get(*at) {
                 Some(token) => Verdict::Force(*token),
@@ -117,7 +130,8 @@ impl Steering {
             Next::Force(tokens, _) => tokens.to_vec(),
             _ => vec![token],
         };
-        self.next = Next::Unknown(Instant::now());
+        self.next = Next::Unknown;
+        self.sign.1 = Instant::now();
         self.mail.give(accepted);
     }
 }
@@ -134,6 +148,8 @@ pub(super) struct Mail {
     state: Mutex<State>,
     /// The sequence is over.
     closed: Arc<AtomicBool>,
+    /// Calls of the instance that have begun.
+    calls: AtomicU64,
     /// Rung with each answer.
     bell: Arc<Bell>,
 }
@@ -150,8 +166,19 @@ impl Mail {
         Mail {
             state: Mutex::default(),
             closed: Arc::default(),
+            calls: AtomicU64::new(0),
             bell,
         }
+    }
+
+    fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    /// Wakes the task that asks when the sequence is over, which it may be already.
+    pub(super) fn is_closed_or_will_wake(&self, waker: &Waker) -> bool {
+        self.lock().waker = Some(waker.clone());
+        self.is_closed()
     }
 
     /// True once the sequence is over.
@@ -190,7 +217,7 @@ impl Mail {
     async fn accepted(&self) -> Option<Vec<u32>> {
         poll_fn(|context| {
             let mut state = self.lock();
-            if self.closed.load(Ordering::Relaxed) {
+            if self.is_closed() {
                 return Poll::Ready(None);
             }
             if let Some(accepted) = state.accepted.take() {
@@ -278,6 +305,7 @@ async fn converse(
     let instance = code.instantiate_async(&mut store).await;
     let mut instance = Instance {
         instance: instance.map_err(|e| guest::failure(&e))?,
+        mail,
         store,
         vocabulary,
     };
@@ -300,11 +328,16 @@ async fn converse(
                 *at = rest.len();
                 break;
             }
-            Next::Unknown(_) | Next::Stop | Next::Failed(_) => break,
+            Next::Unknown | Next::Stop | Next::Failed(_) => break,
         };
         let (accepted, after) = rest.split_at(portion);
         next = instance.advance(accepted).await?;
         rest = after;
+        // They may be thousands of calls, each of them short.
+        take_turns().await;
+        if mail.is_closed() {
+            return Ok(());
+        }
     }
     loop {
         mail.answer(next);
@@ -315,23 +348,42 @@ async fn converse(
     }
 }
 
+/// Lets others go first, once.
+async fn take_turns() {
+    let mut waited = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await
+}
+
 /// An instance with its store.
-struct Instance {
+struct Instance<'a> {
     instance: Processor,
+    mail: &'a Mail,
     store: Store<Guest>,
     vocabulary: u32,
 }
 
-impl Instance {
-    async fn start(&mut self, request: Request) -> Result<(), Failure> {
+impl Instance<'_> {
+    fn begin_call(&mut self) {
+        self.mail.calls.fetch_add(1, Ordering::Relaxed);
         guest::begin_call(&mut self.store);
+    }
+
+    async fn start(&mut self, request: Request) -> Result<(), Failure> {
+        self.begin_call();
         let steering = self.instance.realm_program_steering();
         let said = steering.call_start(&mut self.store, &request).await;
         said.map_err(|e| guest::failure(&e))?.map_err(error)
     }
 
     async fn advance(&mut self, accepted: &[u32]) -> Result<Next, Failure> {
-        guest::begin_call(&mut self.store);
+        self.begin_call();
         let steering = self.instance.realm_program_steering();
         let said = steering.call_advance(&mut self.store, accepted).await;
         let plan = said.map_err(|e| guest::failure(&e))?.map_err(error)?;

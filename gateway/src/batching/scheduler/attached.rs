@@ -42,6 +42,8 @@ pub(super) struct Running {
     /// Its program was late, and nothing of it is in flight: it is to draw from the logits that the
     /// worker kept.
     pub(super) parked: bool,
+    /// Its program was late for the token that is to be drawn next.
+    pub(super) late: bool,
     /// Blocks from the front that can be shared.
     pub(super) named: usize,
     /// Tokens that it had when it started here, and positions that were found.
@@ -98,9 +100,10 @@ impl Running {
 
     /// Whether no more of it may be in flight. Where it is steered and the program is late, the next
     /// row draws the token that the first one did not; one behind that would compute a wrong position.
+    /// And while it is late, what is computed beside is void, and takes from it the time that it needs.
     pub(super) fn is_ahead(&self) -> bool {
         let (_, draws) = self.live.flights();
-        self.live.is_steered() && draws > 1
+        self.live.is_steered() && draws > usize::from(!self.late)
     }
 
     /// Whether to start it again later costs little that is done: it has drawn a token since it

@@ -84,6 +84,10 @@ impl Scheduler {
             token if row.draws => {
                 let token = token as u32;
                 stopped = self.live_mut(row.id).is_some_and(|live| live.push(token));
+                let worker = self.worker.as_mut();
+                if let Some(running) = worker.and_then(|worker| worker.running.get_mut(&row.id)) {
+                    running.late = false;
+                }
                 let scores = result.drawn(step.top);
                 let logprobs = row.top_logprobs.map(|top| scores.entry(index, top));
                 self.stats.tokens_generated += 1;
@@ -120,6 +124,7 @@ impl Scheduler {
         if let Some(running) = worker.running.get_mut(&id) {
             running.computed -= count;
             running.parked = count == 0;
+            running.late = true;
         }
     }
 }

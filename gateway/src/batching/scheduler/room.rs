@@ -95,6 +95,7 @@ impl Attached {
             extent,
             computed: named * self.blocks.size(),
             parked: false,
+            late: false,
             named,
             served: (0, 0),
         };
