@@ -158,9 +158,9 @@ impl Attached {
         firsts.min_by_key(|(turn, _)| *turn)
     }
 
-    /// Adds one token (or none, of those that are parked) of the sequences that decode: of all of them, where nobody is harmed. Else of
-    /// each party as many as it has for sure, and more as long as they are cheap. Those that were
-    /// served longest ago go first, so that all take turns.
+    /// Adds one token (or none, of those that are parked) of the sequences that decode: of all of
+    /// them, where nobody is harmed. Else of each party as many as it has for sure, and more as long
+    /// as they are cheap. Those that were served longest ago go first, so that all take turns.
     fn add_decodes(&self, batch: &mut Batch, table: &Table, line: &mut Line) {
         let (mut tokens, mut rows) = (self.limits.max_step_tokens as usize, table.rows());
         if table.prefills {
