@@ -13,6 +13,7 @@ use crate::batching::scheduler::attached::Attached;
 use crate::batching::scheduler::batch::prefill_share;
 use crate::batching::scheduler::{Refused, Scheduler};
 use realm_shared::wire::Fault;
+use realm_shared::wire::result::LATE;
 
 use crate::batching::sequence::{Event, FailReason, FinishReason, Sequence, SequenceId};
 
@@ -55,6 +56,8 @@ pub(super) struct Simulation {
     /// Shortest context of any worker so far.
     min_context: usize,
     plans: u64,
+    /// Rows whose program was late.
+    late: u64,
 }
 
 impl Simulation {
@@ -75,6 +78,7 @@ impl Simulation {
             max_opens,
             min_context: usize::MAX,
             plans: 0,
+            late: 0,
         }
     }
 
@@ -227,6 +231,8 @@ impl Simulation {
             return false;
         };
         self.now += Duration::from_millis(1);
+        let late = output.tokens.iter().filter(|&&token| token == LATE);
+        self.late += late.count() as u64;
         let busy = Duration::from_micros(mix(output.number, 7) % 5_000);
         let done = self.scheduler.complete(self.now, busy, output.view());
         done.expect("the answer is right");
@@ -272,7 +278,8 @@ impl Simulation {
     ///
     /// Trials come on top. A suspect may have to make room during its trial, but not before it
     /// drew a token, so it has as many trials at most as it has tokens to draw in them. And a
-    /// sequence that was held may push out younger ones, once each.
+    /// sequence that was held may push out younger ones, once each. Where a program is late its
+    /// sequence needs another row, and what was in flight of it must arrive first.
     pub(super) fn drain(&mut self) {
         let held: Vec<_> = self.scheduler.held.keys().copied().collect();
         for id in held {
@@ -297,13 +304,14 @@ impl Simulation {
         let bound = bound * (1 + overtaken);
         // Some steps do nothing but decode, so that it is known how long that takes.
         let bound = bound + bound / 32 + 2;
-        let start = self.plans;
+        let (start, late) = (self.plans, self.late);
         while self.live().next().is_some() {
             while self.plan().is_some() {}
             assert!(self.complete(), "live sequences, and nothing to do");
+            let again = (self.late - late) * ((gap + depth) * (1 + overtaken)) as u64;
             assert!(
-                self.plans - start <= bound as u64,
-                "more than {bound} plans"
+                self.plans - start <= bound as u64 + again,
+                "more than {bound} plans, and {again} for what was late"
             );
         }
         while self.complete() {}
