@@ -233,8 +233,7 @@ impl Engine {
         self.model.forget()
     }
 
-    /// Sets the state of a slot: how its tokens are drawn, and what steers that, if
-    /// something does.
+    /// Sets the state of a slot: how its tokens are drawn, and what steers that, if something does.
     ///
     /// # Errors
     /// If there is no such slot, or the state makes no sense.

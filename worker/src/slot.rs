@@ -94,8 +94,8 @@ impl Slot {
         known
     }
 
-    /// Draws the token with number `index` from logits that are clean, as was [considered]
-    /// (consider_all). `numbers` tells whether there are any among them.
+    /// Draws the token with number `index` from logits that are clean, by the verdict of
+    /// [`consider_all`]. `numbers` tells whether there are any among them.
     pub(crate) fn draw(&mut self, logits: &mut [f32], numbers: bool, index: u32) -> Drawn {
         let drawn = match self.verdict.take() {
             _ if !numbers => Err(NO_NUMBER),

@@ -71,20 +71,31 @@ struct Usage {
     completion_tokens: u64,
 }
 
+/// The `HOST:PORT` of an API at `url`, such as `http://127.0.0.1:8080/v1`, and what stands before
+/// every path there.
+///
+/// # Errors
+/// If it is no `http` address.
+pub(crate) fn place(url: &str) -> anyhow::Result<(String, String)> {
+    let uri: Uri = url.parse().with_context(|| format!("{url} is no URL"))?;
+    let host = uri.host();
+    let Some(host) = host.filter(|_| uri.scheme_str() == Some("http")) else {
+        bail!("{url} is not of the form http://HOST:PORT/v1; encryption is not spoken here");
+    };
+    let authority = format!("{host}:{}", uri.port_u16().unwrap_or(80));
+    Ok((authority, uri.path().trim_end_matches('/').to_owned()))
+}
+
 impl Client {
     /// For the API at `url`, such as `http://127.0.0.1:8080/v1`.
     ///
     /// # Errors
     /// If it is no `http` address.
     pub fn new(url: &str, key: Option<String>) -> anyhow::Result<Self> {
-        let uri: Uri = url.parse().with_context(|| format!("{url} is no URL"))?;
-        let host = uri.host();
-        let Some(host) = host.filter(|_| uri.scheme_str() == Some("http")) else {
-            bail!("{url} is not of the form http://HOST:PORT/v1; encryption is not spoken here");
-        };
+        let (authority, base) = place(url)?;
         Ok(Client {
-            authority: format!("{host}:{}", uri.port_u16().unwrap_or(80)),
-            base: uri.path().trim_end_matches('/').to_owned(),
+            authority,
+            base,
             key,
         })
     }

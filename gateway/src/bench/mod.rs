@@ -9,5 +9,6 @@ mod load;
 mod summary;
 
 pub use client::Client;
+pub(crate) use client::place;
 pub use load::{Arrivals, Work, run};
 pub use summary::{Percentiles, Summary, header};

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow, bail};
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, CONTENT_TYPE, HOST};
-use http::{Method, Request, Uri};
+use http::{Method, Request};
 use http_body_util::{BodyExt, Full};
 use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
@@ -35,14 +35,10 @@ pub(super) struct Client {
 impl Client {
     /// Of the API at `url`, such as `http://127.0.0.1:8080/v1`.
     pub(super) fn api(url: &str, key: Option<String>) -> anyhow::Result<Self> {
-        let uri: Uri = url.parse().with_context(|| format!("{url} is no URL"))?;
-        let host = uri.host();
-        let Some(host) = host.filter(|_| uri.scheme_str() == Some("http")) else {
-            bail!("{url} is not of the form http://HOST:PORT/v1; encryption is not spoken here");
-        };
+        let (authority, base) = crate::bench::place(url)?;
         Ok(Client {
-            authority: format!("{host}:{}", uri.port_u16().unwrap_or(80)),
-            base: uri.path().trim_end_matches('/').to_owned(),
+            authority,
+            base,
             key,
             name: "API",
             hint: "is `realm serve` running there?",

@@ -228,8 +228,8 @@ impl Seats {
         let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let most = allotment.instances;
         let all: u32 = taken.values().sum();
-        let count = taken.entry(tenant).or_default();
-        if *count >= most {
+        let count = taken.get(&tenant).map_or(0, |count| *count);
+        if count >= most {
             let message = format!("{most} instances of its tenant run already; try again later");
             return Err(Failure::new(Fault::Instances, message));
         }
@@ -237,7 +237,7 @@ impl Seats {
             let message = format!("{INSTANCES} instances run in this worker; try again later");
             return Err(Failure::new(Fault::Instances, message));
         }
-        *count += 1;
+        taken.insert(tenant, count + 1);
         drop(taken);
         Ok(Seat {
             seats: self,
