@@ -1,6 +1,6 @@
 //! What a gateway and its workers must agree on: message kinds, the tensors of a step, the
-//! description of a model, the control messages that travel beside the rings, what tokens spell, the
-//! contract with the code of tenants (`wit/`), and how CPUs are named.
+//! description of a model, the control messages that travel beside the rings, what programs say, what
+//! tokens spell, the contract with the code of tenants (`wit/`), and how CPUs are named.
 //!
 //! Nothing here does I/O. A change to a type in [`wire`] is a change of protocol: raise
 //! [`ABI_VERSION`] with it, so that a gateway and a worker of different builds refuse each other
@@ -8,9 +8,10 @@
 
 pub mod control;
 pub mod cpus;
+pub mod run;
 mod spelling;
 pub mod tokenizer;
 pub mod wire;
 
-/// Version of everything in [`wire`] and [`control`].
-pub const ABI_VERSION: u32 = 3;
+/// Version of everything in [`wire`], [`control`] and [`run`].
+pub const ABI_VERSION: u32 = 4;

@@ -8,17 +8,27 @@
 //! | [`STEP`] | `[step number, top]` | tensors of [`step`] | tensors of [`result`] |
 //! | [`CLOSE`] | `[sequence slot, 0]` | none | none |
 //! | [`FORGET`] | `[program, 0]` | none | none |
+//! | [`RUN`] | `[run, program]` | tensors of [`run`] | none |
+//! | [`JOIN`] | `[sequence slot, lease]` | tensors of [`open`] | none |
+//! | [`END`] | `[run, 0]` | none | none |
+//! | [`LISTEN`] | `[0, 0]` | none | [`LISTEN_BYTES`] |
 //!
 //! Completion ring (worker → gateway):
 //!
 //! | kind | args | input slot | output slot |
 //! |---|---|---|---|
 //! | [`STEP_DONE`] | `[step number, nanoseconds on the device]` | as submitted | as submitted |
+//! | [`HEARD`] | `[bytes, 0]` | none | of a [`LISTEN`] |
 //!
 //! Because the ring is executed in order, a KV block that the gateway frees and hands to another
 //! sequence in a later step cannot be written by an earlier one, and a sequence slot needs no
 //! closing: the next [`OPEN`] replaces its state. Only one with a program is closed, since its
 //! instance takes up room.
+//!
+//! A [`RUN`] starts a program that answers a request. What it says, see [`crate::run`], is written
+//! into the slot of a [`LISTEN`] whenever there is something: that is the one message whose answer
+//! has no turn. Among others it says that it has a sequence that is to be computed, under a name
+//! that the worker gives it: its *lease*. The gateway opens that with [`JOIN`], like any sequence.
 
 use bytemuck::{Pod, Zeroable};
 
@@ -30,8 +40,20 @@ pub const STEP: u16 = 2;
 pub const STEP_DONE: u16 = 3;
 /// The sequence in the slot is over, and so is its instance of a program.
 pub const CLOSE: u16 = 4;
-/// No later [`OPEN`] names the program.
+/// No later [`OPEN`] or [`RUN`] names the program.
 pub const FORGET: u16 = 5;
+/// Starts a program that answers a request.
+pub const RUN: u16 = 6;
+/// Sets the sampling state of a sequence slot, for a sequence of a program that runs.
+pub const JOIN: u16 = 7;
+/// Nobody waits for the answer of a program any more.
+pub const END: u16 = 8;
+/// Lends a slot, to be given back when some program says something.
+pub const LISTEN: u16 = 9;
+/// What programs said: JSON of `Vec<`[`Said`](crate::run::Said)`>`, so many bytes.
+pub const HEARD: u16 = 10;
+/// Bytes of the slot of a [`LISTEN`].
+pub const LISTEN_BYTES: usize = 64 << 10;
 
 /// Most end-of-sequence ids in [`Sampling::stop_ids`].
 pub const MAX_STOP_IDS: usize = 8;
@@ -113,8 +135,8 @@ pub struct Allotment {
     pub tenant: u32,
     /// Which choice of its request the sequence is.
     pub choice: u32,
-    /// Keeps the size a multiple of the alignment.
-    pub reserved: u32,
+    /// Sequences that a program may have at once.
+    pub sequences: u32,
 }
 
 impl Default for Allotment {
@@ -125,7 +147,7 @@ impl Default for Allotment {
             instances: 64,
             tenant: 0,
             choice: 0,
-            reserved: 0,
+            sequences: 8,
         }
     }
 }
@@ -150,11 +172,13 @@ pub enum Fault {
     Unusable = 7,
     /// It took too long in wall time.
     Late = 8,
+    /// It gave out more than it may: text, or sequences.
+    Output = 9,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 8] = [
+    pub const ALL: [Fault; 9] = [
         Fault::Error,
         Fault::Trap,
         Fault::Time,
@@ -163,6 +187,7 @@ impl Fault {
         Fault::Instances,
         Fault::Unusable,
         Fault::Late,
+        Fault::Output,
     ];
 
     /// The one with this number.
@@ -171,7 +196,19 @@ impl Fault {
     }
 }
 
-/// Tensors of an [`OPEN`] message, in order.
+/// Tensors of a [`RUN`] message, in order.
+pub mod run {
+    /// `u8[size_of::<Allotment>()]`.
+    pub const ALLOTMENT: usize = 0;
+    /// `u8[B]`: JSON of a [`Request`](crate::run::Request).
+    pub const REQUEST: usize = 1;
+    /// `u8[B]`: JSON of a [`Journal`](crate::run::Journal).
+    pub const JOURNAL: usize = 2;
+    /// Number of tensors.
+    pub const COUNT: usize = 3;
+}
+
+/// Tensors of an [`OPEN`] or [`JOIN`] message, in order.
 pub mod open {
     /// `u8[size_of::<Sampling>()]`.
     pub const SAMPLING: usize = 0;

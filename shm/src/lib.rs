@@ -143,4 +143,4 @@ pub use message::{Message, SlotRef};
 pub use ring::{Full, Violation};
 pub use segment::{Pulse, ShmError};
 pub use slab::{Geometry, GeometryError, Owner, Quota, RESERVED, SlabError, SlotClass};
-pub use worker::WorkerEnd;
+pub use worker::{Inlet, Outlet, WorkerEnd};

@@ -169,14 +169,19 @@ impl OwnMemory {
         Ok(Self(Arc::new(map)))
     }
 
+    /// Another handle to the segment. Only one of them may ever be asked for bytes.
+    pub(crate) fn share(&self) -> Self {
+        Self(self.0.clone())
+    }
+
     /// Bytes of the slab; `None` if the range is outside it.
     pub(crate) fn bytes_mut(&mut self, range: Range<usize>) -> Option<&mut [u8]> {
         let start = self.0.slab(&range)?;
         // SAFETY: within the mapping. This process is the only writer of the segment (G is sealed
         // against others; of W the worker is the writer and the gateway has no writable mapping),
-        // has no other mapping of it, and `self` is borrowed exclusively; a `Pulse`, which shares
-        // the mapping, reaches one control word, and those are outside the slab. That the peer may
-        // read at the same time can only harm the peer.
+        // has no other mapping of it, and `self` is borrowed exclusively; it is the one handle that is
+        // asked for bytes. Others that share the mapping, and a `Pulse`, reach control words, and those
+        // are outside the slab. That the peer may read at the same time can only harm the peer.
         Some(unsafe { std::slice::from_raw_parts_mut(start.as_ptr(), range.len()) })
     }
 

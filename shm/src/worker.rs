@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
@@ -20,13 +21,26 @@ const LONGEST_SLEEP: Duration = Duration::from_millis(100);
 
 /// The worker's end of the connection to its gateway.
 pub struct WorkerEnd {
+    inlet: Inlet,
+    pub(crate) outlet: Outlet,
+}
+
+/// The half of a worker's end that takes messages in.
+pub struct Inlet {
     own: OwnMemory,
-    peer: PeerMemory,
-    pub(crate) wake: OwnedFd,
+    peer: Arc<PeerMemory>,
     epoch: u32,
     input: Slots,
-    pub(crate) output: Slots,
     submits: Consumer,
+}
+
+/// The half of a worker's end that answers: apart from the other, so that threads which have something
+/// to say can share it.
+pub struct Outlet {
+    own: OwnMemory,
+    peer: Arc<PeerMemory>,
+    pub(crate) wake: OwnedFd,
+    pub(crate) output: Slots,
     completions: Producer,
 }
 
@@ -76,21 +90,84 @@ impl WorkerEnd {
             });
         }
         hello::send(socket, &answer, &[], deadline)?;
+        let peer = Arc::new(peer);
         Ok(Self {
-            own,
-            peer,
-            wake,
-            epoch: offer.epoch,
-            input,
-            output,
-            submits: Consumer::new("submit", RING_ENTRIES, offer.epoch),
-            completions: Producer::new("completion", RING_ENTRIES, offer.epoch),
+            outlet: Outlet {
+                own: own.share(),
+                peer: peer.clone(),
+                wake,
+                output,
+                completions: Producer::new("completion", RING_ENTRIES, offer.epoch),
+            },
+            inlet: Inlet {
+                own,
+                peer,
+                epoch: offer.epoch,
+                input,
+                submits: Consumer::new("submit", RING_ENTRIES, offer.epoch),
+            },
         })
     }
 
+    /// Takes the halves apart.
+    pub fn split(self) -> (Inlet, Outlet) {
+        (self.inlet, self.outlet)
+    }
+
+    /// See [`Inlet::try_recv`].
+    pub fn try_recv(&mut self) -> Result<Option<Message>, Violation> {
+        self.inlet.try_recv()
+    }
+
+    /// See [`Inlet::recv_timeout`].
+    pub fn recv_timeout(
+        &mut self,
+        spin: Duration,
+        timeout: Duration,
+    ) -> Result<Option<Message>, Violation> {
+        self.inlet.recv_timeout(spin, timeout)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn recv_within(
+        &mut self,
+        spin: Duration,
+        timeout: Duration,
+        longest_sleep: Duration,
+    ) -> Result<Option<Message>, Violation> {
+        self.inlet.recv_within(spin, timeout, longest_sleep)
+    }
+
+    /// See [`Inlet::input`].
+    pub fn input(&self, slot: SlotRef) -> Result<&[u8], Violation> {
+        self.inlet.input(slot)
+    }
+
+    /// See [`Outlet::output_mut`].
+    pub fn output_mut(&mut self, slot: SlotRef) -> Result<&mut [u8], Violation> {
+        self.outlet.output_mut(slot)
+    }
+
+    /// See [`Outlet::complete`].
+    pub fn complete(&mut self, message: &Message) -> Result<(), Full> {
+        self.outlet.complete(message)
+    }
+
+    /// What shows the gateway that this process runs; it outlives this end.
+    pub fn pulse(&self) -> Pulse {
+        self.inlet.own.pulse()
+    }
+
+    #[cfg(all(test, not(loom)))]
+    pub(crate) fn own(&self) -> &OwnMemory {
+        &self.inlet.own
+    }
+}
+
+impl Inlet {
     /// Takes the gateway's next message, if there is one.
     pub fn try_recv(&mut self) -> Result<Option<Message>, Violation> {
-        self.submits.pop(&self.own, &self.peer)
+        self.submits.pop(&self.own, &*self.peer)
     }
 
     /// Takes the gateway's next message: looks for it in a loop for `spin`, then sleeps. `None`
@@ -103,7 +180,7 @@ impl WorkerEnd {
         self.recv_within(spin, timeout, LONGEST_SLEEP)
     }
 
-    pub(crate) fn recv_within(
+    fn recv_within(
         &mut self,
         spin: Duration,
         timeout: Duration,
@@ -123,7 +200,7 @@ impl WorkerEnd {
                 continue;
             }
             let sleep = longest_sleep.min(timeout - waited);
-            wake::sleep(&self.own, &self.peer, &mut self.submits, |bell| {
+            wake::sleep(&self.own, &*self.peer, &mut self.submits, |bell| {
                 self.peer.wait(bell, sleep)
             })?;
         }
@@ -144,7 +221,9 @@ impl WorkerEnd {
             slot,
         })
     }
+}
 
+impl Outlet {
     /// The `slot.len` bytes of an output slot, aligned to 64 bytes. They hold whatever was there
     /// before.
     pub fn output_mut(&mut self, slot: SlotRef) -> Result<&mut [u8], Violation> {
@@ -160,26 +239,16 @@ impl WorkerEnd {
     ///
     /// The gateway is trusted; should its index be nonsense nevertheless, the ring counts as full.
     pub fn complete(&mut self, message: &Message) -> Result<(), Full> {
-        match self.completions.push(&self.own, &self.peer, message) {
+        match self.completions.push(&self.own, &*self.peer, message) {
             Ok(true) => {}
             Ok(false) | Err(_) => return Err(Full),
         }
-        if wake::peer_sleeps(&self.own, &self.peer) {
+        if wake::peer_sleeps(&self.own, &*self.peer) {
             // It can fail only when the counter is full, which takes 2^64 wake-ups.
             let _ =
                 rustix::io::retry_on_intr(|| rustix::io::write(&self.wake, &1u64.to_ne_bytes()));
         }
         Ok(())
-    }
-
-    /// What shows the gateway that this process runs; it outlives this end.
-    pub fn pulse(&self) -> Pulse {
-        self.own.pulse()
-    }
-
-    #[cfg(all(test, not(loom)))]
-    pub(crate) fn own(&self) -> &OwnMemory {
-        &self.own
     }
 }
 
@@ -217,9 +286,9 @@ fn read_slots(
 impl std::fmt::Debug for WorkerEnd {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("WorkerEnd")
-            .field("epoch", &self.epoch)
-            .field("submits", &self.submits)
-            .field("completions", &self.completions)
+            .field("epoch", &self.inlet.epoch)
+            .field("submits", &self.inlet.submits)
+            .field("completions", &self.outlet.completions)
             .finish_non_exhaustive()
     }
 }

@@ -66,8 +66,8 @@ pub mod bindings;
 pub mod entry;
 pub mod text;
 
-pub use bindings::exports::realm::program::steering::{Allowed, Draw, Plan, Request};
-pub use bindings::realm::program::types::Token;
+pub use bindings::exports::realm::program::steering::{Plan, Request};
+pub use bindings::realm::program::types::{Allowed, Draw, Token};
 
 /// Tokens that one [`Plan::Force`] may have at most.
 pub const MOST_FORCED: usize = 4096;

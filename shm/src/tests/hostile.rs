@@ -30,7 +30,7 @@ impl Random {
 /// What a worker does that answers with tensors in `output`, and in one of `rarity` steps
 /// overwrites something in its segment instead.
 fn scribble(worker: &mut WorkerEnd, output: SlotRef, random: &mut Random, rarity: usize) {
-    let words = worker.output.segment_bytes() / 8;
+    let words = worker.outlet.output.segment_bytes() / 8;
     if random.below(rarity) != 0 {
         if random.below(4) == 0 {
             let bytes = worker.output_mut(output).unwrap();
@@ -67,7 +67,7 @@ fn scribble(worker: &mut WorkerEnd, output: SlotRef, random: &mut Random, rarity
         }
         // Tensors that are right, wrong, or changed while they are read.
         4 => {
-            let at = worker.output.range(output).unwrap().start / 8;
+            let at = worker.outlet.output.range(output).unwrap().start / 8;
             own.store(at + random.below(16), random.next() % 300, Relaxed);
         }
         _ => own.store(
@@ -175,7 +175,7 @@ fn scribbling_workers_for_ten_million_polls() {
 fn a_worker_that_only_wakes_is_a_violation() {
     let (mut gateway, mut worker) = connected();
     let sleep = Sleep::on(&gateway);
-    let eventfd = worker.wake.try_clone().unwrap();
+    let eventfd = worker.outlet.wake.try_clone().unwrap();
     let wake = |gateway: &mut GatewayEnd| {
         assert_eq!(gateway.arm(), Ok(true));
         rustix::io::write(&eventfd, &1u64.to_ne_bytes()).unwrap();

@@ -28,8 +28,8 @@ mod bindings {
     });
 }
 
-pub use bindings::exports::realm::program::steering::{Allowed, Draw};
 pub(super) use bindings::exports::realm::program::steering::{Plan, Request};
+pub use bindings::realm::program::types::{Allowed, Draw};
 pub(super) use bindings::{Processor, ProcessorPre};
 
 /// Longest text that is encoded, in bytes.

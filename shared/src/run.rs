@@ -1,0 +1,148 @@
+//! Programs that answer requests: what they begin with, what they say, and what they have seen.
+//!
+//! A program is a function of its [`Request`] and of the tokens that were drawn for it. So that it
+//! outlives its worker, the gateway writes these down, in a [`Journal`]: another worker runs the
+//! program anew, and where it takes a token that is in the journal, gives it that one.
+//!
+//! What the program [says](Said) depends on tokens that it has taken, and may reach the gateway
+//! before the results of the step that drew them. It counts for nothing until they are in the journal:
+//! else a client could have seen what the next worker would not say again.
+
+use serde::{Deserialize, Serialize};
+
+use crate::wire::Fault;
+
+/// A token with its log-probability.
+pub type Scored = (u32, f32);
+
+/// Who speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Instructions.
+    System,
+    /// Who asks.
+    User,
+    /// Who answers.
+    Assistant,
+}
+
+/// A message of a chat.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// Who says it.
+    pub role: Role,
+    /// What.
+    pub content: String,
+}
+
+/// How the tokens of a sequence are drawn, as [`Sampling`](crate::wire::Sampling) has it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Dials {
+    /// 0 takes the likeliest token.
+    pub temperature: f32,
+    /// Smallest set of tokens whose probability reaches this.
+    pub top_p: f32,
+    /// Tokens kept by rank; 0 keeps all.
+    pub top_k: u32,
+    /// Tokens below this fraction of the best one's probability are dropped.
+    pub min_p: f32,
+}
+
+/// What a program is to answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// The chat, as it was sent.
+    pub messages: Vec<Message>,
+    /// The same, by the model's chat template. At least one token.
+    pub prompt: Vec<u32>,
+    /// Arguments, as JSON.
+    pub args: String,
+    /// How the request wants tokens to be drawn.
+    pub dials: Dials,
+    /// Tokens that it wants in the answer at most.
+    pub max_tokens: u32,
+    /// Tokens that may be drawn over all sequences.
+    pub budget: u64,
+    /// Key of its random numbers.
+    pub key: u64,
+    /// Tokens that end an answer.
+    pub end_tokens: Vec<u32>,
+    /// Most tokens of a sequence.
+    pub context: u32,
+}
+
+/// A token that a program has taken.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Drawn {
+    /// The token.
+    pub token: u32,
+    /// Its log-probability, 0 where the sequence does not ask for any.
+    pub logprob: f32,
+    /// The likeliest tokens, best first.
+    pub alternatives: Vec<Scored>,
+}
+
+/// What was drawn for a program: sequence by sequence, in the order in which it made them.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Journal(pub Vec<Vec<Drawn>>);
+
+/// Something that a program says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Said {
+    /// Number of its run.
+    pub run: u64,
+    /// Tokens that it had taken before, over all its sequences, those of a journal among them.
+    pub taken: u64,
+    /// What it says.
+    pub what: What,
+}
+
+/// What a program says.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum What {
+    /// A sequence is to be computed.
+    Open(Open),
+    /// Text follows in the answer.
+    Emit(String),
+    /// The answer is over.
+    Finished(Finish),
+    /// The program cannot go on.
+    Failed(u8, String),
+}
+
+/// A sequence that is to be computed, until its program ends it as a processor would.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Open {
+    /// What [`JOIN`](crate::wire::JOIN) calls it. The worker gives no number twice.
+    pub lease: u64,
+    /// Which of the program's sequences it is, in the order in which it made them. One after the
+    /// other, a sequence may have several leases.
+    pub sequence: u32,
+    /// Tokens to go on from.
+    pub prompt: Vec<u32>,
+    /// How tokens are drawn.
+    pub dials: Dials,
+    /// Key of the random numbers.
+    pub key: u64,
+    /// Alternatives to report; `None` for no log-probabilities at all.
+    pub alternatives: Option<u32>,
+}
+
+/// Why an answer is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Finish {
+    /// It is complete.
+    Stop,
+    /// It reached a limit.
+    Length,
+}
+
+impl What {
+    /// A failure.
+    pub fn failed(fault: Fault, message: impl Into<String>) -> What {
+        What::Failed(fault as u8, message.into())
+    }
+}
