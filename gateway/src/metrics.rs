@@ -17,6 +17,7 @@ use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, Promet
 use realm_shared::control::ModelInfo;
 
 use crate::batching::{Event, FinishReason, Stats};
+use crate::tenants::Outcome;
 
 const TTFT: &str = "vllm:time_to_first_token_seconds";
 const INTER_TOKEN: &str = "vllm:inter_token_latency_seconds";
@@ -318,8 +319,12 @@ impl ModelMetrics {
     }
 
     /// Nobody waits for a sequence any more.
-    pub(crate) fn abandoned(&self) {
-        self.cancelled.increment(1);
+    /// Its request has all it wants, or waits no more.
+    pub(crate) fn cancelled(&self, outcome: Outcome, after: Duration) {
+        match outcome {
+            Outcome::Cancelled => self.cancelled.increment(1),
+            _ => self.ended(&Event::Finished(FinishReason::Stop), after),
+        }
     }
 
     pub(crate) fn step(&self, busy: Duration) {

@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::wire::Fault;
 
+/// Most tokens of a message, so that it fits a slot.
+pub const PORTION: usize = 4096;
+
 /// A token with its log-probability.
 pub type Scored = (u32, f32);
 
@@ -102,6 +105,14 @@ pub struct Said {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum What {
+    /// Tokens of a sequence that is to be computed, before its [`Open`], which has the rest: at most
+    /// [`PORTION`].
+    Prompt {
+        /// That of the [`Open`].
+        lease: u64,
+        /// What follows those sent before.
+        tokens: Vec<u32>,
+    },
     /// A sequence is to be computed.
     Open(Open),
     /// Text follows in the answer.

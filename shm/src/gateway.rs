@@ -201,6 +201,21 @@ impl GatewayEnd {
         Ok(())
     }
 
+    /// Messages submitted so far, and those of them that the worker has not taken. It executes them
+    /// in order, so what came before the last one taken is done with.
+    ///
+    /// A worker that falsified the ring's index is reported by the next [`poll`](Self::poll).
+    pub fn submitted(&mut self) -> (u64, u64) {
+        let unread = match self.submits.unread(&self.peer) {
+            Ok(unread) => unread,
+            Err(violation) => {
+                self.violation.get_or_insert(violation);
+                0
+            }
+        };
+        (self.submits.published(), unread)
+    }
+
     /// Takes the worker's next message: copied once, then checked. Its slots are
     /// [`SlotRef::NONE`] or slots in use, with at most the length that was allocated.
     ///

@@ -115,22 +115,9 @@ impl Producer {
         peer: &impl Words,
         message: &Message,
     ) -> Result<bool, Violation> {
-        if self.head.wrapping_sub(self.tail) == self.capacity {
-            // Acquire: the consumer's reads of the entry to be overwritten came before this tail.
-            let tail = peer.load(TAIL, Acquire);
-            if tail.wrapping_sub(self.tail) > self.capacity {
-                let (from, to, limit) = (self.tail, tail, self.head);
-                return Err(Violation::Index {
-                    ring: self.ring,
-                    from,
-                    to,
-                    limit,
-                });
-            }
-            self.tail = tail;
-            if self.head.wrapping_sub(tail) == self.capacity {
-                return Ok(false);
-            }
+        if self.head.wrapping_sub(self.tail) == self.capacity && self.unread(peer)? == self.capacity
+        {
+            return Ok(false);
         }
         let at = layout::entry(self.head, self.capacity);
         for (i, word) in message::encode(self.head, self.epoch, message)
@@ -143,6 +130,28 @@ impl Producer {
         // Release: the entry, and the payload it names, are written before the head is.
         own.store(HEAD, self.head, Release);
         Ok(true)
+    }
+
+    /// Messages that the consumer has not taken.
+    pub(crate) fn unread(&mut self, peer: &impl Words) -> Result<u64, Violation> {
+        // Acquire: the consumer's reads of the entries to be overwritten came before this tail.
+        let tail = peer.load(TAIL, Acquire);
+        if tail.wrapping_sub(self.tail) > self.head.wrapping_sub(self.tail) {
+            let (from, to, limit) = (self.tail, tail, self.head);
+            return Err(Violation::Index {
+                ring: self.ring,
+                from,
+                to,
+                limit,
+            });
+        }
+        self.tail = tail;
+        Ok(self.head.wrapping_sub(tail))
+    }
+
+    /// Messages published so far.
+    pub(crate) fn published(&self) -> u64 {
+        self.head
     }
 }
 

@@ -10,7 +10,7 @@ use super::params::Params;
 use super::processor;
 use super::random;
 use super::run::{Format, Run, respond_stream, respond_whole};
-use crate::batching::sequence::{FinishReason, Sequence};
+use crate::batching::sequence::{FinishReason, Sequence, Steering};
 use crate::programs::Programs;
 use crate::tenants::Caller;
 use crate::workers::{Model, ModelLimits};
@@ -104,10 +104,10 @@ pub(super) async fn submit<F: Format>(
     let named = params.processor.as_ref();
     let steering = processor::steering(programs, caller, &model.name, named).await?;
     for (choice, sequence) in (0..).zip(&mut sequences) {
-        sequence.steering = steering.clone();
-        if let Some(steering) = &mut sequence.steering {
-            steering.allotment.choice = choice;
-        }
+        sequence.steering = steering.clone().map(|mut instance| {
+            instance.allotment.choice = choice;
+            Steering::Instance(instance)
+        });
         sequence.tenant = caller.tenant.id;
         sequence.allowance = settings.allowance();
         sequence.priority = params.urgency.within(settings.priority());

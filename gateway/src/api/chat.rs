@@ -14,8 +14,8 @@ use super::error::ApiError;
 use super::fields::Fields;
 use super::logprobs::ChatLogprobs;
 use super::messages::{self, Message};
-use super::models::find;
 use super::params::{MAX_COUNT, Params, count};
+use super::program::{self, Answerer, Asked};
 use super::run::{Events, Format, Run, Usage};
 use super::unsupported::{CHAT, refuse};
 use crate::batching::sequence::Sequence;
@@ -32,6 +32,8 @@ struct Request {
     params: Params,
     /// `top_logprobs` as given, which is an error unless `logprobs` is on.
     alternatives: Option<u32>,
+    /// What it says to the program that it names as its model.
+    args: Option<String>,
 }
 
 impl Request {
@@ -49,12 +51,14 @@ impl Request {
         if fields.boolean("logprobs")?.unwrap_or(false) {
             params.top_logprobs = Some(alternatives.unwrap_or(0));
         }
+        let args = program::take_args(&mut fields)?;
         fields.finish()?;
         Ok(Request {
             model,
             messages,
             params,
             alternatives,
+            args,
         })
     }
 
@@ -79,21 +83,53 @@ pub(super) async fn respond(
     body: &Bytes,
 ) -> Result<Response<Body>, ApiError> {
     let request = Request::parse(body)?;
-    let model = find(models, caller, &request.model)?;
+    let (program, model) = match program::find(models, programs, caller, &request.model).await? {
+        Answerer::Model(model) => (None, model),
+        Answerer::Program(program, model) => (Some(program), model),
+    };
     let limits = limits(&model, caller)?;
     request.check(limits)?;
+    if program.is_some() {
+        request.params.check_for_program()?;
+    } else if request.args.is_some() {
+        return Err(ApiError::conflict(
+            "program",
+            format!("'{}' is a model, and no program.", request.model),
+        ));
+    }
 
     let Request {
-        messages, params, ..
+        messages,
+        params,
+        args,
+        ..
     } = request;
     let tier = params.urgency.tier(caller.tenant.settings().priority());
     let text = model.text.clone();
-    let prompt = off_reactor(body.len(), move || encode(&text, &messages)).await??;
+    let encoding = move || encode(&text, &messages).map(|prompt| (prompt, messages));
+    let (prompt, messages) = off_reactor(body.len(), encoding).await??;
     // What an answer may have by default: all that there is room for.
     let default = caller.tenant.most_output(prompt.len(), params.n);
-    let head = Head::new("chatcmpl", &model.name, tier);
+    let name = program
+        .as_ref()
+        .map_or(&model.name, |program| &program.name);
+    let head = Head::new("chatcmpl", name, tier);
     let id = head.id.clone();
-    let (sequences, run) = prepare(head, &params, model.text.clone(), prompt, limits, default)?;
+    let (mut sequences, run) = prepare(head, &params, model.text.clone(), prompt, limits, default)?;
+    if let Some(program) = program
+        && let Some(sequence) = sequences.pop()
+    {
+        let asked = Asked {
+            program,
+            model,
+            messages,
+            args,
+            limits,
+            sequence,
+            id,
+        };
+        return program::submit(asked, caller, run, &params).await;
+    }
     submit(&model, caller, id, sequences, run, &params, programs).await
 }
 

@@ -141,6 +141,11 @@ impl Choice {
                     self.token(token, logprobs, &mut delta);
                 }
             }
+            Event::Text { text, tokens } => {
+                self.generated += tokens;
+                self.decoded += text.chars().count();
+                self.let_through(&text, &mut delta);
+            }
             Event::Finished(reason) => {
                 self.release_echo(&mut delta);
                 let mut piece = String::new();

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use super::body::{self, Body};
 use crate::batching::sequence::FailReason;
-use crate::programs::{CompileError, ProgramError};
+use crate::programs::{CompileError, Kind, ProgramError};
 use crate::tenants::{BadKey, Limit, OverLimit, Unauthenticated};
 use crate::workers::{Refused, SwapError};
 
@@ -473,36 +473,54 @@ impl From<SwapError> for ApiError {
     }
 }
 
-/// The status and code of a failure of a tenant's program.
-fn program_failure(fault: Fault) -> (StatusCode, &'static str) {
+/// The status and codes of a failure of a tenant's code: that of a processor, and of a program.
+fn program_failure(fault: Fault) -> (StatusCode, [&'static str; 2]) {
     // What the code itself did would happen again; all else may pass.
     let own = StatusCode::UNPROCESSABLE_ENTITY;
     match fault {
-        Fault::Error => (own, "processor_error"),
-        Fault::Trap => (own, "processor_trap"),
-        Fault::Time => (own, "processor_time_limit"),
-        Fault::Memory => (own, "processor_memory_limit"),
-        Fault::Plan => (own, "processor_invalid_plan"),
-        Fault::Instances => (StatusCode::TOO_MANY_REQUESTS, "processor_instances_limit"),
-        Fault::Unusable => (StatusCode::INTERNAL_SERVER_ERROR, "processor_unusable"),
-        Fault::Late => (StatusCode::SERVICE_UNAVAILABLE, "processor_late"),
+        Fault::Error => (own, ["processor_error", "program_error"]),
+        Fault::Trap => (own, ["processor_trap", "program_trap"]),
+        Fault::Time => (own, ["processor_time_limit", "program_time_limit"]),
+        Fault::Memory => (own, ["processor_memory_limit", "program_memory_limit"]),
+        Fault::Plan => (own, ["processor_invalid_plan", "program_invalid_call"]),
+        Fault::Output => (own, ["processor_output_limit", "program_output_limit"]),
+        Fault::Instances => (
+            StatusCode::TOO_MANY_REQUESTS,
+            ["processor_instances_limit", "program_instances_limit"],
+        ),
+        Fault::Unusable => (
+            StatusCode::INTERNAL_SERVER_ERROR,
+            ["processor_unusable", "program_unusable"],
+        ),
+        Fault::Late => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            ["processor_late", "program_late"],
+        ),
     }
 }
 
 impl From<FailReason> for ApiError {
     fn from(reason: FailReason) -> Self {
         match reason {
-            FailReason::Program { fault, message } => {
-                let (status, code) = program_failure(fault);
+            FailReason::Program {
+                kind,
+                fault,
+                message,
+            } => {
+                let (status, codes) = program_failure(fault);
+                let (class, code) = match kind {
+                    Kind::Processor => ("processor_error", codes[0]),
+                    Kind::Program => ("program_error", codes[1]),
+                };
                 let passes = matches!(fault, Fault::Instances | Fault::Late);
                 ApiError {
                     retry_after: passes.then_some(RETRY_AFTER_PROGRAM),
                     never_retry: !passes,
                     ..Self::new(
                         status,
-                        "processor_error",
+                        class,
                         Some(code),
-                        format!("The processor of this request failed: {message}"),
+                        format!("The {kind} of this request failed: {message}"),
                     )
                 }
             }

@@ -17,6 +17,7 @@ mod models;
 mod params;
 mod priority;
 mod processor;
+mod program;
 mod programs;
 mod prompts;
 pub(crate) mod random;
@@ -59,13 +60,20 @@ pub async fn completions(
 }
 
 /// `GET /v1/models`.
-pub fn list_models(models: &Models, caller: &Caller) -> Response<Body> {
-    models::list(models, caller)
+pub async fn list_models(models: &Models, programs: &Programs, caller: &Caller) -> Response<Body> {
+    let response = models::list(models, programs, caller).await;
+    response.unwrap_or_else(ApiError::into_response)
 }
 
 /// `GET /v1/models/{id}`. Names may hold slashes.
-pub fn get_model(models: &Models, caller: &Caller, id: &str) -> Response<Body> {
-    models::get(models, caller, id).unwrap_or_else(ApiError::into_response)
+pub async fn get_model(
+    models: &Models,
+    programs: &Programs,
+    caller: &Caller,
+    id: &str,
+) -> Response<Body> {
+    let response = models::get(models, programs, caller, id).await;
+    response.unwrap_or_else(ApiError::into_response)
 }
 
 /// `POST /v1/programs`, with a component as `body`.

@@ -7,6 +7,8 @@ use serde::Serialize;
 
 use super::body::{self, Body};
 use super::error::ApiError;
+use super::program;
+use crate::programs::{ProgramRecord, Programs};
 use crate::tenants::Caller;
 use crate::workers::{Model, Models};
 
@@ -16,6 +18,9 @@ struct ModelObject<'a> {
     object: &'static str,
     created: u64,
     owned_by: &'static str,
+    /// The model that a program draws from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base: Option<&'a str>,
     /// Longest context in tokens; null until the model was loaded once.
     max_model_len: Option<u32>,
 }
@@ -32,7 +37,18 @@ fn object(model: &Model) -> ModelObject<'_> {
         object: "model",
         created: model.created(),
         owned_by: "realm",
+        base: None,
         max_model_len: model.limits().map(|limits| limits.max_context),
+    }
+}
+
+fn program_object<'a>(record: &'a ProgramRecord, base: &'a Model) -> ModelObject<'a> {
+    ModelObject {
+        id: record.name.as_str(),
+        created: u64::try_from(record.created.as_second()).unwrap_or(0),
+        owned_by: "tenant",
+        base: Some(&base.name),
+        ..object(base)
     }
 }
 
@@ -45,21 +61,45 @@ pub(super) fn find(models: &Models, caller: &Caller, name: &str) -> Result<Arc<M
 }
 
 /// All served models that the caller may use, the default one first.
-pub(super) fn list(models: &Models, caller: &Caller) -> Response<Body> {
-    let (models, settings) = (models.all(), caller.tenant.settings());
-    let allowed = models.iter().filter(|model| settings.allows(&model.name));
+/// Then its programs that are called as models.
+pub(super) async fn list(
+    models: &Models,
+    programs: &Programs,
+    caller: &Caller,
+) -> Result<Response<Body>, ApiError> {
+    let (all, settings) = (models.all(), caller.tenant.settings());
+    let allowed = all.iter().filter(|model| settings.allows(&model.name));
+    let programs = program::list(models, programs, caller).await?;
+    let programs = programs
+        .iter()
+        .map(|(record, base)| program_object(record, base));
     let list = List {
         object: "list",
-        data: allowed.map(|model| object(model)).collect(),
+        data: allowed.map(|model| object(model)).chain(programs).collect(),
     };
-    body::json_response(StatusCode::OK, body::json(&list).into())
-}
-
-/// One model.
-pub(super) fn get(models: &Models, caller: &Caller, id: &str) -> Result<Response<Body>, ApiError> {
-    let model = find(models, caller, id)?;
     Ok(body::json_response(
         StatusCode::OK,
-        body::json(&object(&model)).into(),
+        body::json(&list).into(),
     ))
+}
+
+/// One model, or program that is called as one.
+pub(super) async fn get(
+    models: &Models,
+    programs: &Programs,
+    caller: &Caller,
+    id: &str,
+) -> Result<Response<Body>, ApiError> {
+    let json = match find(models, caller, id) {
+        Ok(model) => body::json(&object(&model)),
+        Err(missing) => {
+            let programs = program::list(models, programs, caller).await?;
+            let mut programs = programs.iter();
+            let (record, base) = programs
+                .find(|(record, _)| record.name.as_str() == id)
+                .ok_or(missing)?;
+            body::json(&program_object(record, base))
+        }
+    };
+    Ok(body::json_response(StatusCode::OK, json.into()))
 }

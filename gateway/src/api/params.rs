@@ -131,6 +131,31 @@ impl Params {
         Ok(())
     }
 
+    /// Refuses what asks for something that a program does by itself, or not.
+    pub(super) fn check_for_program(&self) -> Result<(), ApiError> {
+        let without = [
+            ("n", self.n > 1),
+            ("logprobs", self.top_logprobs.is_some()),
+            ("min_tokens", self.min_tokens > 0),
+            ("ignore_eos", self.ignore_eos),
+            ("presence_penalty", self.presence_penalty != 0.0),
+            ("frequency_penalty", self.frequency_penalty != 0.0),
+            (
+                "repetition_penalty",
+                self.repetition_penalty.is_some_and(|p| p != 1.0),
+            ),
+            ("logit_bias", !self.bias.is_empty()),
+            ("processor", self.processor.is_some()),
+        ];
+        match without.iter().find(|(_, is_there)| *is_there) {
+            None => Ok(()),
+            Some((name, _)) => Err(ApiError::conflict(
+                *name,
+                format!("A program answers this request, which cannot be told '{name}'."),
+            )),
+        }
+    }
+
     /// Tokens to generate at most after a prompt of `prompt` tokens. Without `max_tokens` it is
     /// `default`, or less where the context is full before.
     pub(super) fn budget(

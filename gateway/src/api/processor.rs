@@ -7,8 +7,9 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::Fields;
-use crate::batching::Steering;
-use crate::programs::Programs;
+use crate::batching::Instance;
+use crate::config::TenantSettings;
+use crate::programs::{Kind, Programs};
 use crate::tenants::Caller;
 
 /// Most bytes of its arguments, as JSON.
@@ -29,16 +30,33 @@ impl Processor {
         };
         let name = fields.string("name")?;
         let name = name.ok_or_else(|| ApiError::missing("processor.name"))?;
-        let args = fields.take("args").unwrap_or(Value::Null).to_string();
-        if args.len() > MAX_ARGS {
-            return Err(ApiError::invalid(
-                "processor.args",
-                format!("at most {MAX_ARGS} bytes of JSON, but got {}", args.len()),
-            ));
-        }
+        let args = args(&mut fields)?.into();
         fields.finish()?;
-        let args = args.into();
         Ok(Some(Processor { name, args }))
+    }
+}
+
+/// Takes the arguments of a program out of what a request says of it, as JSON.
+pub(super) fn args(fields: &mut Fields) -> Result<String, ApiError> {
+    let args = fields.take("args").unwrap_or(Value::Null).to_string();
+    match args.len() {
+        0..=MAX_ARGS => Ok(args),
+        long => Err(ApiError::invalid(
+            fields.path("args"),
+            format!("at most {MAX_ARGS} bytes of JSON, but got {long}"),
+        )),
+    }
+}
+
+/// What a program of a tenant may take in a worker.
+pub(super) fn allotment(settings: &TenantSettings) -> Allotment {
+    let limits = settings.program_limits();
+    Allotment {
+        memory: limits.memory,
+        call_micros: u64::try_from(limits.call.as_micros()).unwrap_or(u64::MAX),
+        instances: limits.instances.get(),
+        sequences: limits.sequences.get(),
+        ..Allotment::default()
     }
 }
 
@@ -48,7 +66,7 @@ pub(super) async fn steering(
     caller: &Caller,
     model: &str,
     named: Option<&Processor>,
-) -> Result<Option<Steering>, ApiError> {
+) -> Result<Option<Instance>, ApiError> {
     let settings = caller.tenant.settings();
     let (name, args) = match (named, &settings.processor) {
         (Some(named), _) => (named.name.as_str(), named.args.clone()),
@@ -56,22 +74,21 @@ pub(super) async fn steering(
         (None, None) => return Ok(None),
     };
     let program = programs.find(&caller.tenant.name, name).await?;
+    if program.kind != Kind::Processor {
+        return Err(ApiError::conflict(
+            "processor",
+            format!("`{name}` is a program, which answers by itself: name it as 'model'."),
+        ));
+    }
     if let Some(base) = program.base.as_deref().filter(|base| *base != model) {
         return Err(ApiError::conflict(
             "processor",
             format!("The program `{name}` is made for the model `{base}`, not for `{model}`."),
         ));
     }
-    let limits = settings.program_limits();
-    let allotment = Allotment {
-        memory: limits.memory,
-        call_micros: u64::try_from(limits.call.as_micros()).unwrap_or(u64::MAX),
-        instances: limits.instances.get(),
-        ..Allotment::default()
-    };
-    Ok(Some(Steering {
+    Ok(Some(Instance {
         program,
         args,
-        allotment,
+        allotment: allotment(&settings),
     }))
 }

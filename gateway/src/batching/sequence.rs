@@ -6,7 +6,7 @@ use std::sync::Arc;
 use realm_shared::wire::{Allotment, Fault, Sampling};
 use serde::Deserialize;
 
-use crate::programs::Program;
+use crate::programs::{Kind, Program};
 
 /// Names one sequence for the life of the gateway process. Ids rise in order of arrival: the
 /// smaller one is the older sequence. None is used twice.
@@ -59,9 +59,18 @@ impl Default for Allowance {
     }
 }
 
-/// A tenant's program, and what it is told of the sequence that it steers.
+/// What steers how a sequence's tokens are drawn.
 #[derive(Debug, Clone)]
-pub struct Steering {
+pub enum Steering {
+    /// A processor, in an instance of its own.
+    Instance(Instance),
+    /// A program that answers the request, and has this lease of the sequence.
+    Lease(u64),
+}
+
+/// A tenant's processor, and what it is told of the sequence that it steers.
+#[derive(Debug, Clone)]
+pub struct Instance {
     /// The program.
     pub program: Arc<Program>,
     /// Arguments of the request, as JSON.
@@ -117,8 +126,10 @@ pub enum FinishReason {
 /// Why a sequence could not go on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FailReason {
-    /// The program that steers it failed.
+    /// The program that steers it, or answers the request, failed.
     Program {
+        /// Which of the two it is.
+        kind: Kind,
         /// In which way.
         fault: Fault,
         /// In its own words, or in those of the worker.
@@ -155,6 +166,13 @@ pub enum Event {
         token: u32,
         /// Present if asked for.
         logprobs: Option<TokenLogprobs>,
+    },
+    /// A program that answers the request gave out text, for which it drew so many tokens.
+    Text {
+        /// What follows in the answer.
+        text: String,
+        /// Tokens drawn since it gave out text last.
+        tokens: u32,
     },
     /// The sequence is over; nothing follows.
     Finished(FinishReason),

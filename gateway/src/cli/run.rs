@@ -152,6 +152,7 @@ async fn answer(model: &Model, args: &Args, messages: &[Message]) -> anyhow::Res
             }
             Event::Failed(reason) => bail!("the answer broke off: {reason:?}"),
             Event::Finished(_) => detokenizer.finish(&mut answer),
+            Event::Text { text, .. } => answer.push_str(&text),
             Event::Started { .. } | Event::Token { .. } | Event::PromptLogprobs { .. } => {}
         }
         let mut out = std::io::stdout();

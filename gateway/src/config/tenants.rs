@@ -17,6 +17,7 @@ const PROGRAM_LIMITS: ProgramLimits = ProgramLimits {
     memory: 64 << 20,
     call: Duration::from_millis(50),
     instances: NonZeroU32::new(64).unwrap(),
+    sequences: NonZeroU32::new(8).unwrap(),
 };
 /// How many programs a tenant may store where nothing is said.
 const PROGRAMS: usize = 64;
@@ -62,6 +63,9 @@ pub struct TenantSettings {
     pub program_call_ms: Option<u64>,
     /// Most instances of its programs at once in one worker.
     pub program_instances: Option<NonZeroU32>,
+    /// Most sequences that one program has at once.
+    #[serde(deserialize_with = "program_sequences")]
+    pub program_sequences: Option<NonZeroU32>,
 }
 
 /// What one tenant's programs may use in a worker.
@@ -73,6 +77,8 @@ pub struct ProgramLimits {
     pub call: Duration,
     /// Instances at once.
     pub instances: NonZeroU32,
+    /// Sequences of one of them at once.
+    pub sequences: NonZeroU32,
 }
 
 fn weight<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
@@ -107,6 +113,11 @@ fn program_call<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error
     )
 }
 
+fn program_sequences<'de, D: Deserializer<'de>>(d: D) -> Result<Option<NonZeroU32>, D::Error> {
+    let is_count = |count: &NonZeroU32| count.get() <= 64;
+    checked(d, is_count, "a program may have between 1 and 64 sequences")
+}
+
 fn checked<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     deserializer: D,
     is_right: impl Fn(&T) -> bool,
@@ -138,6 +149,7 @@ impl TenantSettings {
             program_memory: self.program_memory.or(d.program_memory),
             program_call_ms: self.program_call_ms.or(d.program_call_ms),
             program_instances: self.program_instances.or(d.program_instances),
+            program_sequences: self.program_sequences.or(d.program_sequences),
         }
     }
 
@@ -164,6 +176,7 @@ impl TenantSettings {
                 .program_call_ms
                 .map_or(usual.call, Duration::from_millis),
             instances: self.program_instances.unwrap_or(usual.instances),
+            sequences: self.program_sequences.unwrap_or(usual.sequences),
         }
     }
 

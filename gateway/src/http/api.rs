@@ -88,7 +88,10 @@ async fn route(
     let path = request.uri().path().to_owned();
     let method = request.method().clone();
     let (route, response) = match path.strip_prefix("/v1/").unwrap_or("") {
-        "models" if method == Method::GET => ("/v1/models", api::list_models(models, &caller)),
+        "models" if method == Method::GET => {
+            let response = api::list_models(models, programs, &caller).await;
+            ("/v1/models", response)
+        }
         "models" => ("/v1/models", not_allowed(&method, "GET")),
         "chat/completions" if method == Method::POST => {
             let response = match read_json(request, max_body).await {
@@ -120,7 +123,8 @@ async fn route(
         "programs" => ("/v1/programs", not_allowed(&method, "GET, POST")),
         rest => match rest.split_once('/') {
             Some(("models", id)) if method == Method::GET => {
-                ("/v1/models/{id}", api::get_model(models, &caller, id))
+                let response = api::get_model(models, programs, &caller, id).await;
+                ("/v1/models/{id}", response)
             }
             Some(("models", _)) => ("/v1/models/{id}", not_allowed(&method, "GET")),
             Some(("programs", name)) => {

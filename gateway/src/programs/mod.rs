@@ -40,12 +40,15 @@ const TRIES: usize = 3;
 pub enum Kind {
     /// It steers how the tokens of a sequence are chosen.
     Processor,
+    /// It answers requests, and is called as a model.
+    Program,
 }
 
 impl std::fmt::Display for Kind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(match self {
             Kind::Processor => "processor",
+            Kind::Program => "program",
         })
     }
 }

@@ -129,6 +129,13 @@ impl Reservation {
         state.outcome = state.outcome.max(outcome);
     }
 
+    /// All sequences are over.
+    pub fn all_ended(&self, outcome: Outcome) {
+        let mut state = self.lock();
+        state.open = 0;
+        state.outcome = state.outcome.max(outcome);
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -6,25 +6,27 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use realm_shared::control::{Control, ModelInfo};
-use realm_shared::wire::Sampling;
+use realm_shared::wire::{Fault, Sampling};
 use realm_shm::GatewayEnd;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TryRecvError;
 
-use super::generation::{Backlog, Cancel, Command};
+use super::generation::{Cancel, Command};
 use super::heartbeat::Heartbeat;
-use super::link::{Link, LinkError, MAX_TABLE};
+use super::link::{Answer, Link, LinkError, MAX_TABLE, Room};
+use super::live::Live;
 use super::process::{WorkerError, WorkerProcess, watch};
-use super::queue::Places;
+use super::runs::{Hands, Runs};
 use super::{Shared, State};
 use crate::batching::{
-    Allowance, Config, Event, FailReason, FinishReason, Limits, Priority, Scheduler, Sequence,
-    SequenceId, TenantId,
+    Allowance, Config, Event, FailReason, Limits, Priority, Scheduler, Sequence, SequenceId,
+    TenantId,
 };
 use crate::config::{ModelSpec, Workers};
 use crate::metrics::ModelMetrics;
-use crate::tenants::{Outcome, Reservation};
+use crate::programs::Kind;
+use crate::tenants::Outcome;
 
 /// Shortest and longest pause before a worker that ended is replaced.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(30));
@@ -62,43 +64,12 @@ pub(super) struct Driver {
     /// The probe ended without a number: there is nothing to be had from this model.
     computes_nothing: bool,
     metrics: ModelMetrics,
-}
-
-/// A sequence's way back to its request.
-struct Live {
-    request: u64,
-    index: usize,
-    events: mpsc::UnboundedSender<(usize, Event)>,
-    backlog: Arc<Backlog>,
-    submitted: Instant,
-    last_token: Option<Instant>,
-    prompt_tokens: usize,
-    /// Whether another choice of the request has the same prompt, which counts once.
-    shares_prompt: bool,
-    reservation: Option<Arc<Reservation>>,
-    /// Given back when the sequence ends.
-    place: Option<Places>,
-}
-
-impl Live {
-    /// Counts what the request's tenant gets by an event.
-    fn settle(&self, event: &Event, now: Instant) {
-        let Some(reservation) = &self.reservation else {
-            return;
-        };
-        match event {
-            Event::Started { cached } => {
-                reservation.queued(now - self.submitted);
-                if !self.shares_prompt {
-                    reservation.prompt(self.prompt_tokens as u64, *cached as u64);
-                }
-            }
-            Event::Token { .. } => reservation.generated(1),
-            Event::Finished(_) => reservation.ended(Outcome::Completed),
-            Event::Failed(_) => reservation.ended(Outcome::Failed),
-            Event::PromptLogprobs { .. } => {}
-        }
-    }
+    /// Requests that programs answer.
+    runs: Runs,
+    /// Tokens of the current worker's vocabulary.
+    vocabulary: u32,
+    /// What the worker said that no worker can say.
+    wrong: Option<String>,
 }
 
 impl Driver {
@@ -127,6 +98,9 @@ impl Driver {
             unproven: true,
             computes_nothing: false,
             metrics,
+            runs: Runs::default(),
+            vocabulary: 0,
+            wrong: None,
         }
     }
 
@@ -142,6 +116,7 @@ impl Driver {
             };
             self.scheduler.worker_lost();
             self.deliver();
+            self.runs.detach(&mut self.scheduler);
             // Of those that are attached, only the ones that served.
             if self.spec.attach.is_none() || !self.unproven {
                 self.metrics.worker_ended(error.kind());
@@ -156,8 +131,7 @@ impl Driver {
             if hopeless && self.spec.attach.is_none() {
                 tracing::error!(model = self.spec.name, reason, "the model cannot be served");
                 self.set_state(State::Failed { reason });
-                self.scheduler.worker_gone();
-                self.deliver();
+                self.fail_all();
                 return self.refuse_all().await;
             }
             let longest = match self.spec.attach {
@@ -217,6 +191,7 @@ impl Driver {
             process.end(Some(&error)).await;
             return Some(error);
         }
+        self.vocabulary = info.vocab_size;
         self.shared.set_info(info);
         self.probe();
         let wake = gate.wake_fd().try_clone_to_owned();
@@ -254,7 +229,14 @@ impl Driver {
             if let Err(error) = self.turn(link) {
                 return Some(error);
             }
-            self.deliver();
+            while self.deliver() {
+                if let Err(error) = self.submit(link) {
+                    return Some(error);
+                }
+            }
+            if let Some(wrong) = self.wrong.take() {
+                return Some(WorkerError::Violation(wrong));
+            }
             if self.computes_nothing {
                 return Some(WorkerError::Failed(NO_NUMBERS.to_owned()));
             }
@@ -319,13 +301,20 @@ impl Driver {
     /// finished: what is still in flight then is what it may have died of.
     fn collect(&mut self, link: &mut Link) -> Result<(), WorkerError> {
         let now = Instant::now();
-        while let Some((result, busy)) = link.poll()? {
+        while let Some(answer) = link.poll()? {
+            let (result, busy) = match answer {
+                Answer::Step(result, busy) => (result, busy),
+                Answer::Heard(said) => {
+                    self.runs.hear(said);
+                    continue;
+                }
+            };
             let number = result.number;
             let parts = self.scheduler.complete(now, busy, result);
             let parts = parts
                 .map_err(|e| WorkerError::Violation(format!("result of step {number}: {e}")))?;
             for (id, part) in parts {
-                let live = self.live.get(&id);
+                let live = self.live.get(&id).or_else(|| self.runs.live(id));
                 if let Some(reservation) = live.and_then(|live| live.reservation.as_ref()) {
                     reservation.computed(part);
                 }
@@ -338,6 +327,7 @@ impl Driver {
     fn submit(&mut self, link: &mut Link) -> Result<(), WorkerError> {
         let now = Instant::now();
         self.scheduler.close_slots(|slot| link.close(slot));
+        self.submit_runs(link)?;
         while let Some(plan) = self.scheduler.plan(now, |sequence| link.reserve(sequence)) {
             for (_, id) in &plan.opens {
                 // One that had tokens waited for blocks or a new worker, not for its turn.
@@ -355,6 +345,46 @@ impl Driver {
             link.submit(&plan, opens)?;
         }
         Ok(())
+    }
+
+    /// Hands requests to the worker that programs answer.
+    fn submit_runs(&mut self, link: &mut Link) -> Result<(), WorkerError> {
+        self.runs.end(|run| link.end(run));
+        let mut hopeless = Vec::new();
+        self.runs.send(
+            |number, run| match link.run(number, &run.task, &run.journal)? {
+                Room::Taken => Ok::<_, LinkError>(true),
+                Room::None => Ok(false),
+                Room::Never => {
+                    hopeless.push(number);
+                    Ok(true)
+                }
+            },
+        )?;
+        for number in hopeless {
+            let reason = FailReason::Program {
+                kind: Kind::Program,
+                fault: Fault::Output,
+                message: "what it has seen is too long for another worker".into(),
+            };
+            let (runs, mut hands) = self.hands();
+            runs.fail(number, reason, &mut hands);
+        }
+        if !self.runs.is_empty() {
+            link.listen()?;
+        }
+        Ok(())
+    }
+
+    /// The runs, and what they act with.
+    fn hands(&mut self) -> (&mut Runs, Hands<'_>) {
+        let hands = Hands {
+            scheduler: &mut self.scheduler,
+            metrics: &self.metrics,
+            last_id: &mut self.next_id,
+            vocabulary: self.vocabulary,
+        };
+        (&mut self.runs, hands)
     }
 
     /// Takes the commands that are there. False: every handle is dropped.
@@ -390,6 +420,7 @@ impl Driver {
                             .is_some_and(|before| Arc::ptr_eq(&before, &sequence.prompt)),
                         reservation: start.reservation.clone(),
                         place: start.places.split_one(),
+                        has_started: false,
                     };
                     if let Err(refused) = self.scheduler.submit(sequence) {
                         tracing::error!(%refused, "a sequence that was admitted is refused");
@@ -405,11 +436,36 @@ impl Driver {
                     self.by_request.insert((start.request, index), id);
                 }
             }
+            Command::Run(start) => {
+                let live = Live {
+                    request: start.request,
+                    index: 0,
+                    events: start.events,
+                    backlog: start.backlog,
+                    submitted: now,
+                    last_token: None,
+                    prompt_tokens: start.task.request.prompt.len(),
+                    shares_prompt: false,
+                    reservation: start.reservation,
+                    place: Some(start.places),
+                    has_started: false,
+                };
+                self.metrics.admitted();
+                self.runs.start(*start.task, live);
+            }
             Command::Cancel {
                 request,
                 index,
                 why,
             } => {
+                let outcome = match why {
+                    Cancel::Satisfied => Outcome::Completed,
+                    Cancel::Abandoned => Outcome::Cancelled,
+                };
+                let (runs, mut hands) = self.hands();
+                if runs.cancel(request, outcome, &mut hands) {
+                    return;
+                }
                 let Some(id) = self.by_request.remove(&(request, index)) else {
                     return;
                 };
@@ -417,17 +473,7 @@ impl Driver {
                 let Some(mut live) = self.live.remove(&id) else {
                     return;
                 };
-                let outcome = match why {
-                    Cancel::Satisfied => {
-                        let finished = Event::Finished(FinishReason::Stop);
-                        self.metrics.ended(&finished, now - live.submitted);
-                        Outcome::Completed
-                    }
-                    Cancel::Abandoned => {
-                        self.metrics.abandoned();
-                        Outcome::Cancelled
-                    }
-                };
+                self.metrics.cancelled(outcome, now - live.submitted);
                 if let Some(reservation) = live.reservation.take() {
                     reservation.generated(unheard as u64);
                     reservation.ended(outcome);
@@ -440,6 +486,7 @@ impl Driver {
                 if let Some(&id) = self.by_request.get(&(request, index)) {
                     self.scheduler.resume(id);
                 }
+                self.runs.resume(request, &mut self.scheduler);
             }
         }
     }
@@ -477,8 +524,27 @@ impl Driver {
         SequenceId(self.next_id)
     }
 
-    /// Sends what happened to the requests it happened to.
-    fn deliver(&mut self) {
+    /// Sends what happened to the requests it happened to, and does what programs said. True if that
+    /// left something to plan.
+    fn deliver(&mut self) -> bool {
+        let mut acted = false;
+        loop {
+            self.deliver_events();
+            let (runs, mut hands) = self.hands();
+            match runs.advance(&mut hands) {
+                Ok(true) => acted = true,
+                Ok(false) => break,
+                Err(wrong) => {
+                    self.wrong = Some(wrong);
+                    break;
+                }
+            }
+        }
+        self.metrics.record(&self.scheduler.stats());
+        acted
+    }
+
+    fn deliver_events(&mut self) {
         let now = Instant::now();
         while let Some((id, event)) = self.scheduler.poll_event() {
             if self.unproven && matches!(event, Event::Token { .. }) {
@@ -489,24 +555,19 @@ impl Driver {
             if self.probe == Some(id) && event == Event::Failed(FailReason::NotANumber) {
                 self.computes_nothing = true;
             }
+            let (runs, mut hands) = self.hands();
+            let Some(event) = runs.event(id, event, &mut hands) else {
+                continue;
+            };
             let Some(live) = self.live.get_mut(&id) else {
                 continue;
             };
             if matches!(event, Event::Token { .. }) {
-                match live.last_token.replace(now) {
-                    None => self
-                        .metrics
-                        .first_token(now - live.submitted, live.prompt_tokens),
-                    Some(last) => self.metrics.next_token(now - last),
-                }
+                live.measure_token(now, &self.metrics);
             }
             live.settle(&event, now);
             if !event.is_last() {
-                // Counted before it is sent: once there, it may be taken at any moment.
-                let is_full = live.backlog.push();
-                // A request that is gone cancels its sequences by itself.
-                let _ = live.events.send((live.index, event));
-                if is_full {
+                if live.send(event) {
                     self.scheduler.hold(id);
                 }
             } else if let Some(mut live) = self.live.remove(&id) {
@@ -519,7 +580,6 @@ impl Driver {
                 let _ = live.events.send((live.index, event));
             }
         }
-        self.metrics.record(&self.scheduler.stats());
     }
 
     /// Takes commands for a while without a worker. False: every handle is dropped.
@@ -542,9 +602,16 @@ impl Driver {
     async fn refuse_all(mut self) {
         while let Some(command) = self.inbox.recv().await {
             self.apply(command);
-            self.scheduler.worker_gone();
-            self.deliver();
+            self.fail_all();
         }
+    }
+
+    /// No worker will come.
+    fn fail_all(&mut self) {
+        self.scheduler.worker_gone();
+        self.deliver();
+        let (runs, mut hands) = self.hands();
+        runs.fail_all(&mut hands);
     }
 
     fn set_state(&self, state: State) {

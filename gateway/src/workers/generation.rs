@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::queue::Places;
+use super::runs::Task;
 use crate::batching::{Event, Sequence};
 use crate::tenants::Reservation;
 
@@ -39,6 +40,7 @@ pub enum Refused {
 #[derive(Debug)]
 pub(super) enum Command {
     Start(Start),
+    Run(StartRun),
     Cancel {
         request: u64,
         index: usize,
@@ -72,6 +74,17 @@ pub(super) struct Start {
     pub(super) backlogs: Vec<Arc<Backlog>>,
     pub(super) places: Places,
     /// What their tokens are counted on.
+    pub(super) reservation: Option<Arc<Reservation>>,
+}
+
+/// A request that a program answers, on its way to the driver.
+#[derive(Debug)]
+pub(super) struct StartRun {
+    pub(super) request: u64,
+    pub(super) task: Box<Task>,
+    pub(super) events: mpsc::UnboundedSender<(usize, Event)>,
+    pub(super) backlog: Arc<Backlog>,
+    pub(super) places: Places,
     pub(super) reservation: Option<Arc<Reservation>>,
 }
 

@@ -4,6 +4,8 @@
 //! once out of an output slot into private memory and checked there. Both slots are assigned and
 //! freed here, so a worker that dies takes nothing with it.
 
+mod runs;
+
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
@@ -11,11 +13,14 @@ use std::time::Duration;
 use bytemuck::bytes_of;
 use nix::sys::stat::fstat;
 use realm_shared::control::Order;
+use realm_shared::run::Said;
 use realm_shared::wire::{self, Allotment, open, result, step};
 use realm_shm::tensor::{DType, TensorReader, TensorWriter, required};
 use realm_shm::{AlignedBuf, GatewayEnd, Message, Owner, SlabError, SlotRef, socket};
 
-use crate::batching::{SequenceView, StepPlan, StepResult, TenantId};
+pub(super) use self::runs::Room;
+use self::runs::Runs;
+use crate::batching::{Instance, SequenceView, Steering, StepPlan, StepResult, TenantId};
 use crate::programs::Program;
 
 /// Most entries of a step's block table, which leave a mebibyte of the largest slot for the rest
@@ -24,7 +29,7 @@ pub(super) const MAX_TABLE: usize = (8 << 20) / size_of::<i32>();
 
 /// Messages in the ring up to which such may be added as can wait. So that there is always room for
 /// those that cannot: the steps, and what they open.
-const CAN_WAIT: usize = 256;
+const CAN_WAIT: u64 = 256;
 /// Programs that a worker holds, and bytes of their code, beyond which those that were not used for
 /// longest are forgotten.
 const MAX_PROGRAMS: usize = 256;
@@ -52,12 +57,18 @@ fn answer_error(e: impl std::fmt::Display) -> LinkError {
     LinkError::Answer(e.to_string())
 }
 
+/// What the worker answered.
+pub(super) enum Answer<'a> {
+    /// The results of the oldest step in flight, and how long the device worked on it.
+    Step(StepResult<'a>, Duration),
+    /// What programs said.
+    Heard(Vec<Said>),
+}
+
 /// A step in flight and the slots it holds.
 #[derive(Debug)]
 struct InFlight {
     number: u64,
-    /// Messages in the ring up to the step, from the one before it on.
-    messages: usize,
     /// Slots of the opens before it and of the step itself: read by the worker until it answers.
     inputs: Vec<SlotRef>,
     output: SlotRef,
@@ -73,11 +84,10 @@ pub(super) struct Link {
     programs: HashMap<(TenantId, [u8; 32]), Sent>,
     last_program: u64,
     steps: VecDeque<InFlight>,
-    /// Messages in the ring behind the last step.
-    messages: usize,
     /// Slots for the opens before the next step, in their order.
     reserved: VecDeque<SlotRef>,
     results: AlignedBuf,
+    runs: Runs,
 }
 
 /// A program that the worker has.
@@ -98,9 +108,9 @@ impl Link {
             programs: HashMap::new(),
             last_program: 0,
             steps: VecDeque::new(),
-            messages: 0,
             reserved: VecDeque::new(),
             results: AlignedBuf::default(),
+            runs: Runs::default(),
         }
     }
 
@@ -166,7 +176,6 @@ impl Link {
             .map_err(submit_error)?;
         self.steps.push_back(InFlight {
             number: plan.number,
-            messages: std::mem::take(&mut self.messages) + 1,
             inputs,
             output,
         });
@@ -179,17 +188,20 @@ impl Link {
         self.send_if_room(wire::CLOSE, slot.into())
     }
 
+    /// Whether there is room for a message that can wait.
+    fn has_room(&mut self) -> bool {
+        self.gate.submitted().1 < CAN_WAIT
+    }
+
     /// Sends a message that can wait, if it need not.
     fn send_if_room(&mut self, kind: u16, argument: u64) -> bool {
-        let in_flight: usize = self.steps.iter().map(|step| step.messages).sum();
         let message = Message {
             kind,
             input: SlotRef::NONE,
             output: SlotRef::NONE,
             args: [argument, 0],
         };
-        let sent = in_flight + self.messages < CAN_WAIT && self.gate.submit(&message).is_ok();
-        self.messages += usize::from(sent);
+        let sent = self.has_room() && self.gate.submit(&message).is_ok();
         sent
     }
 
@@ -238,9 +250,13 @@ impl Link {
     }
 
     fn open(&mut self, slot: u32, sequence: &SequenceView<'_>) -> Result<SlotRef, LinkError> {
-        let program = match sequence.steering {
-            Some(steering) => self.program(sequence.tenant, &steering.program)?,
-            None => 0,
+        let (kind, name) = match sequence.steering {
+            Some(Steering::Instance(instance)) => {
+                let program = self.program(sequence.tenant, &instance.program)?;
+                (wire::OPEN, program)
+            }
+            Some(Steering::Lease(lease)) => (wire::JOIN, *lease),
+            None => (wire::OPEN, 0),
         };
         let history = history(sequence);
         let history_len = history.iter().map(|tokens| tokens.len()).sum();
@@ -268,9 +284,9 @@ impl Link {
         for (to, &token) in tokens.iter_mut().zip(history.into_iter().flatten()) {
             *to = token as i32;
         }
-        let allotment = sequence.steering.map(|steering| Allotment {
+        let allotment = instance(sequence).map(|instance| Allotment {
             tenant: sequence.tenant.0.get(),
-            ..steering.allotment
+            ..instance.allotment
         });
         let allotment = allotment.as_ref().map_or(&[][..], bytes_of);
         for bytes in [allotment, args(sequence)] {
@@ -281,13 +297,12 @@ impl Link {
         w.finish();
         self.gate
             .submit(&Message {
-                kind: wire::OPEN,
+                kind,
                 input,
                 output: SlotRef::NONE,
-                args: [slot.into(), program],
+                args: [slot.into(), name],
             })
             .map_err(submit_error)?;
-        self.messages += 1;
         Ok(input)
     }
 
@@ -331,11 +346,14 @@ impl Link {
         Ok(input)
     }
 
-    /// The next result, in the order of submission, and how long the device worked on it.
-    pub(super) fn poll(&mut self) -> Result<Option<(StepResult<'_>, Duration)>, LinkError> {
+    /// The next answer; those to steps come in the order of submission.
+    pub(super) fn poll(&mut self) -> Result<Option<Answer<'_>>, LinkError> {
         let Some(m) = self.gate.poll()? else {
             return Ok(None);
         };
+        if m.kind == wire::HEARD {
+            return self.heard(&m).map(|said| Some(Answer::Heard(said)));
+        }
         if m.kind != wire::STEP_DONE {
             return Err(LinkError::Answer(format!(
                 "message of unknown kind {}",
@@ -360,7 +378,7 @@ impl Link {
             self.gate.free_input(slot).map_err(answer_error)?;
         }
         self.gate.free_output(sent.output).map_err(answer_error)?;
-        Ok(Some((
+        Ok(Some(Answer::Step(
             read_result(sent.number, &self.results)?,
             Duration::from_nanos(m.args[1]),
         )))
@@ -393,7 +411,7 @@ fn open_sizes(sequence: &SequenceView<'_>) -> [(DType, usize); open::COUNT] {
         (DType::I32, history),
         (
             DType::U8,
-            sequence.steering.map_or(0, |_| size_of::<Allotment>()),
+            instance(sequence).map_or(0, |_| size_of::<Allotment>()),
         ),
         (DType::U8, args(sequence).len()),
     ]
@@ -401,8 +419,16 @@ fn open_sizes(sequence: &SequenceView<'_>) -> [(DType, usize); open::COUNT] {
 
 /// The arguments of its program.
 fn args<'a>(sequence: &SequenceView<'a>) -> &'a [u8] {
-    let args = sequence.steering.map(|steering| steering.args.as_bytes());
+    let args = instance(sequence).map(|instance| instance.args.as_bytes());
     args.unwrap_or_default()
+}
+
+/// The instance that steers it alone, if one does.
+fn instance<'a>(sequence: &SequenceView<'a>) -> Option<&'a Instance> {
+    match sequence.steering {
+        Some(Steering::Instance(instance)) => Some(instance),
+        Some(Steering::Lease(_)) | None => None,
+    }
 }
 
 /// Names the tensors of a result. Their sizes and contents are checked by the scheduler.
@@ -446,7 +472,7 @@ mod tests {
     /// The largest that a request can have.
     const BIASES: usize = 1024;
 
-    fn link() -> Link {
+    pub(super) fn link() -> Link {
         let gate = GatewayEnd::create(1, &geometry(), realm_shared::ABI_VERSION);
         let (orders, _) = socket::pair().expect("two sockets");
         Link::new(gate.expect("two segments"), orders)

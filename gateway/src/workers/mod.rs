@@ -15,9 +15,11 @@ mod driver;
 mod generation;
 mod heartbeat;
 mod link;
+mod live;
 mod models;
 mod process;
 mod queue;
+mod runs;
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,12 +34,13 @@ pub use generation::{Generation, Refused};
 pub use models::{ModelStatus, Models, SwapError, Version};
 pub use process::{WorkerError, default_binary};
 
-use crate::batching::{Sequence, TenantId};
+use crate::batching::{Event, Sequence, TenantId};
 use crate::config::{ModelSource, ModelSpec, Workers};
 use crate::tenants::Reservation;
 use crate::text::Text;
-use generation::{Command, Start};
-use queue::Queue;
+use generation::{Backlog, Command, Start, StartRun};
+use queue::{Places, Queue};
+pub use runs::Task;
 
 /// Retry hint while a worker starts or the queue is full.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -220,6 +223,43 @@ impl Model {
         sequences: Vec<Sequence>,
         reservation: Option<Reservation>,
     ) -> Result<Generation, Refused> {
+        let count = sequences.len();
+        let tenant = sequences.first().map_or(TenantId::ANYONE, |s| s.tenant);
+        self.admit(tenant, count, reservation, |admitted| {
+            Command::Start(Start {
+                request: admitted.request,
+                sequences,
+                events: admitted.events,
+                places: admitted.places,
+                backlogs: admitted.backlogs,
+                reservation: admitted.reservation,
+            })
+        })
+    }
+
+    /// Has a program answer a request: a generation of one sequence, whose tokens come as
+    /// [text](crate::batching::Event::Text).
+    pub fn run(&self, task: Task, reservation: Option<Reservation>) -> Result<Generation, Refused> {
+        self.admit(task.tenant, 1, reservation, |admitted| {
+            Command::Run(StartRun {
+                request: admitted.request,
+                task: Box::new(task),
+                events: admitted.events,
+                backlog: admitted.backlogs.into_iter().next().unwrap_or_default(),
+                places: admitted.places,
+                reservation: admitted.reservation,
+            })
+        })
+    }
+
+    /// Takes places in the queue, and tells the driver.
+    fn admit(
+        &self,
+        tenant: TenantId,
+        count: usize,
+        reservation: Option<Reservation>,
+        command: impl FnOnce(Admitted) -> Command,
+    ) -> Result<Generation, Refused> {
         let reason = match &*self.shared.state.borrow() {
             // While a worker is replaced, requests wait with those that it left behind.
             State::Ready | State::Restarting { .. } => None,
@@ -232,33 +272,31 @@ impl Model {
                 reason,
             });
         }
-        let (queue, count) = (&self.shared.queue, sequences.len());
+        let queue = &self.shared.queue;
         let limit = queue.limit();
         if count > limit {
             return Err(Refused::TooMany { limit });
         }
-        let tenant = sequences.first().map_or(TenantId::ANYONE, |s| s.tenant);
         let Some(places) = queue.take(tenant, count) else {
             return Err(Refused::QueueFull {
                 retry_after: RETRY_AFTER,
             });
         };
         let (sender, events) = mpsc::unbounded_channel();
-        let backlogs: Vec<_> = sequences.iter().map(|_| Arc::default()).collect();
+        let backlogs: Vec<Arc<Backlog>> = (0..count).map(|_| Arc::default()).collect();
         let request = self.next_request.fetch_add(1, Ordering::Relaxed);
         let reservation = reservation.map(Arc::new);
         if let Some(reservation) = &reservation {
             reservation.begin();
         }
-        let start = Start {
+        let command = command(Admitted {
             request,
-            sequences,
             events: sender,
             places,
             backlogs: backlogs.clone(),
             reservation,
-        };
-        if self.commands.send(Command::Start(start)).is_err() {
+        });
+        if self.commands.send(command).is_err() {
             let reason = "the gateway is shutting down".to_owned();
             return Err(Refused::NotReady {
                 retry_after: RETRY_AFTER,
@@ -272,4 +310,14 @@ impl Model {
             self.commands.clone(),
         ))
     }
+}
+
+/// What a request has of the driver once it is admitted.
+struct Admitted {
+    request: u64,
+    events: mpsc::UnboundedSender<(usize, Event)>,
+    places: Places,
+    /// One of each sequence.
+    backlogs: Vec<Arc<Backlog>>,
+    reservation: Option<Arc<Reservation>>,
 }

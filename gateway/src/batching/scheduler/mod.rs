@@ -266,6 +266,19 @@ impl Scheduler {
         self.line.insert(id, live);
     }
 
+    /// A worker may have died of what this sequence is made from: it computes alone at first.
+    pub fn suspect(&mut self, id: SequenceId) {
+        if let Some(live) = self.live_mut(id) {
+            // As many as were in flight: the token that is computed with the prompt, and the next.
+            live.suspect(live.known() + STEPS_IN_FLIGHT);
+        }
+    }
+
+    /// Whether a worker may have died of a sequence.
+    pub fn is_suspect(&self, id: SequenceId) -> bool {
+        self.live(id).is_some_and(Live::is_suspect)
+    }
+
     /// Ends a sequence wherever it is. No event of it follows. Unknown and ended sequences are
     /// no error: the end may have crossed the cancellation. Returns how many tokens nobody will hear
     /// of that the worker has drawn for it, or is drawing.

@@ -9,6 +9,7 @@ use super::Scheduler;
 use super::attached::{Row, Step};
 use crate::batching::plan::{Expected, ResultError, StepResult, check_len, check_token};
 use crate::batching::sequence::{Event, FailReason, FinishReason, SequenceId};
+use crate::programs::Kind;
 
 impl Scheduler {
     /// Takes the answer to the oldest step in flight, which took the worker as long as `busy`.
@@ -78,7 +79,12 @@ impl Scheduler {
                 // Its form was checked with the rest of the step.
                 let (fault, message) = result.note(index).unwrap_or((Fault::Trap, "".into()));
                 self.remove(row.id);
-                let failed = FailReason::Program { fault, message };
+                let kind = Kind::Processor;
+                let failed = FailReason::Program {
+                    kind,
+                    fault,
+                    message,
+                };
                 return self.end(row.id, Event::Failed(failed));
             }
             token if row.draws => {

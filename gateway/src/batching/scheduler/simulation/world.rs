@@ -16,6 +16,7 @@ use realm_shared::wire::Fault;
 use realm_shared::wire::result::LATE;
 
 use crate::batching::sequence::{Event, FailReason, FinishReason, Sequence, SequenceId};
+use crate::programs::Kind;
 
 /// How a sequence ended.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -440,6 +441,7 @@ impl Track {
                 assert_eq!(entries[..], expected.prompt[*start..start + entries.len()]);
                 self.scored += entries.len();
             }
+            Event::Text { .. } => panic!("the scheduler has no text"),
             Event::Token { token, logprobs } => {
                 assert!(self.started);
                 assert_eq!(self.scored, expected.prompt.len());
@@ -482,8 +484,13 @@ impl Track {
                         assert!(expected.overflows);
                         assert_eq!(self.tokens.len(), expected.tokens.len());
                     }
-                    FailReason::Program { fault, message } => {
+                    FailReason::Program {
+                        kind,
+                        fault,
+                        message,
+                    } => {
                         assert!(expected.fails);
+                        assert_eq!(*kind, Kind::Processor);
                         assert_eq!(self.tokens.len(), expected.tokens.len());
                         assert_eq!((*fault, &**message), (Fault::Trap, "oh"));
                     }

@@ -21,7 +21,7 @@ use realm_shared::wire::step::{INPUT_SAMPLED, SAMPLE, STEERED};
 use super::simulation::VOCAB;
 use super::*;
 use crate::batching::plan::{Expected, ResultError, StepResult};
-use crate::batching::sequence::{Allowance, FinishReason, Priority, TokenLogprobs};
+use crate::batching::sequence::{Allowance, FinishReason, Instance, Priority, TokenLogprobs};
 use crate::programs::{Kind, Program};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -193,11 +193,11 @@ pub(super) fn steering() -> Steering {
         digest: [0; 32],
         compiled: nothing.into(),
     };
-    Steering {
+    Steering::Instance(Instance {
         program: Arc::new(program),
         args: "null".into(),
         allotment: Allotment::default(),
-    }
+    })
 }
 
 fn token(token: u32) -> Event {

@@ -1,0 +1,474 @@
+//! Requests that programs answer: what is kept of them here, so that they outlive their worker.
+//!
+//! A program runs in the worker; its sequences are the scheduler's, like any others. What was drawn
+//! for them is written into a journal. What the program says counts once all tokens that it had taken
+//! before are in there: so another worker, which runs it anew with the journal, says the same up to
+//! there, and goes on.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use realm_shared::run::{Drawn, Finish, Journal, Open, Request, Said, What};
+use realm_shared::wire::{Allotment, Fault, MAX_TOP_LOGPROBS, Sampling};
+
+use super::live::Live;
+use crate::batching::{
+    Allowance, Event, FailReason, FinishReason, Priority, Scheduler, Sequence, SequenceId,
+    Steering, TenantId,
+};
+use crate::metrics::ModelMetrics;
+use crate::programs::{Kind, Program};
+use crate::tenants::Outcome;
+
+/// Most sequences that a program makes, one after the other. The worker refuses it before.
+const MAX_SEQUENCES: u32 = 1 << 20;
+/// Sequences that the scheduler may hold for a program, as a multiple of those that it has at once:
+/// some are over in the worker already.
+const SLACK: usize = 4;
+
+/// A program, and the request that it is to answer.
+#[derive(Debug, Clone)]
+pub struct Task {
+    /// Whose it is.
+    pub tenant: TenantId,
+    /// What its tenant may have.
+    pub allowance: Allowance,
+    /// How urgent it is.
+    pub priority: Priority,
+    /// The program.
+    pub program: Arc<Program>,
+    /// What it may take. Whose it is, is filled in by the link.
+    pub allotment: Allotment,
+    /// What is to be answered.
+    pub request: Request,
+}
+
+/// A request that a program answers.
+#[derive(Debug)]
+pub(super) struct Run {
+    pub(super) task: Task,
+    live: Live,
+    pub(super) journal: Journal,
+    /// Tokens in it.
+    written: u64,
+    /// Those of them that the request was told of.
+    told: u64,
+    /// What was said, the oldest first, that does not count yet.
+    said: VecDeque<Said>,
+    /// What came of the prompts of sequences that are to be opened.
+    prompts: HashMap<u64, Vec<u32>>,
+    /// Bytes of text that the request has.
+    sent: usize,
+    /// Bytes of text that the program has said in its present life.
+    repeated: usize,
+    /// Its sequences in the scheduler.
+    sequences: Vec<SequenceId>,
+    /// A worker died while it computed for this.
+    is_suspect: bool,
+    /// The request reads slowly: its sequences are held.
+    is_held: bool,
+    /// The worker has it.
+    is_sent: bool,
+}
+
+/// All requests of a model that programs answer.
+#[derive(Debug, Default)]
+pub(super) struct Runs {
+    /// By the number of the request, which is that of the run.
+    runs: BTreeMap<u64, Run>,
+    /// Their sequences: of which run, and which of it.
+    sequences: HashMap<SequenceId, (u64, u32)>,
+    /// Runs that the worker has and nobody waits for.
+    ended: Vec<u64>,
+}
+
+/// What the driver lends, to act with.
+pub(super) struct Hands<'a> {
+    pub(super) scheduler: &'a mut Scheduler,
+    pub(super) metrics: &'a ModelMetrics,
+    /// The last id that a sequence was given.
+    pub(super) last_id: &'a mut u64,
+    /// Tokens of the vocabulary.
+    pub(super) vocabulary: u32,
+}
+
+impl Runs {
+    pub(super) fn start(&mut self, task: Task, live: Live) {
+        let run = Run {
+            task,
+            journal: Journal::default(),
+            written: 0,
+            told: 0,
+            said: VecDeque::new(),
+            prompts: HashMap::new(),
+            sent: 0,
+            repeated: 0,
+            sequences: Vec::new(),
+            is_suspect: false,
+            is_held: false,
+            is_sent: false,
+            live,
+        };
+        self.runs.insert(run.live.request, run);
+    }
+
+    /// The way back from a sequence.
+    pub(super) fn live(&self, id: SequenceId) -> Option<&Live> {
+        let (number, _) = self.sequences.get(&id)?;
+        self.runs.get(number).map(|run| &run.live)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    /// Hands out those that the worker does not have, until one cannot be sent now.
+    pub(super) fn send<E>(
+        &mut self,
+        mut send: impl FnMut(u64, &Run) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        for (number, run) in self.runs.iter_mut().filter(|(_, run)| !run.is_sent) {
+            if !send(*number, run)? {
+                break;
+            }
+            run.is_sent = true;
+        }
+        Ok(())
+    }
+
+    /// Hands out those that are over before the worker said so, until one cannot be told now.
+    pub(super) fn end(&mut self, mut end: impl FnMut(u64) -> bool) {
+        while self.ended.last().is_some_and(|&run| end(run)) {
+            self.ended.pop();
+        }
+    }
+
+    /// Takes in what programs said. What is said of runs that are over is of no interest.
+    pub(super) fn hear(&mut self, said: Vec<Said>) {
+        for said in said {
+            if let Some(run) = self.runs.get_mut(&said.run) {
+                run.said.push_back(said);
+            }
+        }
+    }
+
+    /// Takes what happened to a sequence, if it is one of these; else gives it back.
+    pub(super) fn event(
+        &mut self,
+        id: SequenceId,
+        event: Event,
+        hands: &mut Hands<'_>,
+    ) -> Option<Event> {
+        let Some(&(number, ordinal)) = self.sequences.get(&id) else {
+            return Some(event);
+        };
+        let run = self.runs.get_mut(&number)?;
+        let now = Instant::now();
+        match event {
+            Event::Started { cached } => run.started(id, cached, now, hands.scheduler),
+            Event::Token { token, logprobs } => {
+                run.live.count_token(now, hands.metrics);
+                let logprobs = logprobs.unwrap_or_default();
+                run.write(
+                    ordinal,
+                    Drawn {
+                        token,
+                        logprob: logprobs.logprob,
+                        alternatives: logprobs.top,
+                    },
+                );
+            }
+            // Its program let go of it, or it is as long as it may be.
+            Event::Finished(_) => {
+                self.sequences.remove(&id);
+                run.sequences.retain(|&other| other != id);
+            }
+            Event::Failed(reason) => {
+                self.sequences.remove(&id);
+                self.finish(number, Event::Failed(reason), hands);
+            }
+            Event::PromptLogprobs { .. } | Event::Text { .. } => {}
+        }
+        None
+    }
+
+    /// Carries out what counts by now of what was said. True: there may be more events.
+    ///
+    /// # Errors
+    /// If a worker said what no program can say.
+    pub(super) fn advance(&mut self, hands: &mut Hands<'_>) -> Result<bool, String> {
+        let mut acted = false;
+        let numbers: Vec<u64> = self.runs.keys().copied().collect();
+        for number in numbers {
+            while let Some(run) = self.runs.get_mut(&number)
+                && run
+                    .said
+                    .front()
+                    .is_some_and(|said| said.taken <= run.written)
+                && let Some(Said { taken, what, .. }) = run.said.pop_front()
+            {
+                let wrong = |what: &str| format!("a program of run {number} {what}");
+                match what {
+                    What::Prompt { lease, tokens } => {
+                        let prompt = run.prompts.entry(lease).or_default();
+                        prompt.extend(tokens);
+                        if prompt.len() > run.task.request.context as usize {
+                            return Err(wrong("opened a sequence that is too long"));
+                        }
+                    }
+                    What::Open(open) => {
+                        if hands.scheduler.room() == 0 {
+                            let what = What::Open(open);
+                            run.said.push_front(Said {
+                                run: number,
+                                taken,
+                                what,
+                            });
+                            break;
+                        }
+                        let (ordinal, sequence) = run
+                            .open(open, taken, hands)
+                            .ok_or_else(|| wrong("opened a sequence that cannot be"))?;
+                        let id = sequence.id;
+                        self.sequences.insert(id, (number, ordinal));
+                        run.sequences.push(id);
+                        let suspect = run.is_suspect;
+                        hands
+                            .scheduler
+                            .submit(sequence)
+                            .map_err(|e| wrong(&format!("opened a sequence: {e}")))?;
+                        if suspect {
+                            hands.scheduler.suspect(id);
+                        }
+                        if run.is_held {
+                            hands.scheduler.hold(id);
+                        }
+                        acted = true;
+                    }
+                    What::Emit(text) => acted |= run.emit(&text, hands.scheduler),
+                    What::Finished(finish) => {
+                        let reason = match finish {
+                            Finish::Stop => FinishReason::Stop,
+                            Finish::Length => FinishReason::Length,
+                        };
+                        run.is_sent = false;
+                        self.finish(number, Event::Finished(reason), hands);
+                        acted = true;
+                    }
+                    What::Failed(fault, message) => {
+                        let fault = Fault::from_number(fault)
+                            .ok_or_else(|| wrong("failed in a way that there is not"))?;
+                        let reason = FailReason::Program {
+                            kind: Kind::Program,
+                            fault,
+                            message: message.into(),
+                        };
+                        run.is_sent = false;
+                        self.finish(number, Event::Failed(reason), hands);
+                        acted = true;
+                    }
+                }
+            }
+        }
+        Ok(acted)
+    }
+
+    /// The worker is gone: what ran on it begins anew on the next one. Called when the scheduler knows,
+    /// and all events are taken.
+    pub(super) fn detach(&mut self, scheduler: &mut Scheduler) {
+        self.ended.clear();
+        for run in self.runs.values_mut() {
+            for id in run.sequences.drain(..) {
+                run.is_suspect |= scheduler.is_suspect(id);
+                scheduler.cancel(id);
+            }
+            run.said.clear();
+            run.prompts.clear();
+            run.repeated = 0;
+            run.is_sent = false;
+        }
+        self.sequences.clear();
+    }
+
+    /// No worker will come.
+    pub(super) fn fail_all(&mut self, hands: &mut Hands<'_>) {
+        while let Some(&number) = self.runs.keys().next() {
+            self.finish(number, Event::Failed(FailReason::WorkerGone), hands);
+        }
+    }
+
+    /// A run could not be handed to the worker, and never will.
+    pub(super) fn fail(&mut self, number: u64, reason: FailReason, hands: &mut Hands<'_>) {
+        self.finish(number, Event::Failed(reason), hands);
+    }
+
+    /// Ends the run of a request. False: it has none.
+    pub(super) fn cancel(&mut self, request: u64, outcome: Outcome, hands: &mut Hands<'_>) -> bool {
+        let Some(run) = self.take(request, hands.scheduler) else {
+            return false;
+        };
+        hands
+            .metrics
+            .cancelled(outcome, run.live.submitted.elapsed());
+        run.live.over(outcome);
+        true
+    }
+
+    /// Lets the sequences of a request go on whose answer was read.
+    pub(super) fn resume(&mut self, request: u64, scheduler: &mut Scheduler) {
+        if let Some(run) = self.runs.get_mut(&request) {
+            run.is_held = false;
+            for &id in &run.sequences {
+                scheduler.resume(id);
+            }
+        }
+    }
+
+    /// Ends a run, and tells its request why.
+    fn finish(&mut self, number: u64, last: Event, hands: &mut Hands<'_>) {
+        let Some(mut run) = self.take(number, hands.scheduler) else {
+            return;
+        };
+        run.tell(String::new());
+        hands.metrics.ended(&last, run.live.submitted.elapsed());
+        let outcome = match last {
+            Event::Finished(_) => Outcome::Completed,
+            _ => Outcome::Failed,
+        };
+        let (index, events) = (run.live.index, run.live.events.clone());
+        run.live.backlog.push();
+        // Whoever hears that it is over finds all given back.
+        run.live.over(outcome);
+        let _ = events.send((index, last));
+    }
+
+    /// Takes a run out, with all that the scheduler has of it.
+    fn take(&mut self, number: u64, scheduler: &mut Scheduler) -> Option<Run> {
+        let run = self.runs.remove(&number)?;
+        for &id in &run.sequences {
+            self.sequences.remove(&id);
+            let unheard = scheduler.cancel(id);
+            if let Some(reservation) = &run.live.reservation {
+                reservation.generated(unheard as u64);
+            }
+        }
+        if run.is_sent {
+            self.ended.push(number);
+        }
+        Some(run)
+    }
+}
+
+impl Run {
+    /// A sequence is being computed.
+    fn started(&mut self, id: SequenceId, cached: usize, now: Instant, scheduler: &Scheduler) {
+        let length = scheduler.sequence(id).map_or(0, |view| view.prompt.len());
+        let first = self.live.started(now);
+        if let Some(reservation) = &self.live.reservation {
+            match first {
+                true => reservation.prompt(length as u64, cached as u64),
+                // What the program's other sequences have read is not counted again.
+                false => reservation.prompt(length.saturating_sub(cached) as u64, 0),
+            }
+        }
+        if first {
+            self.live.send(Event::Started { cached });
+        }
+    }
+
+    /// Writes down what was drawn.
+    fn write(&mut self, ordinal: u32, drawn: Drawn) {
+        let at = ordinal as usize;
+        if self.journal.0.len() <= at {
+            self.journal.0.resize_with(at + 1, Vec::new);
+        }
+        self.journal.0[at].push(drawn);
+        self.written += 1;
+    }
+
+    /// What the scheduler is to compute. None if that cannot be asked for.
+    fn open(&mut self, open: Open, taken: u64, hands: &mut Hands<'_>) -> Option<(u32, Sequence)> {
+        let Task {
+            tenant,
+            allowance,
+            priority,
+            ref allotment,
+            ref request,
+            ..
+        } = self.task;
+        let mut prompt = self.prompts.remove(&open.lease).unwrap_or_default();
+        prompt.extend(&open.prompt);
+        let dials = open.dials;
+        let right = (1..=request.context as usize).contains(&prompt.len())
+            && prompt.iter().all(|&token| token < hands.vocabulary)
+            && open.sequence < MAX_SEQUENCES
+            && self.sequences.len() < allotment.sequences as usize * SLACK
+            && (0.0..=f32::MAX).contains(&dials.temperature)
+            && dials.top_p > 0.0
+            && dials.top_p <= 1.0
+            && (0.0..=1.0).contains(&dials.min_p);
+        // At least one: the worker counts what it draws, and asks for no more than there is.
+        let left = request.budget.saturating_sub(taken).max(1);
+        let alternatives = open.alternatives.map(|n| n.min(MAX_TOP_LOGPROBS as u32));
+        *hands.last_id += u64::from(right);
+        right.then(|| {
+            let sequence = Sequence {
+                id: SequenceId(*hands.last_id),
+                tenant,
+                allowance,
+                priority,
+                prompt: prompt.into(),
+                max_tokens: u32::try_from(left).unwrap_or(u32::MAX),
+                sampling: Sampling {
+                    key: open.key,
+                    temperature: dials.temperature,
+                    top_p: dials.top_p,
+                    top_k: dials.top_k,
+                    min_p: dials.min_p,
+                    top_logprobs: alternatives.map_or(-1, |n| n as i32),
+                    ..Sampling::default()
+                },
+                bias: Arc::new([]),
+                prompt_logprobs: false,
+                steering: Some(Steering::Lease(open.lease)),
+            };
+            (open.sequence, sequence)
+        })
+    }
+
+    /// Sends what the request does not have yet of a text. True if its sequences were held for that.
+    fn emit(&mut self, text: &str, scheduler: &mut Scheduler) -> bool {
+        let new = self.sent.saturating_sub(self.repeated);
+        self.repeated += text.len();
+        let Some(new) = text
+            .get(new.min(text.len())..)
+            .filter(|new| !new.is_empty())
+        else {
+            return false;
+        };
+        self.sent += new.len();
+        if !self.tell(new.to_owned()) {
+            return false;
+        }
+        self.is_held = true;
+        for &id in &self.sequences {
+            scheduler.hold(id);
+        }
+        true
+    }
+
+    /// Tells the request of a text and of the tokens drawn since. True if it reads too slowly.
+    fn tell(&mut self, text: String) -> bool {
+        let tokens = self.written - std::mem::replace(&mut self.told, self.written);
+        if text.is_empty() && tokens == 0 {
+            return false;
+        }
+        let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
+        self.live.send(Event::Text { text, tokens })
+    }
+}
+
+#[cfg(test)]
+#[path = "runs_tests.rs"]
+pub(super) mod tests;

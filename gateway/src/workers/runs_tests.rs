@@ -1,0 +1,309 @@
+use std::fs::File;
+use std::time::Duration;
+
+use realm_shared::run::Dials;
+use tokio::sync::mpsc;
+
+use super::*;
+use crate::batching::{Config, Limits};
+use crate::workers::generation::Backlog;
+
+/// A driver's parts, without a worker.
+struct Desk {
+    runs: Runs,
+    scheduler: Scheduler,
+    metrics: ModelMetrics,
+    last_id: u64,
+}
+
+impl Desk {
+    fn new() -> Self {
+        let mut scheduler = Scheduler::new(Config {
+            max_waiting: 100,
+            step_timeout: Duration::from_secs(60),
+            max_table: 1 << 16,
+            surplus: 0.1,
+        });
+        scheduler
+            .worker_ready(Limits {
+                vocab_size: 100,
+                max_context: 64,
+                block_size: 16,
+                block_count: 64,
+                max_sequences: 16,
+                max_step_tokens: 64,
+            })
+            .expect("of use");
+        Desk {
+            runs: Runs::default(),
+            scheduler,
+            metrics: ModelMetrics::new("test"),
+            last_id: 0,
+        }
+    }
+
+    fn with<T>(&mut self, act: impl FnOnce(&mut Runs, &mut Hands<'_>) -> T) -> T {
+        let mut hands = Hands {
+            scheduler: &mut self.scheduler,
+            metrics: &self.metrics,
+            last_id: &mut self.last_id,
+            vocabulary: 100,
+        };
+        act(&mut self.runs, &mut hands)
+    }
+
+    /// Starts run 1, and has it sent.
+    fn start(&mut self) -> mpsc::UnboundedReceiver<(usize, Event)> {
+        let (events, heard) = mpsc::unbounded_channel();
+        let live = Live {
+            request: 1,
+            index: 0,
+            events,
+            backlog: Arc::new(Backlog::default()),
+            submitted: Instant::now(),
+            last_token: None,
+            prompt_tokens: 3,
+            shares_prompt: false,
+            reservation: None,
+            place: None,
+            has_started: false,
+        };
+        self.runs.start(task(), live);
+        self.send();
+        heard
+    }
+
+    fn send(&mut self) -> Vec<(u64, Journal)> {
+        let mut sent = Vec::new();
+        let send = |number, run: &Run| {
+            sent.push((number, run.journal.clone()));
+            Ok::<_, ()>(true)
+        };
+        self.runs.send(send).expect("no error");
+        sent
+    }
+
+    fn say(&mut self, taken: u64, what: What) -> Result<bool, String> {
+        self.runs.hear(vec![Said {
+            run: 1,
+            taken,
+            what,
+        }]);
+        self.with(|runs, hands| runs.advance(hands))
+    }
+
+    /// A token was drawn for the sequence opened last.
+    fn draw(&mut self, token: u32) {
+        let id = SequenceId(self.last_id);
+        let event = Event::Token {
+            token,
+            logprobs: None,
+        };
+        assert_eq!(
+            self.with(|runs, hands| runs.event(id, event, hands)),
+            None,
+            "it is one of a run"
+        );
+        self.with(|runs, hands| runs.advance(hands)).expect("right");
+    }
+
+    fn lose_worker(&mut self) {
+        self.scheduler.worker_lost();
+        self.runs.detach(&mut self.scheduler);
+    }
+}
+
+pub(in crate::workers) fn task() -> Task {
+    let nothing = File::open("/dev/null").expect("is there");
+    Task {
+        tenant: TenantId::ANYONE,
+        allowance: Allowance::default(),
+        priority: Priority::default(),
+        program: Arc::new(Program {
+            name: "test".into(),
+            kind: Kind::Program,
+            base: None,
+            digest: [0; 32],
+            compiled: nothing.into(),
+        }),
+        allotment: Allotment::default(),
+        request: Request {
+            messages: Vec::new(),
+            prompt: vec![1, 2, 3],
+            args: "null".into(),
+            dials: DIALS,
+            max_tokens: 8,
+            budget: 64,
+            key: 7,
+            end_tokens: vec![2],
+            context: 64,
+        },
+    }
+}
+
+const DIALS: Dials = Dials {
+    temperature: 1.0,
+    top_p: 1.0,
+    top_k: 0,
+    min_p: 0.0,
+};
+
+fn open(lease: u64, prompt: &[u32]) -> What {
+    What::Open(Open {
+        lease,
+        sequence: 0,
+        prompt: prompt.into(),
+        dials: DIALS,
+        key: 7,
+        alternatives: None,
+    })
+}
+
+fn emit(text: &str) -> What {
+    What::Emit(text.to_owned())
+}
+
+fn heard(events: &mut mpsc::UnboundedReceiver<(usize, Event)>) -> Vec<Event> {
+    std::iter::from_fn(|| events.try_recv().ok())
+        .map(|(_, event)| event)
+        .collect()
+}
+
+fn text(text: &str, tokens: u32) -> Event {
+    let text = text.to_owned();
+    Event::Text { text, tokens }
+}
+
+#[test]
+fn what_is_said_waits_for_the_tokens_it_follows_from() {
+    let mut desk = Desk::new();
+    let mut events = desk.start();
+    desk.say(0, open(1, &[1, 2, 3])).expect("right");
+    desk.say(1, emit("a")).expect("right");
+    desk.say(1, What::Finished(Finish::Length)).expect("right");
+    assert_eq!(heard(&mut events), []);
+    desk.draw(5);
+    let over = Event::Finished(FinishReason::Length);
+    assert_eq!(heard(&mut events), [text("a", 1), over]);
+    assert!(desk.runs.is_empty());
+    assert_eq!(desk.scheduler.stats().cancelled, 1);
+    desk.runs
+        .end(|_| panic!("the worker said itself that it is over"));
+}
+
+#[test]
+fn another_worker_goes_on_from_the_journal_and_repeats_no_text() {
+    let mut desk = Desk::new();
+    let mut events = desk.start();
+    desk.say(0, emit("ab")).expect("right");
+    desk.say(0, open(1, &[1, 2, 3])).expect("right");
+    desk.draw(5);
+    desk.say(1, emit("c")).expect("right");
+    // Of a token that nobody will hear of.
+    desk.say(2, emit("lost")).expect("right");
+    assert_eq!(heard(&mut events), [text("ab", 0), text("c", 1)]);
+    desk.lose_worker();
+    assert_eq!(desk.scheduler.stats().waiting, 0, "its sequences are gone");
+    let drawn = Drawn {
+        token: 5,
+        logprob: 0.0,
+        alternatives: Vec::new(),
+    };
+    assert_eq!(desk.send(), [(1, Journal(vec![vec![drawn]]))]);
+    desk.say(0, emit("a")).expect("right");
+    desk.say(0, emit("bcd")).expect("right");
+    assert_eq!(heard(&mut events), [text("d", 0)]);
+    desk.say(1, open(1, &[1, 2, 3, 5])).expect("right");
+    desk.draw(6);
+    desk.say(2, emit("e")).expect("right");
+    assert_eq!(heard(&mut events), [text("e", 1)]);
+}
+
+#[test]
+fn a_request_that_is_gone_ends_its_run_on_the_worker() {
+    let mut desk = Desk::new();
+    let _events = desk.start();
+    desk.say(0, open(1, &[1])).expect("right");
+    assert!(desk.with(|runs, hands| runs.cancel(1, Outcome::Cancelled, hands)));
+    assert!(!desk.with(|runs, hands| runs.cancel(1, Outcome::Cancelled, hands)));
+    let mut told = Vec::new();
+    desk.runs.end(|run| {
+        told.push(run);
+        true
+    });
+    assert_eq!(told, [1]);
+    assert_eq!(desk.scheduler.stats().cancelled, 1);
+    // What it says meanwhile is of no interest.
+    desk.say(0, open(2, &[1])).expect("right");
+    assert_eq!(desk.last_id, 1);
+}
+
+#[test]
+fn a_failure_of_a_sequence_is_one_of_the_run() {
+    let mut desk = Desk::new();
+    let mut events = desk.start();
+    desk.say(0, open(1, &[1])).expect("right");
+    let failed = Event::Failed(FailReason::NotANumber);
+    let id = SequenceId(desk.last_id);
+    desk.with(|runs, hands| runs.event(id, failed.clone(), hands));
+    assert_eq!(heard(&mut events), [failed]);
+    assert!(desk.runs.is_empty());
+}
+
+#[test]
+fn a_worker_may_say_only_what_a_program_can() {
+    let long = [1; 65];
+    let unlike = Open {
+        dials: Dials {
+            temperature: f32::NAN,
+            ..DIALS
+        },
+        ..Open {
+            lease: 1,
+            sequence: 0,
+            prompt: vec![1],
+            dials: DIALS,
+            key: 0,
+            alternatives: None,
+        }
+    };
+    for what in [
+        open(1, &[]),
+        open(1, &[100]),
+        open(1, &long),
+        What::Open(unlike),
+        What::Prompt {
+            lease: 1,
+            tokens: long.into(),
+        },
+        What::Failed(0, String::new()),
+    ] {
+        let mut desk = Desk::new();
+        let _events = desk.start();
+        let wrong = desk.say(0, what.clone());
+        assert!(
+            wrong.is_err_and(|wrong| wrong.contains("run 1")),
+            "{what:?}"
+        );
+    }
+    let mut desk = Desk::new();
+    let _events = desk.start();
+    let many = (1..100).try_for_each(|lease| desk.say(0, open(lease, &[1])).map(|_| ()));
+    assert!(many.is_err());
+}
+
+#[test]
+fn who_reads_slowly_holds_the_sequences() {
+    let mut desk = Desk::new();
+    let mut events = desk.start();
+    desk.say(0, open(1, &[1])).expect("right");
+    for _ in 0..300 {
+        desk.say(0, emit("x")).expect("right");
+    }
+    assert_eq!(desk.scheduler.stats().held, 1);
+    desk.say(0, open(2, &[1])).expect("right");
+    assert_eq!(desk.scheduler.stats().held, 2);
+    assert_eq!(heard(&mut events).len(), 300);
+    desk.runs.resume(1, &mut desk.scheduler);
+    assert_eq!(desk.scheduler.stats().held, 0);
+}
