@@ -5,66 +5,23 @@
 
 mod common;
 
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::client::{End, Transcript};
 use common::requests::{Request, kinds};
+use common::shop::{Shop, content};
 use common::{Answer, Server, chat, setting, wait_until};
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-/// Programs that no one tenant can push in an hour are none of these.
-const MANY: &str = "[tenant_defaults]\nprogram_call_ms = 50\n";
-
-/// A server that keeps programs in a folder of its own.
-struct Shop {
-    server: Server,
-    folder: TempDir,
-}
-
-impl Shop {
-    fn open(programs: &[&str]) -> Shop {
-        let folder = tempfile::tempdir().expect("a folder");
-        let config = folder.path().join("realm.toml");
-        std::fs::write(&config, MANY).expect("written");
-        let store = folder.path().join("programs");
-        let (config, store) = (config.display().to_string(), store.display().to_string());
-        let server = Server::start(&["--config", &config, "--programs", &store]);
-        let shop = Shop { server, folder };
-        for name in programs {
-            let pushed = shop.push(name, name);
-            assert_eq!(pushed.status, 200, "{name}: {}", pushed.body);
-        }
-        shop
-    }
-
-    /// Pushes a component under a name.
-    fn push(&self, name: &str, component: &str) -> Answer {
-        let folder = std::env::var("REALM_PROGRAMS");
-        let folder = folder.expect("REALM_PROGRAMS is set: run `cargo xtask programs` first");
-        let path = Path::new(&folder).join(format!("{component}.wasm"));
-        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        self.server
-            .post_component(&format!("/v1/programs?name={name}"), &bytes)
-    }
-
-    fn ask(&self, content: &str, processor: Value) -> Answer {
-        let mut body = chat(content);
-        body["processor"] = processor;
-        self.server.post("/v1/chat/completions", &body)
-    }
+fn ask(shop: &Shop, content: &str, processor: Value) -> Answer {
+    let mut body = chat(content);
+    body["processor"] = processor;
+    shop.server.post("/v1/chat/completions", &body)
 }
 
 fn processor(name: &str, args: Value) -> Value {
     json!({"name": name, "args": args})
-}
-
-fn content(answer: &Answer) -> String {
-    assert_eq!(answer.status, 200, "{}", answer.body);
-    let content = answer.json()["choices"][0]["message"]["content"].take();
-    content.as_str().expect("a text").to_owned()
 }
 
 #[test]
@@ -73,7 +30,7 @@ fn an_answer_is_one_of_the_choices() {
     let choices = ["yes", "no", "perhaps not"];
     let args = json!({"choices": choices});
     for question in ["Is the sky blue?", "Tell me a story.", "What is 2 + 2?"] {
-        let answer = shop.ask(question, processor("choice", args.clone()));
+        let answer = ask(&shop, question, processor("choice", args.clone()));
         let text = content(&answer);
         assert!(choices.contains(&text.trim()), "{text}");
         assert_eq!(answer.json()["choices"][0]["finish_reason"], "stop");
@@ -105,7 +62,7 @@ fn what_cannot_be_used_is_told_before_anything_is_done() {
         let code = answer.json()["error"]["code"].take();
         (answer.status, code.as_str().unwrap_or_default().to_owned())
     };
-    let missing = shop.ask("hi", processor("nobody", json!(null)));
+    let missing = ask(&shop, "hi", processor("nobody", json!(null)));
     assert_eq!(code(missing), (404, "program_not_found".into()));
     for wrong in [
         json!("choice"),
@@ -113,10 +70,13 @@ fn what_cannot_be_used_is_told_before_anything_is_done() {
         json!({"name": 5}),
         json!({"name": "choice", "arg": 1}),
     ] {
-        assert_eq!(shop.ask("hi", wrong.clone()).status, 400, "{wrong}");
+        assert_eq!(ask(&shop, "hi", wrong.clone()).status, 400, "{wrong}");
     }
     let long = "x".repeat(70_000);
-    assert_eq!(shop.ask("hi", processor("choice", json!(long))).status, 400);
+    assert_eq!(
+        ask(&shop, "hi", processor("choice", json!(long))).status,
+        400
+    );
     let mut other = chat("hi");
     other["processor"] = processor("choice", json!({"choices": ["a", "b"]}));
     let pushed = shop.server.post_component(
@@ -165,7 +125,7 @@ fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
         let attackers = scope.spawn(|| {
             for _ in 0..setting("REALM_TEST_ATTACKS", 2) {
                 for (name, code) in attacks {
-                    let answer = shop.ask("hi", processor(name, Value::Null));
+                    let answer = ask(&shop, "hi", processor(name, Value::Null));
                     let error = &answer.json()["error"];
                     assert_eq!(error["code"], code, "{name}: {}", answer.body);
                     assert_eq!(
@@ -250,7 +210,7 @@ fn a_slow_processor_delays_itself_alone_and_loses_nothing() {
 fn a_new_version_serves_new_requests_and_is_gone_when_removed() {
     let shop = Shop::open(&[]);
     assert_eq!(shop.push("mine", "errors").status, 200);
-    let failed = shop.ask("hi", processor("mine", Value::Null));
+    let failed = ask(&shop, "hi", processor("mine", Value::Null));
     assert_eq!(
         failed.json()["error"]["code"],
         "processor_error",
@@ -260,10 +220,10 @@ fn a_new_version_serves_new_requests_and_is_gone_when_removed() {
     assert!(failed.body.contains("no luck"), "{}", failed.body);
     assert_eq!(shop.push("mine", "choice").status, 200);
     let args = json!({"choices": ["one", "two"]});
-    let text = content(&shop.ask("hi", processor("mine", args.clone())));
+    let text = content(&ask(&shop, "hi", processor("mine", args.clone())));
     assert!(["one", "two"].contains(&text.trim()), "{text}");
     assert_eq!(shop.server.delete("/v1/programs/mine").status, 200);
-    assert_eq!(shop.ask("hi", processor("mine", args)).status, 404);
+    assert_eq!(ask(&shop, "hi", processor("mine", args)).status, 404);
 }
 
 /// What somebody changed on the disk is not run: it is compiled anew.

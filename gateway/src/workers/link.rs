@@ -201,8 +201,7 @@ impl Link {
             output: SlotRef::NONE,
             args: [argument, 0],
         };
-        let sent = self.has_room() && self.gate.submit(&message).is_ok();
-        sent
+        self.has_room() && self.gate.submit(&message).is_ok()
     }
 
     /// The number that the worker knows a program by, which is sent if it is new there.

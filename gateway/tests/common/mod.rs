@@ -6,6 +6,7 @@ pub(crate) mod client;
 pub(crate) mod place;
 pub(crate) mod random;
 pub(crate) mod requests;
+pub(crate) mod shop;
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader};
@@ -155,6 +156,10 @@ impl Server {
 
     pub(crate) fn post(&self, path: &str, body: &Value) -> Answer {
         self.post_text(path, &body.to_string())
+    }
+
+    pub(crate) fn get(&self, path: &str) -> Answer {
+        read(self.agent.get(format!("{}{path}", self.api)).call())
     }
 
     pub(crate) fn delete(&self, path: &str) -> Answer {

@@ -1,0 +1,277 @@
+//! Programs that answer requests, from the push to the last word: components made from `programs/`, in
+//! real workers, called as models behind the API.
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use common::client::{End, Transcript};
+use common::requests::{Request, kinds};
+use common::shop::{Shop, content};
+use common::{Answer, chat, setting, wait_until};
+use nix::sys::signal::{Signal, kill};
+use serde_json::{Value, json};
+
+fn call(model: &str, question: &str, args: Value) -> Value {
+    let mut body = chat(question);
+    body["model"] = json!(model);
+    body["program"] = json!({"args": args});
+    body["seed"] = json!(11);
+    body["max_tokens"] = json!(24);
+    body
+}
+
+fn request(body: Value) -> Request {
+    let (name, path) = (body["model"].to_string(), "/v1/chat/completions");
+    Request { name, path, body }
+}
+
+fn code(answer: &Answer) -> (u16, String) {
+    let code = answer.json()["error"]["code"].take();
+    (answer.status, code.as_str().unwrap_or_default().to_owned())
+}
+
+/// The yardstick: `chat` does what the model does without it.
+#[test]
+fn a_program_answers_as_the_model_does() {
+    let shop = Shop::open(&["chat"]);
+    let questions = ["Hello!", "What is 2 + 2?", "Tell me a story about a cat."];
+    for (question, temperature) in questions.into_iter().zip([0.0, 0.9, 1.4]) {
+        let with = |field: &str, value: Value| {
+            ["realm-tiny", "chat"].map(|model| {
+                let mut body = call(model, question, Value::Null);
+                body["temperature"] = json!(temperature);
+                body["stream"] = json!(true);
+                body["stream_options"] = json!({"include_usage": true});
+                body[field] = value.clone();
+                if model != "chat" {
+                    body.as_object_mut().expect("an object").remove("program");
+                }
+                body
+            })
+        };
+        for (field, value) in [
+            ("user", json!("nobody")),
+            ("max_tokens", json!(3)),
+            ("max_tokens", json!(150)),
+            ("stop", json!(["e"])),
+            ("top_k", json!(5)),
+        ] {
+            let [native, program] = with(field, value.clone()).map(request);
+            let native = shop.server.ask(&native);
+            let answer = shop.server.ask(&program);
+            assert_eq!(
+                answer.choices, native.choices,
+                "{question}, {field}: {value}"
+            );
+            if field != "stop" {
+                // Behind a stop string more or fewer may be in flight.
+                let tokens = |of: &Transcript| of.usage["completion_tokens"].clone();
+                assert_eq!(tokens(&answer), tokens(&native), "{question}, {field}");
+            }
+            assert_eq!(
+                answer.usage["prompt_tokens"], native.usage["prompt_tokens"],
+                "{question}"
+            );
+            let [native, program] = with(field, value).map(|body| {
+                let whole = request(body).with("stream", json!(false));
+                whole.with("stream_options", None)
+            });
+            let whole = shop.server.ask(&program);
+            assert_eq!(whole.choices, shop.server.ask(&native).choices);
+        }
+    }
+    let shown = shop
+        .server
+        .post("/v1/chat/completions", &call("chat", "hi", Value::Null));
+    assert_eq!(shown.json()["model"], "chat", "{}", shown.body);
+}
+
+#[test]
+fn a_program_is_listed_as_a_model_with_its_base() {
+    let shop = Shop::open(&["chat", "choice"]);
+    let listed = shop.server.get("/v1/models").json();
+    let ids: Vec<_> = listed["data"].as_array().expect("a list").iter().collect();
+    let ids: Vec<_> = ids.iter().map(|model| &model["id"]).collect();
+    assert_eq!(ids, ["realm-tiny", "chat"], "a processor is no model");
+    let one = shop.server.get("/v1/models/chat").json();
+    assert_eq!(one, listed["data"][1]);
+    assert_eq!(one["base"], "realm-tiny");
+    assert_eq!(one["max_model_len"], listed["data"][0]["max_model_len"]);
+    assert_eq!(shop.server.delete("/v1/programs/chat").status, 200);
+    assert_eq!(shop.server.get("/v1/models/chat").status, 404);
+}
+
+#[test]
+fn what_a_program_cannot_be_asked_is_refused_by_name() {
+    let shop = Shop::open(&["chat", "choice"]);
+    let ask = |body: &Value| shop.server.post("/v1/chat/completions", body);
+    for (field, value) in [
+        ("n", json!(2)),
+        ("logprobs", json!(true)),
+        ("logit_bias", json!({"5": 1})),
+        ("presence_penalty", json!(1)),
+        ("min_tokens", json!(1)),
+        ("ignore_eos", json!(true)),
+        ("processor", json!({"name": "choice"})),
+    ] {
+        let mut body = call("chat", "hi", Value::Null);
+        body[field] = value;
+        let answer = ask(&body);
+        assert_eq!(answer.status, 400, "{field}: {}", answer.body);
+        assert_eq!(answer.json()["error"]["param"], field);
+    }
+    // Each of the two kinds has its own place.
+    assert_eq!(ask(&call("choice", "hi", Value::Null)).status, 400);
+    assert_eq!(ask(&call("realm-tiny", "hi", Value::Null)).status, 400);
+    let mut body = chat("hi");
+    body["processor"] = json!({"name": "chat"});
+    assert_eq!(ask(&body).status, 400);
+    let nobody = ask(&call("nobody", "hi", Value::Null));
+    assert_eq!(code(&nobody), (404, "model_not_found".into()));
+}
+
+#[test]
+fn the_best_of_several_is_drawn_side_by_side() {
+    let shop = Shop::open(&["best-of"]);
+    let body = call("best-of", "Tell me a story.", json!({"n": 4}));
+    let ask = |body: &Value| shop.server.post("/v1/chat/completions", body);
+    let answer = ask(&body);
+    let text = content(&answer);
+    assert!(!text.is_empty());
+    let usage = &answer.json()["usage"];
+    let drawn = usage["completion_tokens"].as_u64().expect("a number");
+    assert!((5..=4 * 24).contains(&drawn), "{usage}");
+    assert_eq!(content(&ask(&body)), text, "the same seed, the same answer");
+    let wrong = ask(&call("best-of", "hi", json!({"n": 0})));
+    assert_eq!(
+        code(&wrong),
+        (422, "program_error".into()),
+        "{}",
+        wrong.body
+    );
+}
+
+#[test]
+fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
+    let attacks = [
+        ("answer-spin", "program_time_limit"),
+        ("answer-flood", "program_output_limit"),
+        ("answer-handles", "program_output_limit"),
+        ("answer-trap", "program_trap"),
+        ("answer-error", "program_error"),
+        ("answer-bad-token", "program_invalid_call"),
+        ("answer-empty-prompt", "program_invalid_call"),
+        ("answer-take-unasked", "program_invalid_call"),
+    ];
+    let names: Vec<_> = attacks.iter().map(|attack| attack.0).collect();
+    let shop = Shop::open(&names);
+    let neighbours = kinds(4, 48);
+    let alone: Vec<Transcript> = neighbours.iter().map(|r| shop.server.ask(r)).collect();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let attackers = scope.spawn(|| {
+            for _ in 0..setting("REALM_TEST_ATTACKS", 2) {
+                for (name, wanted) in attacks {
+                    let body = call(name, "hi", Value::Null);
+                    let answer = shop.server.post("/v1/chat/completions", &body);
+                    assert_eq!(
+                        code(&answer),
+                        (422, wanted.into()),
+                        "{name}: {}",
+                        answer.body
+                    );
+                    assert_eq!(answer.json()["error"]["type"], "program_error");
+                }
+            }
+            over.store(true, Ordering::Release);
+        });
+        while !over.load(Ordering::Acquire) && !attackers.is_finished() {
+            for (request, alone) in neighbours.iter().zip(&alone) {
+                assert_eq!(&shop.server.ask(request), alone, "{}", request.name);
+            }
+        }
+        attackers.join().expect("every attack ends as it should");
+    });
+    assert_eq!(shop.server.metric("realm_worker_ends_total"), 0.0);
+}
+
+/// The program runs anew with what it has seen: nothing is said twice, and nothing is lost.
+#[test]
+fn an_answer_survives_its_worker() {
+    let shop = Shop::open(&["chat", "best-of"]);
+    let server = &shop.server;
+    for (model, args) in [("chat", Value::Null), ("best-of", json!({"n": 3}))] {
+        let mut body = call(model, "Tell me a story.", args);
+        body["stream"] = json!(true);
+        body["stream_options"] = json!({"include_usage": true});
+        let request = request(body);
+        let undisturbed = server.ask(&request);
+        let stride = setting("REALM_TEST_STRIDE", 6).max(1) as usize;
+        // By chunks of text; `best-of` has but few, so there it is by what was computed.
+        let points = match model {
+            "chat" => (0..undisturbed.tokens()).step_by(stride).collect(),
+            _ => vec![0; 5],
+        };
+        for (round, point) in points.into_iter().enumerate() {
+            let (ended, worker) = (
+                server.metric("realm_worker_ends_total"),
+                server.worker_pid(),
+            );
+            let generated = || server.metric("vllm:generation_tokens_total");
+            let before = generated();
+            std::thread::scope(|scope| {
+                if model != "chat" {
+                    let after = before + (round * 11) as f64;
+                    scope.spawn(move || {
+                        wait_until("it is under way", || generated() > after);
+                        // It may be over already.
+                        let _ = kill(worker, Signal::SIGKILL);
+                    });
+                }
+                let answer = server.ask_with(&request, |chunks| {
+                    if model == "chat" && chunks == point {
+                        kill(worker, Signal::SIGKILL).expect("the worker runs");
+                    }
+                });
+                let End::Finished(answer) = answer else {
+                    panic!("killed at {point}: {answer:?}");
+                };
+                assert_eq!(
+                    answer.choices, undisturbed.choices,
+                    "{model}, killed at {point}"
+                );
+                let tokens = |of: &Transcript| of.usage["completion_tokens"].clone();
+                assert_eq!(tokens(&answer), tokens(&undisturbed));
+            });
+            wait_until("the worker is replaced", || {
+                server.metric("realm_worker_ends_total") == ended + 1.0
+                    && server.admin("/ready").status == 200
+            });
+        }
+    }
+}
+
+#[test]
+fn nothing_is_left_of_requests_that_went() {
+    let shop = Shop::open(&["chat", "answer-spin"]);
+    let server = &shop.server;
+    for model in ["chat", "answer-spin"] {
+        for _ in 0..5 {
+            let mut body = call(model, "Tell me a story.", Value::Null);
+            body["max_tokens"] = json!(200);
+            body["stream"] = json!(true);
+            let left = server.try_ask(&request(body), |chunks| match chunks {
+                0 | 1 => std::ops::ControlFlow::Continue(()),
+                _ => std::ops::ControlFlow::Break(()),
+            });
+            assert!(left.is_some());
+        }
+    }
+    for gauge in ["vllm:num_requests_running", "vllm:num_requests_waiting"] {
+        wait_until("nothing runs", || server.metric(gauge) == 0.0);
+    }
+    let body = call("chat", "hi", Value::Null);
+    assert_eq!(server.post("/v1/chat/completions", &body).status, 200);
+    assert_eq!(server.metric("realm_worker_ends_total"), 0.0);
+}

@@ -1,0 +1,52 @@
+//! A server with programs of tenants: components made from `programs/`.
+//!
+//! `cargo xtask programs` makes them; `REALM_PROGRAMS` says where they are.
+
+use std::path::Path;
+
+use tempfile::TempDir;
+
+use super::{Answer, Server};
+
+/// Programs that no one tenant can push in an hour are none of these.
+const MANY: &str = "[tenant_defaults]\nprogram_call_ms = 50\n";
+
+/// A server that keeps programs in a folder of its own.
+pub(crate) struct Shop {
+    pub(crate) server: Server,
+    pub(crate) folder: TempDir,
+}
+
+impl Shop {
+    pub(crate) fn open(programs: &[&str]) -> Shop {
+        let folder = tempfile::tempdir().expect("a folder");
+        let config = folder.path().join("realm.toml");
+        std::fs::write(&config, MANY).expect("written");
+        let store = folder.path().join("programs");
+        let (config, store) = (config.display().to_string(), store.display().to_string());
+        let server = Server::start(&["--config", &config, "--programs", &store]);
+        let shop = Shop { server, folder };
+        for name in programs {
+            let pushed = shop.push(name, name);
+            assert_eq!(pushed.status, 200, "{name}: {}", pushed.body);
+        }
+        shop
+    }
+
+    /// Pushes a component under a name.
+    pub(crate) fn push(&self, name: &str, component: &str) -> Answer {
+        let folder = std::env::var("REALM_PROGRAMS");
+        let folder = folder.expect("REALM_PROGRAMS is set: run `cargo xtask programs` first");
+        let path = Path::new(&folder).join(format!("{component}.wasm"));
+        let bytes = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        self.server
+            .post_component(&format!("/v1/programs?name={name}"), &bytes)
+    }
+}
+
+/// The text of an answer that is one.
+pub(crate) fn content(answer: &Answer) -> String {
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    let content = answer.json()["choices"][0]["message"]["content"].take();
+    content.as_str().expect("a text").to_owned()
+}
