@@ -8,6 +8,7 @@
 
 pub mod control;
 pub mod cpus;
+pub mod detokenize;
 pub mod run;
 mod spelling;
 pub mod tokenizer;

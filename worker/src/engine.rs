@@ -475,6 +475,15 @@ struct Scores {
 
 impl Job<'_> {
     fn run(&mut self) -> Scores {
+        let scores = self.score();
+        let token = scores.drawn.as_ref().and_then(|drawn| drawn.token);
+        if let (Some(slot), Some(token)) = (&mut self.slot, token) {
+            slot.tell(token, scores.drawn_logprob, &scores.top);
+        }
+        scores
+    }
+
+    fn score(&mut self) -> Scores {
         let Position {
             index, target, top, ..
         } = *self.position;

@@ -213,8 +213,8 @@ fn compile(only_fingerprint: bool) -> anyhow::Result<()> {
     if component.len() as u64 > MAX_COMPONENT {
         bail!("the component has more than {MAX_COMPONENT} bytes");
     }
-    let compiled = tenant::compile(&component)?;
-    let about = serde_json::json!({ "kind": "processor", "fingerprint": fingerprint });
+    let (kind, compiled) = tenant::compile(&component)?;
+    let about = serde_json::json!({ "kind": kind, "fingerprint": fingerprint });
     writeln!(output, "{about}")?;
     output.write_all(&compiled)?;
     Ok(output.flush()?)

@@ -3,25 +3,27 @@
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use bytemuck::AnyBitPattern;
 use realm_shared::ABI_VERSION;
 use realm_shared::control::{Control, MAX_CONTROL_BYTES, Order};
-use realm_shared::wire::{self, Allotment, CLOSE, FORGET, OPEN, STEP, STEP_DONE, Sampling};
+use realm_shared::wire::{
+    self, Allotment, CLOSE, END, FORGET, JOIN, LISTEN, OPEN, RUN, STEP, STEP_DONE, Sampling,
+};
 use realm_shm::tensor::{TensorError, TensorReader, TensorWriter};
-use realm_shm::{Message, WorkerEnd, socket};
+use realm_shm::{Inlet, Message, Outlet, WorkerEnd, socket};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::Shutdown;
 
 use crate::batch::Step;
 use crate::engine::{Engine, ModelSource, Options, Outcome};
 use crate::listen;
-use crate::tenant::{Programs, Start, Vocabulary};
+use crate::tenant::{Outbox, Programs, Run, Start, Vocabulary};
 
 /// How long the gateway may take to say hello.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -74,7 +76,8 @@ pub fn serve(gateway: &Gateway, model: &ModelSource, options: &Options) -> anyho
 /// A gateway that completed the handshake.
 pub(crate) struct Session {
     socket: OwnedFd,
-    ring: WorkerEnd,
+    /// Until it runs.
+    ring: Option<WorkerEnd>,
     /// Dropped with the session, which is how the thread of its pulse learns of that.
     _alive: mpsc::Sender<()>,
 }
@@ -96,7 +99,7 @@ impl Session {
         thread.spawn(body).context("cannot start a thread")?;
         Ok(Session {
             socket,
-            ring,
+            ring: Some(ring),
             _alive,
         })
     }
@@ -114,19 +117,24 @@ impl Session {
         vocabulary: &Arc<Vocabulary>,
         watch: &Watch,
     ) -> anyhow::Result<()> {
-        let programs = Arc::new(Programs::new(vocabulary.clone()));
+        let (mut inlet, outlet) = self.ring.take().context("the session ran before")?.split();
+        let outlet = Arc::new(Mutex::new(outlet));
+        let outbox = Outbox::new(outlet.clone());
+        let programs = Arc::new(Programs::new(vocabulary.clone(), outbox));
         take_orders(self.socket(), programs.clone())?;
         tell(self.socket(), &Control::Ready(engine.info().clone()))?;
-        let ring = &mut self.ring;
         while !watch.gone() {
-            let Some(message) = ring.recv_timeout(SPIN, NAP)? else {
+            let Some(message) = inlet.recv_timeout(SPIN, NAP)? else {
                 continue;
             };
             match message.kind {
-                OPEN => open(ring, engine, &programs, &message)?,
-                STEP => step(ring, engine, &message)?,
+                OPEN | JOIN => open(&inlet, engine, &programs, &message)?,
+                STEP => step(&inlet, &outlet, engine, &message)?,
                 CLOSE => engine.close(message.args[0])?,
                 FORGET => programs.forget(message.args[0]),
+                RUN => run(&inlet, engine, &programs, &message)?,
+                END => programs.end(message.args[0]),
+                LISTEN => programs.outbox().lend(message.output)?,
                 kind => bail!("message of unknown kind {kind}"),
             }
         }
@@ -255,8 +263,29 @@ fn take_orders(socket: BorrowedFd<'_>, programs: Arc<Programs>) -> anyhow::Resul
     Ok(())
 }
 
+fn run(
+    ring: &Inlet,
+    engine: &Engine,
+    programs: &Programs,
+    message: &Message,
+) -> anyhow::Result<()> {
+    let [run, program] = message.args;
+    let tensors = TensorReader::new(ring.input(message.input)?)?;
+    let (request, _) = tensors.tensor::<u8>(wire::run::REQUEST)?;
+    let (journal, _) = tensors.tensor::<u8>(wire::run::JOURNAL)?;
+    programs.run(Run {
+        run,
+        program,
+        allotment: pod(&tensors, wire::run::ALLOTMENT, "an allotment")?,
+        request: serde_json::from_slice(request).context("RUN: a request")?,
+        journal: serde_json::from_slice(journal).context("RUN: a journal")?,
+        vocabulary: engine.limits().vocab,
+    });
+    Ok(())
+}
+
 fn open(
-    ring: &WorkerEnd,
+    ring: &Inlet,
     engine: &mut Engine,
     programs: &Programs,
     message: &Message,
@@ -278,7 +307,9 @@ fn open(
     let bias = ids.iter().copied().zip(values.iter().copied());
     let (history, _) = tensors.tensor::<i32>(wire::open::HISTORY)?;
     let mut steering = None;
-    if program != 0 {
+    if message.kind == JOIN {
+        steering = Some(programs.join(program));
+    } else if program != 0 {
         let vocabulary = engine.limits().vocab;
         let prompt = sampling.prompt_len as usize;
         let (prompt, generated) = history.split_at_checked(prompt).with_context(|| {
@@ -312,10 +343,15 @@ fn pod<T: AnyBitPattern>(
 ) -> anyhow::Result<T> {
     let (bytes, _) = tensors.tensor::<u8>(index)?;
     bytemuck::try_pod_read_unaligned(bytes)
-        .map_err(|e| anyhow!("OPEN: {} bytes of {what}: {e}", bytes.len()))
+        .map_err(|e| anyhow!("{} bytes of {what}: {e}", bytes.len()))
 }
 
-fn step(ring: &mut WorkerEnd, engine: &mut Engine, message: &Message) -> anyhow::Result<()> {
+fn step(
+    ring: &Inlet,
+    outlet: &Mutex<Outlet>,
+    engine: &mut Engine,
+    message: &Message,
+) -> anyhow::Result<()> {
     let started = Instant::now();
     let [number, top] = message.args;
     let tensors = TensorReader::new(ring.input(message.input)?)?;
@@ -335,11 +371,12 @@ fn step(ring: &mut WorkerEnd, engine: &mut Engine, message: &Message) -> anyhow:
     let outcome = engine
         .step(request)
         .with_context(|| format!("step {number}"))?;
+    let mut outlet = outlet.lock().unwrap_or_else(PoisonError::into_inner);
     write(
         outcome,
         targets,
         top as usize,
-        ring.output_mut(message.output)?,
+        outlet.output_mut(message.output)?,
     )
     .with_context(|| format!("results of step {number}"))?;
     let took = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
@@ -349,7 +386,8 @@ fn step(ring: &mut WorkerEnd, engine: &mut Engine, message: &Message) -> anyhow:
         output: message.output,
         args: [number, took],
     };
-    ring.complete(&done)
+    outlet
+        .complete(&done)
         .map_err(|_| anyhow!("the completion ring is full"))
 }
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use realm_shared::wire::Fault;
 use realm_shared::wire::result::{FAULT, LATE, NO_NUMBER, STOPPED};
 
-use crate::sampler::Sampler;
+use crate::sampler::{Sampler, Scored};
 use crate::tenant::{Failure, Steering, Verdict};
 
 /// How long a step waits for plans that are late for the first time. An instance that needs
@@ -97,10 +97,12 @@ impl Slot {
     /// Draws the token with number `index` from logits that are clean, by the verdict of
     /// [`consider_all`]. `numbers` tells whether there are any among them.
     pub(crate) fn draw(&mut self, logits: &mut [f32], numbers: bool, index: u32) -> Drawn {
+        let before = self.steering.as_ref().map_or(0, Steering::drawn_before);
+        let number = index.wrapping_add(before);
         let drawn = match self.verdict.take() {
             _ if !numbers => Err(NO_NUMBER),
             None => self.sampler.draw(logits, index).ok_or(NO_NUMBER),
-            Some(Verdict::Draw(draw)) => match self.sampler.draw_steered(logits, index, &draw) {
+            Some(Verdict::Draw(draw)) => match self.sampler.draw_steered(logits, number, &draw) {
                 Some(token) => Ok(token),
                 None => {
                     let message = "the model can draw none of the tokens that it allows";
@@ -120,16 +122,11 @@ impl Slot {
             Some(Verdict::Failed(failure)) => return self.fail(failure),
         };
         match drawn {
-            Ok(token) => {
-                if let Some(steering) = &mut self.steering {
-                    steering.accept(token);
-                }
-                Drawn {
-                    code: token as i32,
-                    token: Some(token),
-                    failure: None,
-                }
-            }
+            Ok(token) => Drawn {
+                code: token as i32,
+                token: Some(token),
+                failure: None,
+            },
             Err(code) => {
                 self.sampler.skip();
                 Drawn {
@@ -137,6 +134,14 @@ impl Slot {
                     ..Drawn::default()
                 }
             }
+        }
+    }
+
+    /// Tells the code that steers it of a token that was drawn, with its log-probability and the
+    /// likeliest others where these are asked for.
+    pub(crate) fn tell(&mut self, token: u32, logprob: Option<f32>, likeliest: &[Scored]) {
+        if let Some(steering) = &mut self.steering {
+            steering.accept(token, logprob, likeliest);
         }
     }
 

@@ -2,7 +2,8 @@
 //! that end an answer, and the sampling defaults its makers chose.
 
 mod clock;
-mod detokenize;
+#[cfg(test)]
+mod detokenize_tests;
 mod files;
 mod stop;
 mod template;
@@ -13,8 +14,8 @@ mod tokenizer_tests;
 
 use realm_shared::tokenizer::TokenizerError;
 
-pub use detokenize::Detokenizer;
 pub use files::{Defaults, TextFiles};
+pub use realm_shared::detokenize::Detokenizer;
 pub use realm_shared::tokenizer::Tokenizer;
 pub use stop::{Search, StopMatcher};
 pub use template::{ChatTemplate, TemplateError};

@@ -3,8 +3,9 @@
 use std::cell::RefCell;
 use std::panic::PanicHookInfo;
 
+pub use crate::bindings::answering::exports::realm::program::answering::Guest as Answering;
 pub use crate::bindings::exports::realm::program::steering::Guest;
-use crate::{Plan, Processor, Request, Token, log};
+use crate::{Error, Plan, Processor, Request, Token, log, program};
 
 /// Where an instance keeps its processor. An instance has one thread and serves one sequence.
 pub type Cell<P> = RefCell<Option<P>>;
@@ -36,6 +37,19 @@ pub fn advance<P: Processor>(cell: &Cell<P>, accepted: &[Token]) -> Result<Plan,
         Some(processor) => processor.advance(accepted).map_err(|error| error.0),
         None => Err("`advance` was called before `start`".into()),
     }
+}
+
+/// The function that a program exports.
+#[cfg(not(target_arch = "wasm32"))]
+pub type Answer = fn(program::Request) -> Result<program::Finish, String>;
+
+/// Answers a request.
+pub fn answer(
+    answer: fn(program::Request) -> Result<program::Finish, Error>,
+    request: program::Request,
+) -> Result<program::Finish, String> {
+    std::panic::set_hook(Box::new(log_panic));
+    answer(request).map_err(|error| error.0)
 }
 
 /// A panic becomes a trap, of which a host can tell no more than that there was one.

@@ -64,6 +64,7 @@ use serde::de::DeserializeOwned;
 pub mod bindings;
 #[doc(hidden)]
 pub mod entry;
+pub mod program;
 pub mod text;
 
 pub use bindings::exports::realm::program::steering::{Plan, Request};
@@ -109,12 +110,16 @@ impl Request {
     /// Reads `processor.args`. A request that says nothing reads like one that says `{}`, unless
     /// `T` has a reading of `null`. The error names what is missing or wrong.
     pub fn args<T: DeserializeOwned>(&self) -> Result<T, Error> {
-        let args = match serde_json::from_str(&self.args) {
-            Err(_) if self.args == "null" => serde_json::from_str("{}"),
-            args => args,
-        };
-        args.map_err(|error| format!("processor.args: {error}").into())
+        args("processor.args", &self.args)
     }
+}
+
+fn args<T: DeserializeOwned>(what: &str, json: &str) -> Result<T, Error> {
+    let args = match serde_json::from_str(json) {
+        Err(_) if json == "null" => serde_json::from_str("{}"),
+        args => args,
+    };
+    args.map_err(|error| format!("{what}: {error}").into())
 }
 
 impl Draw {

@@ -4,14 +4,15 @@ use crate::Token;
 use crate::bindings::realm::program::text;
 
 /// Cuts a text into tokens, without the frame (such as a beginning-of-sequence token) that the
-/// model's prompts have. Traps if the text is longer than 1 MiB.
+/// model's prompts have. Traps if the text is longer than 64 KiB.
 #[must_use]
 pub fn encode(text: &str) -> Vec<Token> {
     text::encode(text)
 }
 
 /// What tokens spell. They may end inside a character: see [`Decoder`]. A special token spells its
-/// name, and an id outside of the vocabulary nothing. Traps for more than 1,048,576 tokens.
+/// name, and an id outside of the vocabulary nothing. Traps for more than 65,536 tokens, or
+/// if they spell more than 1 MiB.
 #[must_use]
 pub fn decode(tokens: &[Token]) -> Vec<u8> {
     text::decode(tokens)

@@ -6,13 +6,16 @@ use std::hash::{Hash, Hasher};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use realm_shared::wire::Fault;
+use serde::Serialize;
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use super::Failure;
-use super::guest::{Guest, ProcessorPre, offer};
+use super::guest::{Guest, ProcessorPre, ProgramPre, offer, offer_program};
+use super::sequences::Answerer;
 
 /// Most linear memory of an instance, in bytes: what a place in the pool has.
 pub(super) const MEMORY: usize = 64 << 20;
@@ -48,21 +51,68 @@ pub enum CompileError {
     Setup(String),
 }
 
+/// What a component is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// It steers how the tokens of a sequence are chosen.
+    Processor,
+    /// It answers requests.
+    Program,
+}
+
+/// What either kind exports, without the version.
+const STEERING: &str = "realm:program/steering";
+const ANSWERING: &str = "realm:program/answering";
+
+/// Code that is ready to run.
+#[derive(Clone)]
+pub(super) enum Code {
+    Processor(Arc<ProcessorPre<Guest>>),
+    Program(Arc<ProgramPre<Answerer>>),
+}
+
+impl Code {
+    /// That of a component, by what it exports.
+    fn of(engine: &Engine, component: &Component) -> wasmtime::Result<Code> {
+        let exports = component.component_type();
+        let has = |what: &str| {
+            exports
+                .exports(engine)
+                .any(|(name, _)| name.starts_with(what))
+        };
+        if has(ANSWERING) {
+            let mut linker = Linker::new(engine);
+            offer_program(&mut linker)?;
+            let ready = linker.instantiate_pre(component)?;
+            return Ok(Code::Program(Arc::new(ProgramPre::new(ready)?)));
+        }
+        if !has(STEERING) {
+            wasmtime::bail!("it exports neither `{STEERING}` nor `{ANSWERING}`");
+        }
+        let mut linker = Linker::new(engine);
+        offer(&mut linker)?;
+        let ready = linker.instantiate_pre(component)?;
+        Ok(Code::Processor(Arc::new(ProcessorPre::new(ready)?)))
+    }
+}
+
 /// Compiles a component, and checks that it keeps to the contract.
 ///
 /// # Errors
 /// If it does not, in words for the tenant.
-pub fn compile(component: &[u8]) -> Result<Vec<u8>, CompileError> {
+pub fn compile(component: &[u8]) -> Result<(Kind, Vec<u8>), CompileError> {
     let engine = compiler()?;
     let component =
         Component::new(&engine, component).map_err(|e| CompileError::Invalid(format!("{e:#}")))?;
-    let contract = |e: wasmtime::Error| CompileError::Contract(format!("{e:#}"));
-    let linker = linker(&engine).map_err(contract)?;
-    let ready = linker.instantiate_pre(&component).map_err(contract)?;
-    ProcessorPre::new(ready).map_err(contract)?;
-    component
-        .serialize()
-        .map_err(|e| CompileError::Invalid(words(&e)))
+    let code = Code::of(&engine, &component);
+    let kind = match code.map_err(|e| CompileError::Contract(format!("{e:#}")))? {
+        Code::Processor(_) => Kind::Processor,
+        Code::Program(_) => Kind::Program,
+    };
+    let compiled = component.serialize();
+    let compiled = compiled.map_err(|e| CompileError::Invalid(words(&e)))?;
+    Ok((kind, compiled))
 }
 
 /// What was wrong, and why, in one line.
@@ -136,13 +186,6 @@ pub(super) fn engine() -> Result<Engine, Failure> {
     })
 }
 
-/// What a component may import.
-pub(super) fn linker(engine: &Engine) -> wasmtime::Result<Linker<Guest>> {
-    let mut linker = Linker::new(engine);
-    offer(&mut linker)?;
-    Ok(linker)
-}
-
 /// Reads a whole file from its start, wherever those who share it with us have read to.
 fn read(file: &File) -> io::Result<Vec<u8>> {
     let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
@@ -152,7 +195,7 @@ fn read(file: &File) -> io::Result<Vec<u8>> {
 }
 
 /// Loads compiled code.
-pub(super) fn load(engine: &Engine, compiled: OwnedFd) -> Result<ProcessorPre<Guest>, Failure> {
+pub(super) fn load(engine: &Engine, compiled: OwnedFd) -> Result<Code, Failure> {
     let unusable = |e: wasmtime::Error| {
         let message = format!("this worker cannot load the program: {e:#}");
         Failure::new(Fault::Unusable, message)
@@ -163,8 +206,5 @@ pub(super) fn load(engine: &Engine, compiled: OwnedFd) -> Result<ProcessorPre<Gu
     // authenticates them whenever it reads them from the disk.
     #[expect(unsafe_code, reason = "the one place where compiled code comes in")]
     let component = unsafe { Component::deserialize(engine, &bytes) };
-    let component = component.map_err(unusable)?;
-    let linker = linker(engine).map_err(unusable)?;
-    let ready = linker.instantiate_pre(&component).map_err(unusable)?;
-    ProcessorPre::new(ready).map_err(unusable)
+    Code::of(engine, &component.map_err(unusable)?).map_err(unusable)
 }

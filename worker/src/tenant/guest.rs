@@ -15,6 +15,8 @@ use wasmtime::{
 };
 
 use super::code::TABLE_ENTRIES;
+use super::lanes::TICK;
+use super::sequences::Answerer;
 use super::{Failure, Vocabulary};
 use crate::sampler::mix;
 
@@ -28,6 +30,27 @@ mod bindings {
     });
 }
 
+/// The contract with programs that answer; what it shares with that of processors is there.
+#[allow(missing_docs, unreachable_pub)]
+pub(super) mod answering {
+    wasmtime::component::bindgen!({
+        path: "../shared/wit",
+        world: "program",
+        with: {
+            "realm:program/types": super::bindings::realm::program::types,
+            "realm:program/text": super::bindings::realm::program::text,
+            "realm:program/control": super::bindings::realm::program::control,
+            "realm:program/sequences.sequence": crate::tenant::sequences::Sequence,
+        },
+        imports: {
+            "realm:program/sequences.[method]sequence.take": async | trappable,
+            default: trappable,
+        },
+        exports: { default: async },
+    });
+}
+
+pub(super) use answering::ProgramPre;
 pub(super) use bindings::exports::realm::program::steering::{Plan, Request};
 pub use bindings::realm::program::types::{Allowed, Draw};
 pub(super) use bindings::{Processor, ProcessorPre};
@@ -53,6 +76,8 @@ const SLICE: u64 = 1;
 
 thread_local! {
     /// Processor time of this thread when it began, or went on, with a guest's code.
+    static BEGAN: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    /// The same when the time that the code takes was counted last.
     static SINCE: Cell<Duration> = const { Cell::new(Duration::ZERO) };
     /// Whether the guest made way for others since then.
     static MADE_WAY: Cell<bool> = const { Cell::new(false) };
@@ -60,7 +85,9 @@ thread_local! {
 
 /// This thread goes on with a guest's code.
 pub(super) fn begin_slice() {
-    SINCE.set(processor_time());
+    let now = processor_time();
+    BEGAN.set(now);
+    SINCE.set(now);
     MADE_WAY.set(false);
 }
 
@@ -121,6 +148,12 @@ impl Meter {
         }
     }
 
+    /// What runs has its full time from here on.
+    pub(super) fn begin(&mut self) {
+        self.used = Duration::ZERO;
+        SINCE.set(processor_time());
+    }
+
     /// At a tick of the epoch: whether the code may go on, which it does when others had their turn.
     fn tick(&mut self) -> Result<UpdateDeadline, Failure> {
         let now = processor_time();
@@ -133,18 +166,25 @@ impl Meter {
             let message = format!("a call took more than {most} µs of processor time");
             return Err(Failure::new(Fault::Time, message));
         }
+        // Ticks go on while an instance waits for something.
+        if now.saturating_sub(BEGAN.get()) < TICK {
+            return Ok(UpdateDeadline::Continue(SLICE));
+        }
         MADE_WAY.set(true);
         Ok(UpdateDeadline::Yield(SLICE))
     }
 }
 
 /// Makes a store for one instance, with its limits.
-pub(super) fn store(engine: &wasmtime::Engine, guest: Guest) -> Store<Guest> {
-    let mut store = Store::new(engine, guest);
-    store.limiter(|guest| &mut guest.meter as &mut dyn ResourceLimiter);
+pub(super) fn store<T: AsMut<Guest> + Send + 'static>(
+    engine: &wasmtime::Engine,
+    data: T,
+) -> Store<T> {
+    let mut store = Store::new(engine, data);
+    store.limiter(|data| &mut data.as_mut().meter as &mut dyn ResourceLimiter);
     store.set_hostcall_fuel(MAX_HANDED);
-    store.epoch_deadline_callback(|mut store: StoreContextMut<'_, Guest>| {
-        let tick = store.data_mut().meter.tick();
+    store.epoch_deadline_callback(|mut store: StoreContextMut<'_, T>| {
+        let tick = store.data_mut().as_mut().meter.tick();
         tick.map_err(wasmtime::Error::new)
     });
     begin_call(&mut store);
@@ -152,15 +192,37 @@ pub(super) fn store(engine: &wasmtime::Engine, guest: Guest) -> Store<Guest> {
 }
 
 /// The next call has its full time.
-pub(super) fn begin_call(store: &mut Store<Guest>) {
-    store.data_mut().meter.used = Duration::ZERO;
-    SINCE.set(processor_time());
+pub(super) fn begin_call<T: AsMut<Guest>>(store: &mut Store<T>) {
+    store.data_mut().as_mut().meter.begin();
     store.set_epoch_deadline(FIRST_SLICE);
 }
 
-/// Adds everything that a component may import.
+/// Adds everything that a processor may import.
 pub(super) fn offer(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
     Processor::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)
+}
+
+/// Adds everything that a program may import.
+pub(super) fn offer_program(linker: &mut Linker<Answerer>) -> wasmtime::Result<()> {
+    use answering::realm::program::{client, sequences};
+    use bindings::realm::program::{control, text, types};
+    types::add_to_linker::<_, HasSelf<Guest>>(linker, AsMut::as_mut)?;
+    text::add_to_linker::<_, HasSelf<Guest>>(linker, AsMut::as_mut)?;
+    control::add_to_linker::<_, HasSelf<Guest>>(linker, AsMut::as_mut)?;
+    sequences::add_to_linker::<_, HasSelf<Answerer>>(linker, |answerer| answerer)?;
+    client::add_to_linker::<_, HasSelf<Answerer>>(linker, |answerer| answerer)
+}
+
+impl AsMut<Guest> for Guest {
+    fn as_mut(&mut self) -> &mut Guest {
+        self
+    }
+}
+
+impl AsMut<Guest> for Answerer {
+    fn as_mut(&mut self) -> &mut Guest {
+        &mut self.guest
+    }
 }
 
 /// What became of a call that did not return, in words for the tenant.

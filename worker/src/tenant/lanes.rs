@@ -22,7 +22,7 @@ const THREADS: u32 = 4;
 /// How nice the slow lane is to everybody else: as nice as can be.
 const NICE: i32 = 19;
 /// Length of the engine's epoch.
-const TICK: Duration = Duration::from_millis(1);
+pub(super) const TICK: Duration = Duration::from_millis(1);
 
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 

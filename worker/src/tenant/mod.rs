@@ -14,10 +14,14 @@
 //! entropy and no system; what it may take is bounded in [`guest`], and what goes beyond that ends
 //! its sequence with a [`Failure`] and nothing else.
 
+mod answering;
 mod code;
 mod guest;
 mod lanes;
+mod outbox;
+mod plan;
 mod programs;
+mod sequences;
 mod steering;
 mod vocabulary;
 
@@ -25,9 +29,11 @@ use std::fmt::{self, Display, Formatter};
 
 use realm_shared::wire::Fault;
 
-pub use code::{CompileError, compile, fingerprint};
-pub use programs::{Programs, Start};
-pub use steering::{Allowed, Draw, Steering, Verdict};
+pub use code::{CompileError, Kind, compile, fingerprint};
+pub use guest::{Allowed, Draw};
+pub use outbox::Outbox;
+pub use programs::{Programs, Run, Start};
+pub use steering::{Steering, Verdict};
 pub use vocabulary::Vocabulary;
 
 /// Why a tenant's code cannot go on.

@@ -10,32 +10,19 @@ use realm_shared::wire::Fault;
 use wasmtime::Store;
 
 use super::Failure;
-use super::guest::{self, Guest, Plan, Processor, ProcessorPre, Request};
+use super::guest::{self, Draw, Guest, Processor, ProcessorPre, Request};
+use super::plan::Next;
 use super::programs::Seat;
+use crate::sampler::Scored;
 
-pub use super::guest::{Allowed, Draw};
-
-/// Most tokens that may be forced at once.
-const MAX_FORCED: usize = 4096;
-/// Most tokens whose logits may be changed.
-const MAX_BIASES: usize = 1024;
 /// Longest message of an error that a tenant's code gives, in bytes.
 const MAX_MESSAGE: usize = 1024;
 /// How long a plan may be awaited while no call ends. Processor time has a tighter limit; this is for
 /// a machine that has none to give, so that no client waits for ever.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// What is to happen to a sequence next.
-#[derive(Debug, Clone)]
-enum Next {
-    /// Its code has not said yet.
-    Unknown,
-    Draw(Arc<Draw>),
-    /// These, the one with this number first.
-    Force(Arc<[u32]>, usize),
-    Stop,
-    Failed(Failure),
-}
+/// How long a lease may have nothing to draw before it is over, so that a sequence that its program
+/// does not go on with holds neither slot nor blocks. To open it again costs a few tokens.
+const IDLE: Duration = Duration::from_millis(20);
 
 /// What the engine is to do for a sequence.
 #[derive(Debug, Clone)]
@@ -59,8 +46,19 @@ pub struct Steering {
     next: Next,
     /// Calls that had begun when it was looked last, and when that number was new.
     sign: (u64, Instant),
-    /// Given back when its sequence is over, whenever the instance is.
-    _seat: Option<Seat>,
+    role: Role,
+}
+
+/// What an instance is to the sequence.
+#[derive(Debug)]
+enum Role {
+    /// A processor, which lives for it.
+    Processor {
+        /// Given back when the sequence is over, whenever the instance is.
+        _seat: Option<Seat>,
+    },
+    /// A program, which goes on without it, and had drawn so many tokens of it before this lease.
+    Program { drawn: u32 },
 }
 
 impl Steering {
@@ -70,7 +68,7 @@ impl Steering {
             mail: Arc::new(Mail::new(Arc::default())),
             next: Next::Failed(failure),
             sign: (0, Instant::now()),
-            _seat: None,
+            role: Role::Processor { _seat: None },
         }
     }
 
@@ -80,7 +78,32 @@ impl Steering {
             mail,
             next: Next::Unknown,
             sign: (0, Instant::now()),
-            _seat: Some(seat),
+            role: Role::Processor { _seat: Some(seat) },
+        }
+    }
+
+    /// That of a lease, of a sequence of which so many tokens had been drawn before it.
+    pub(super) fn of_lease(mail: Arc<Mail>, drawn: u32) -> Steering {
+        Steering {
+            mail,
+            next: Next::Unknown,
+            sign: (0, Instant::now()),
+            role: Role::Program { drawn },
+        }
+    }
+
+    /// That of a lease that is over already.
+    pub(super) fn stopped(bell: Arc<Bell>) -> Steering {
+        let mut steering = Steering::of_lease(Arc::new(Mail::new(bell)), 0);
+        steering.next = Next::Stop;
+        steering
+    }
+
+    /// Tokens of the sequence that were drawn before it was opened here.
+    pub(crate) fn drawn_before(&self) -> u32 {
+        match self.role {
+            Role::Program { drawn } => drawn,
+            Role::Processor { .. } => 0,
         }
     }
 
@@ -91,8 +114,14 @@ impl Steering {
             if calls != self.sign.0 {
                 self.sign = (calls, Instant::now());
             }
+            let is_lease = matches!(self.role, Role::Program { .. });
             match self.mail.take_next() {
                 Some(next) => self.next = next,
+                None if is_lease => {
+                    if self.sign.1.elapsed() > IDLE {
+                        self.next = self.mail.retire();
+                    }
+                }
                 None if self.sign.1.elapsed() > PATIENCE => {
                     let message = format!(
                         "it did not answer within {} s, for want of processor time",
@@ -120,9 +149,10 @@ impl Steering {
         self.mail.bell.clone()
     }
 
-    /// The token that followed. The instance is told, unless more is forced before it is asked.
-    pub fn accept(&mut self, token: u32) {
-        let accepted = match &mut self.next {
+    /// The token that followed, with its log-probability and the likeliest others where these are asked
+    /// for. The instance is told, unless more is forced before it is asked.
+    pub fn accept(&mut self, token: u32, logprob: Option<f32>, likeliest: &[Scored]) {
+        let tokens = match &mut self.next {
             Next::Force(tokens, at) if *at + 1 < tokens.len() => {
                 *at += 1;
                 return;
@@ -132,14 +162,37 @@ impl Steering {
         };
         self.next = Next::Unknown;
         self.sign.1 = Instant::now();
-        self.mail.give(accepted);
+        self.mail.give(Accepted {
+            tokens,
+            logprob: logprob.unwrap_or(0.0),
+            likeliest: likeliest.to_vec(),
+        });
     }
 }
 
 impl Drop for Steering {
     fn drop(&mut self) {
-        self.mail.close();
+        match self.role {
+            Role::Processor { .. } => self.mail.close(),
+            // The gateway may open the sequence again, once there is room for it.
+            Role::Program { .. } => {
+                if let Next::Draw(_) = self.next {
+                    self.mail
+                        .put_back(std::mem::replace(&mut self.next, Next::Stop));
+                }
+            }
+        }
     }
+}
+
+/// What followed in a sequence.
+#[derive(Debug)]
+pub(super) struct Accepted {
+    /// One, or all that were forced together.
+    pub(super) tokens: Vec<u32>,
+    /// Of the last one; 0 where it is not asked for.
+    pub(super) logprob: f32,
+    pub(super) likeliest: Vec<Scored>,
 }
 
 /// Between the engine and an instance: at most one message each way.
@@ -156,9 +209,11 @@ pub(super) struct Mail {
 
 #[derive(Debug, Default)]
 struct State {
-    accepted: Option<Vec<u32>>,
+    accepted: Option<Accepted>,
     waker: Option<Waker>,
     next: Option<Next>,
+    /// It is over, as a lease: nothing more can be asked for.
+    retired: bool,
 }
 
 impl Mail {
@@ -186,7 +241,7 @@ impl Mail {
         self.closed.clone()
     }
 
-    fn give(&self, accepted: Vec<u32>) {
+    fn give(&self, accepted: Accepted) {
         let mut state = self.lock();
         state.accepted = Some(accepted);
         let waker = state.waker.take();
@@ -221,12 +276,55 @@ impl Mail {
                 return Poll::Ready(None);
             }
             if let Some(accepted) = state.accepted.take() {
-                return Poll::Ready(Some(accepted));
+                return Poll::Ready(Some(accepted.tokens));
             }
             state.waker = Some(context.waker().clone());
             Poll::Pending
         })
         .await
+    }
+
+    /// What was accepted, or who is woken then.
+    pub(super) fn take_accepted(&self, waker: &Waker) -> Option<Accepted> {
+        let mut state = self.lock();
+        let accepted = state.accepted.take();
+        if accepted.is_none() {
+            state.waker = Some(waker.clone());
+        }
+        accepted
+    }
+
+    /// Asks for a token, of a lease. False: it is over.
+    pub(super) fn ask(&self, draw: Arc<Draw>) -> bool {
+        let mut state = self.lock();
+        if state.retired {
+            return false;
+        }
+        state.next = Some(Next::Draw(draw));
+        drop(state);
+        self.bell.ring();
+        true
+    }
+
+    /// The lease is over, unless a token was asked for just now.
+    fn retire(&self) -> Next {
+        let mut state = self.lock();
+        state.retired |= state.next.is_none();
+        state.next.take().unwrap_or(Next::Stop)
+    }
+
+    /// The lease is over, whatever was asked for.
+    pub(super) fn let_go(&self) {
+        let mut state = self.lock();
+        state.retired = true;
+        state.next = Some(Next::Stop);
+        drop(state);
+        self.bell.ring();
+    }
+
+    /// What was taken and could not be done.
+    fn put_back(&self, next: Next) {
+        self.lock().next.get_or_insert(next);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -387,69 +485,12 @@ impl Instance<'_> {
         let steering = self.instance.realm_program_steering();
         let said = steering.call_advance(&mut self.store, accepted).await;
         let plan = said.map_err(|e| guest::failure(&e))?.map_err(error)?;
-        self.check(plan)
-            .map_err(|message| Failure::new(Fault::Plan, message))
-    }
-
-    /// Takes a plan in that can be carried out.
-    fn check(&self, plan: Plan) -> Result<Next, String> {
-        let vocabulary = self.vocabulary;
-        let known = |what: &str, token: u32| match token < vocabulary {
-            true => Ok(()),
-            false => Err(format!(
-                "{what} names token {token} in a vocabulary of {vocabulary}"
-            )),
-        };
-        match plan {
-            Plan::Stop => Ok(Next::Stop),
-            Plan::Force(tokens) => {
-                if tokens.is_empty() || tokens.len() > MAX_FORCED {
-                    let len = tokens.len();
-                    return Err(format!("`force` has {len} tokens, not 1 to {MAX_FORCED}"));
-                }
-                tokens.iter().try_for_each(|t| known("`force`", *t))?;
-                Ok(Next::Force(tokens.into(), 0))
-            }
-            Plan::Draw(draw) => {
-                match &draw.allowed {
-                    Allowed::All => {}
-                    Allowed::Tokens(tokens) if tokens.is_empty() => {
-                        return Err("`allowed` has no tokens".into());
-                    }
-                    Allowed::Tokens(tokens) => {
-                        tokens.iter().try_for_each(|t| known("`allowed`", *t))?;
-                    }
-                    Allowed::Mask(words) => {
-                        let last = words.iter().rposition(|word| *word != 0);
-                        let last = last.ok_or("`allowed` has no tokens")?;
-                        let bit = 31 - words.get(last).map_or(31, |word| word.leading_zeros());
-                        let token = u32::try_from(last).ok().and_then(|l| l.checked_mul(32));
-                        known("`allowed`", token.map_or(u32::MAX, |t| t + bit))?;
-                    }
-                }
-                if draw.bias.len() > MAX_BIASES {
-                    let len = draw.bias.len();
-                    return Err(format!("`bias` has {len} tokens, more than {MAX_BIASES}"));
-                }
-                for (token, value) in &draw.bias {
-                    known("`bias`", *token)?;
-                    if !value.is_finite() {
-                        return Err(format!("`bias` adds {value} to token {token}"));
-                    }
-                }
-                if let Some(t) = draw.temperature
-                    && !(0.0..=f32::MAX).contains(&t)
-                {
-                    return Err(format!("`temperature` is {t}"));
-                }
-                Ok(Next::Draw(Arc::new(draw)))
-            }
-        }
+        Next::of(plan, self.vocabulary).map_err(|message| Failure::new(Fault::Plan, message))
     }
 }
 
 /// What a tenant's code says of itself.
-fn error(mut message: String) -> Failure {
+pub(super) fn error(mut message: String) -> Failure {
     message.truncate(message.floor_char_boundary(MAX_MESSAGE));
     Failure::new(Fault::Error, message)
 }

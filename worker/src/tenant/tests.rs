@@ -36,7 +36,7 @@ fn compiled(name: &str) -> OwnedFd {
         let folder = folder.expect("REALM_PROGRAMS is set: run `cargo xtask programs` first");
         let path = Path::new(&folder).join(format!("{name}.wasm"));
         let component = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        Arc::new(compile(&component).expect("compiles"))
+        Arc::new(compile(&component).expect("compiles").1)
     });
     let mut file = File::from(memfd_create("code", MemfdFlags::CLOEXEC).expect("a memfd"));
     file.write_all(code).expect("written");
@@ -45,7 +45,10 @@ fn compiled(name: &str) -> OwnedFd {
 
 /// A gateway's programs: those named, numbered from 1.
 fn programs(names: &[&str]) -> Programs {
-    let programs = Programs::new(Arc::new(Vocabulary::of(ModelSource::Embedded)));
+    let programs = Programs::new(
+        Arc::new(Vocabulary::of(ModelSource::Embedded)),
+        Outbox::default(),
+    );
     for (number, name) in (1..).zip(names) {
         programs.add(number, name, compiled(name));
     }
@@ -95,7 +98,9 @@ fn failure(programs: &Programs, start: Start<'_>) -> Failure {
     for token in 0.. {
         match verdict(&mut steering) {
             Verdict::Failed(failure) => return failure,
-            Verdict::Draw(_) | Verdict::Force(_) if token < 1000 => steering.accept(token),
+            Verdict::Draw(_) | Verdict::Force(_) if token < 1000 => {
+                steering.accept(token, None, &[])
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -113,7 +118,7 @@ fn run(steering: &mut Steering, most: usize, mut pick: impl FnMut(&Draw) -> u32)
             other => panic!("{other:?} after {tokens:?}"),
         };
         tokens.push(token);
-        steering.accept(token);
+        steering.accept(token, None, &[]);
     }
     tokens
 }
@@ -277,7 +282,7 @@ fn a_sequence_goes_on_where_it_was() {
                 other => panic!("{other:?}, cut at {cut}"),
             }
             tokens.push(next);
-            steering.accept(next);
+            steering.accept(next, None, &[]);
         }
     }
 }

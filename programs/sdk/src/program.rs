@@ -1,0 +1,152 @@
+//! Programs that answer requests, and are called as models.
+//!
+//! ```
+//! use realm_program::program::{Finish, Request, Sequence, emit, emit_tokens};
+//! use realm_program::{Draw, Error, program, text};
+//!
+//! /// Answers, and says how long the answer is.
+//! fn answer(request: Request) -> Result<Finish, Error> {
+//!     let mut sequence = Sequence::new(&request.prompt, request.sampling);
+//!     let mut finish = Finish::Length;
+//!     for _ in 0..request.max_tokens {
+//!         let Ok(drawn) = sequence.draw(Draw::free()) else {
+//!             break;
+//!         };
+//!         if text::end_tokens().contains(&drawn.token) {
+//!             finish = Finish::Stop;
+//!             break;
+//!         }
+//!         emit_tokens(&[drawn.token]);
+//!     }
+//!     let tokens = sequence.length() - request.prompt.len() as u32;
+//!     emit(&format!("\n({tokens} tokens)"));
+//!     Ok(finish)
+//! }
+//!
+//! program!(answer);
+//! ```
+
+use serde::de::DeserializeOwned;
+
+use crate::bindings::answering::realm::program::{client, sequences};
+use crate::{Draw, Error, Token};
+
+pub use crate::bindings::answering::exports::realm::program::answering::{
+    Finish, Message, Request, Role,
+};
+pub use crate::bindings::answering::realm::program::sequences::{Drawn, Exhausted, Sampling};
+
+impl Request {
+    /// Reads `program.args`. A request that says nothing reads like one that says `{}`, unless `T` has
+    /// a reading of `null`. The error names what is missing or wrong.
+    pub fn args<T: DeserializeOwned>(&self) -> Result<T, Error> {
+        crate::args("program.args", &self.args)
+    }
+}
+
+/// Adds to the answer's text; at most 1 MiB in all.
+pub fn emit(text: &str) {
+    client::emit(text);
+}
+
+/// Adds what these tokens spell, as the model's own answers are spelled: special tokens are silent, and
+/// no character is split.
+pub fn emit_tokens(tokens: &[Token]) {
+    client::emit_tokens(tokens);
+}
+
+/// Tokens, and what the model has computed of them. It is computed when a token is drawn; what
+/// sequences have in common at their beginning is computed once.
+#[derive(Debug)]
+pub struct Sequence(sequences::Sequence);
+
+impl Sequence {
+    /// One that begins with these tokens; there must be at least one.
+    #[must_use]
+    pub fn new(prompt: &[Token], sampling: Sampling) -> Self {
+        Sequence(sequences::Sequence::new(prompt, sampling, None))
+    }
+
+    /// One whose draws tell log-probabilities, and so many of the likeliest tokens: at most 20.
+    #[must_use]
+    pub fn scored(prompt: &[Token], sampling: Sampling, alternatives: u32) -> Self {
+        Sequence(sequences::Sequence::new(
+            prompt,
+            sampling,
+            Some(alternatives),
+        ))
+    }
+
+    /// One with the same tokens, which goes on by itself, with random numbers of its own.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Sequence(self.0.fork())
+    }
+
+    /// How many tokens it has.
+    #[must_use]
+    pub fn length(&self) -> u32 {
+        self.0.length()
+    }
+
+    /// Adds tokens at its end.
+    pub fn append(&mut self, tokens: &[Token]) {
+        self.0.append(tokens);
+    }
+
+    /// Drops what is behind its first tokens; at least one must stay.
+    pub fn truncate(&mut self, length: u32) {
+        self.0.truncate(length);
+    }
+
+    /// Draws its next token.
+    pub fn draw(&mut self, how: Draw) -> Result<Drawn, Exhausted> {
+        self.ask(how)?;
+        Ok(self.take())
+    }
+
+    /// Asks for its next token. Ask several sequences before you take of the first, and the model
+    /// computes for all of them at once.
+    pub fn ask(&mut self, how: Draw) -> Result<(), Exhausted> {
+        self.0.ask(&how)
+    }
+
+    /// Waits for the token that was asked for.
+    pub fn take(&mut self) -> Drawn {
+        self.0.take()
+    }
+}
+
+impl From<Exhausted> for Finish {
+    /// Both are limits.
+    fn from(_: Exhausted) -> Self {
+        Finish::Length
+    }
+}
+
+/// Makes a function that takes a [`Request`] and gives a `Result<`[`Finish`]`, `[`Error`]`>` what the
+/// component exports. Once in a crate.
+#[macro_export]
+macro_rules! program {
+    ($answer:path) => {
+        const _: () = {
+            struct Entry;
+
+            impl $crate::entry::Answering for Entry {
+                fn run(
+                    request: $crate::program::Request,
+                ) -> Result<$crate::program::Finish, String> {
+                    $crate::entry::answer($answer, request)
+                }
+            }
+
+            #[cfg(target_arch = "wasm32")]
+            $crate::bindings::answering::export_program! {
+                Entry with_types_in $crate::bindings::answering
+            }
+
+            #[cfg(not(target_arch = "wasm32"))]
+            const _: $crate::entry::Answer = <Entry as $crate::entry::Answering>::run;
+        };
+    };
+}
