@@ -163,6 +163,7 @@ fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
         ("answer-bad-token", "program_invalid_call"),
         ("answer-empty-prompt", "program_invalid_call"),
         ("answer-take-unasked", "program_invalid_call"),
+        ("answer-impossible", "program_invalid_call"),
     ];
     let names: Vec<_> = attacks.iter().map(|attack| attack.0).collect();
     let shop = Shop::open(&names);
@@ -196,12 +197,42 @@ fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
     assert_eq!(shop.server.metric("realm_worker_ends_total"), 0.0);
 }
 
+/// Sequences that are asked for a token and dropped are no way to have more of the worker.
+#[test]
+fn what_is_not_waited_for_ends_with_its_program() {
+    let shop = Shop::open(&["answer-leases", "chat"]);
+    let ask = |model: &str| {
+        let body = call(model, "Tell me a story about a cat.", Value::Null);
+        shop.server.post("/v1/chat/completions", &body)
+    };
+    let alone = content(&ask("chat"));
+    std::thread::scope(|scope| {
+        let floods: Vec<_> = (0..3)
+            .map(|_| scope.spawn(|| ask("answer-leases")))
+            .collect();
+        assert_eq!(content(&ask("chat")), alone);
+        for flood in floods {
+            let answer = flood.join().expect("answered");
+            assert_eq!(answer.status, 200, "{}", answer.body);
+            assert_eq!(answer.json()["choices"][0]["finish_reason"], "length");
+        }
+    });
+    for gauge in ["vllm:num_requests_running", "vllm:num_requests_waiting"] {
+        wait_until("nothing runs", || shop.server.metric(gauge) == 0.0);
+    }
+    assert_eq!(shop.server.metric("realm_worker_ends_total"), 0.0);
+}
+
 /// The program runs anew with what it has seen: nothing is said twice, and nothing is lost.
 #[test]
 fn an_answer_survives_its_worker() {
-    let shop = Shop::open(&["chat", "best-of"]);
+    let shop = Shop::open(&["chat", "answer-edit", "best-of"]);
     let server = &shop.server;
-    for (model, args) in [("chat", Value::Null), ("best-of", json!({"n": 3}))] {
+    for (model, args) in [
+        ("chat", Value::Null),
+        ("answer-edit", Value::Null),
+        ("best-of", json!({"n": 3})),
+    ] {
         let mut body = call(model, "Tell me a story.", args);
         body["stream"] = json!(true);
         body["stream_options"] = json!({"include_usage": true});
@@ -210,8 +241,8 @@ fn an_answer_survives_its_worker() {
         let stride = setting("REALM_TEST_STRIDE", 6).max(1) as usize;
         // By chunks of text; `best-of` has but few, so there it is by what was computed.
         let points = match model {
-            "chat" => (0..undisturbed.tokens()).step_by(stride).collect(),
-            _ => vec![0; 5],
+            "best-of" => vec![0; 5],
+            _ => (0..undisturbed.tokens()).step_by(stride).collect(),
         };
         for (round, point) in points.into_iter().enumerate() {
             let (ended, worker) = (
@@ -221,7 +252,7 @@ fn an_answer_survives_its_worker() {
             let generated = || server.metric("vllm:generation_tokens_total");
             let before = generated();
             std::thread::scope(|scope| {
-                if model != "chat" {
+                if model == "best-of" {
                     let after = before + (round * 11) as f64;
                     scope.spawn(move || {
                         wait_until("it is under way", || generated() > after);
@@ -230,7 +261,7 @@ fn an_answer_survives_its_worker() {
                     });
                 }
                 let answer = server.ask_with(&request, |chunks| {
-                    if model == "chat" && chunks == point {
+                    if model != "best-of" && chunks == point {
                         kill(worker, Signal::SIGKILL).expect("the worker runs");
                     }
                 });
@@ -250,6 +281,7 @@ fn an_answer_survives_its_worker() {
             });
         }
     }
+    assert!(server.metric("realm_worker_ends_total") > 10.0);
 }
 
 #[test]

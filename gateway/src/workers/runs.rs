@@ -184,8 +184,12 @@ impl Runs {
                 self.sequences.remove(&id);
                 run.sequences.retain(|&other| other != id);
             }
-            Event::Failed(reason) => {
+            Event::Failed(mut reason) => {
                 self.sequences.remove(&id);
+                if let FailReason::Program { kind, .. } = &mut reason {
+                    // The worker knows only that it was steered.
+                    *kind = Kind::Program;
+                }
                 self.finish(number, Event::Failed(reason), hands);
             }
             Event::PromptLogprobs { .. } | Event::Text { .. } => {}
@@ -218,7 +222,9 @@ impl Runs {
                         }
                     }
                     What::Open(open) => {
-                        if hands.scheduler.room() == 0 {
+                        // Those that its program let go of make room as they end.
+                        let most = run.task.allotment.sequences as usize * SLACK;
+                        if hands.scheduler.room() == 0 || run.sequences.len() >= most {
                             let what = What::Open(open);
                             run.said.push_front(Said {
                                 run: number,
@@ -393,7 +399,6 @@ impl Run {
             tenant,
             allowance,
             priority,
-            ref allotment,
             ref request,
             ..
         } = self.task;
@@ -403,7 +408,6 @@ impl Run {
         let right = (1..=request.context as usize).contains(&prompt.len())
             && prompt.iter().all(|&token| token < hands.vocabulary)
             && open.sequence < MAX_SEQUENCES
-            && self.sequences.len() < allotment.sequences as usize * SLACK
             && (0.0..=f32::MAX).contains(&dials.temperature)
             && dials.top_p > 0.0
             && dials.top_p <= 1.0

@@ -286,10 +286,27 @@ fn a_worker_may_say_only_what_a_program_can() {
             "{what:?}"
         );
     }
+}
+
+#[test]
+fn a_program_that_opens_many_sequences_waits_for_their_ends() {
     let mut desk = Desk::new();
-    let _events = desk.start();
-    let many = (1..100).try_for_each(|lease| desk.say(0, open(lease, &[1])).map(|_| ()));
-    assert!(many.is_err());
+    let mut events = desk.start();
+    for lease in 1..=100 {
+        desk.say(0, open(lease, &[1])).expect("right");
+    }
+    desk.say(0, emit("all")).expect("right");
+    let most = Allotment::default().sequences as usize * SLACK;
+    for over in 0..100 - most {
+        assert_eq!(desk.scheduler.stats().waiting + over, most + over);
+        assert_eq!(heard(&mut events), []);
+        let id = SequenceId(over as u64 + 1);
+        desk.scheduler.cancel(id);
+        let stopped = Event::Finished(FinishReason::Stop);
+        desk.with(|runs, hands| runs.event(id, stopped, hands));
+        desk.with(|runs, hands| runs.advance(hands)).expect("right");
+    }
+    assert_eq!(heard(&mut events), [text("all", 0)]);
 }
 
 #[test]

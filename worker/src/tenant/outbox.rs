@@ -96,7 +96,7 @@ impl Outbox {
             );
             let mut json = vec![b'['];
             while let Some((_, said)) = waiting.said.front()
-                && json.len() + said.len() + 1 <= room
+                && json.len() + said.len() < room
             {
                 if json.len() > 1 {
                     json.push(b',');

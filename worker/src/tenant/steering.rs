@@ -117,11 +117,10 @@ impl Steering {
             let is_lease = matches!(self.role, Role::Program { .. });
             match self.mail.take_next() {
                 Some(next) => self.next = next,
-                None if is_lease => {
-                    if self.sign.1.elapsed() > IDLE {
-                        self.next = self.mail.retire();
-                    }
+                None if is_lease && self.sign.1.elapsed() > IDLE => {
+                    self.next = self.mail.retire();
                 }
+                None if is_lease => {}
                 None if self.sign.1.elapsed() > PATIENCE => {
                     let message = format!(
                         "it did not answer within {} s, for want of processor time",
