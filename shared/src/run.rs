@@ -102,6 +102,13 @@ pub struct Said {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum What {
+    /// Tokens of a sequence that is to be computed, before its [`Open`], which has the rest.
+    Prompt {
+        /// The sequence's lease.
+        lease: u64,
+        /// Those that follow on what was said of it before.
+        tokens: Vec<u32>,
+    },
     /// A sequence is to be computed.
     Open(Open),
     /// Text follows in the answer.
@@ -120,7 +127,7 @@ pub struct Open {
     /// Which of the program's sequences it is, in the order in which it made them. One after the
     /// other, a sequence may have several leases.
     pub sequence: u32,
-    /// Tokens to go on from.
+    /// Tokens to go on from: the last of them, if there were a [`What::Prompt`] or more before.
     pub prompt: Vec<u32>,
     /// How tokens are drawn.
     pub dials: Dials,
