@@ -87,7 +87,7 @@ fn main() -> anyhow::Result<()> {
     let component = std::fs::read(&args.component)
         .with_context(|| format!("cannot read {}", args.component.display()))?;
     let begun = Instant::now();
-    let code = compile(&component)?;
+    let code = compile(&component)?.code;
     println!(
         "compiled in {:.0?}, {} bytes to {}",
         begun.elapsed(),

@@ -423,8 +423,7 @@ impl Engine {
                 }
             })
             .collect();
-        self.threads
-            .for_each(&mut jobs, |job| job.scores = job.run());
+        self.threads.for_each(&mut jobs, Job::run);
         for Job {
             position,
             slot,
@@ -474,7 +473,17 @@ struct Scores {
 }
 
 impl Job<'_> {
-    fn run(&mut self) -> Scores {
+    /// Draws and scores, and tells a tenant's code what came of it.
+    fn run(&mut self) {
+        self.scores = self.score();
+        let token = self.scores.drawn.as_ref().and_then(|drawn| drawn.token);
+        if let (Some(slot), Some(token)) = (&mut self.slot, token) {
+            let logprob = self.scores.drawn_logprob.unwrap_or(0.0);
+            slot.accept(token, logprob, &self.scores.top);
+        }
+    }
+
+    fn score(&mut self) -> Scores {
         let Position {
             index, target, top, ..
         } = *self.position;

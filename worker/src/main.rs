@@ -214,9 +214,13 @@ fn compile(only_fingerprint: bool) -> anyhow::Result<()> {
         bail!("the component has more than {MAX_COMPONENT} bytes");
     }
     let compiled = tenant::compile(&component)?;
-    let about = serde_json::json!({ "kind": "processor", "fingerprint": fingerprint });
+    let kind = match compiled.kind {
+        tenant::Kind::Processor => "processor",
+        tenant::Kind::Program => "program",
+    };
+    let about = serde_json::json!({ "kind": kind, "fingerprint": fingerprint });
     writeln!(output, "{about}")?;
-    output.write_all(&compiled)?;
+    output.write_all(&compiled.code)?;
     Ok(output.flush()?)
 }
 

@@ -12,16 +12,19 @@ use anyhow::{Context, anyhow, bail};
 use bytemuck::AnyBitPattern;
 use realm_shared::ABI_VERSION;
 use realm_shared::control::{Control, MAX_CONTROL_BYTES, Order};
-use realm_shared::wire::{self, Allotment, CLOSE, FORGET, OPEN, STEP, STEP_DONE, Sampling};
+use realm_shared::run::{Journal, Request};
+use realm_shared::wire::{
+    self, Allotment, CLOSE, END, FORGET, JOIN, LISTEN, OPEN, RUN, STEP, STEP_DONE, Sampling,
+};
 use realm_shm::tensor::{TensorError, TensorReader, TensorWriter};
-use realm_shm::{Message, WorkerEnd, socket};
+use realm_shm::{Inlet, Message, WorkerEnd, socket};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::Shutdown;
 
 use crate::batch::Step;
 use crate::engine::{Engine, ModelSource, Options, Outcome};
 use crate::listen;
-use crate::tenant::{Programs, Start, Vocabulary};
+use crate::tenant::{Answer, Outbox, Programs, Start, Steering, Vocabulary};
 
 /// How long the gateway may take to say hello.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -74,7 +77,8 @@ pub fn serve(gateway: &Gateway, model: &ModelSource, options: &Options) -> anyho
 /// A gateway that completed the handshake.
 pub(crate) struct Session {
     socket: OwnedFd,
-    ring: WorkerEnd,
+    inlet: Inlet,
+    outbox: Arc<Outbox>,
     /// Dropped with the session, which is how the thread of its pulse learns of that.
     _alive: mpsc::Sender<()>,
 }
@@ -94,9 +98,11 @@ impl Session {
         };
         let thread = std::thread::Builder::new().name("pulse".into());
         thread.spawn(body).context("cannot start a thread")?;
+        let (inlet, outlet) = ring.split();
         Ok(Session {
             socket,
-            ring,
+            inlet,
+            outbox: Arc::new(Outbox::new(outlet)),
             _alive,
         })
     }
@@ -117,16 +123,35 @@ impl Session {
         let programs = Arc::new(Programs::new(vocabulary.clone()));
         take_orders(self.socket(), programs.clone())?;
         tell(self.socket(), &Control::Ready(engine.info().clone()))?;
-        let ring = &mut self.ring;
+        let result = self.take_turns(engine, &programs, watch);
+        // The thread of the orders may have the programs a moment longer.
+        programs.end_all();
+        result
+    }
+
+    fn take_turns(
+        &mut self,
+        engine: &mut Engine,
+        programs: &Programs,
+        watch: &Watch,
+    ) -> anyhow::Result<()> {
+        let outbox = &self.outbox;
         while !watch.gone() {
-            let Some(message) = ring.recv_timeout(SPIN, NAP)? else {
+            outbox.check()?;
+            let Some(message) = self.inlet.recv_timeout(SPIN, NAP)? else {
                 continue;
             };
+            let tensors = || TensorReader::new(self.inlet.input(message.input)?).context("tensors");
+            let [first, second] = message.args;
             match message.kind {
-                OPEN => open(ring, engine, &programs, &message)?,
-                STEP => step(ring, engine, &message)?,
-                CLOSE => engine.close(message.args[0])?,
-                FORGET => programs.forget(message.args[0]),
+                OPEN => open(&tensors()?, engine, programs, first, second)?,
+                STEP => step(&tensors()?, engine, outbox, &message)?,
+                CLOSE => engine.close(first)?,
+                FORGET => programs.forget(first),
+                RUN => run(&tensors()?, engine, programs, outbox, first, second)?,
+                JOIN => join(&tensors()?, engine, programs.join(second), first)?,
+                END => programs.end(first, outbox),
+                LISTEN => outbox.lend(message.output)?,
                 kind => bail!("message of unknown kind {kind}"),
             }
         }
@@ -256,29 +281,18 @@ fn take_orders(socket: BorrowedFd<'_>, programs: Arc<Programs>) -> anyhow::Resul
 }
 
 fn open(
-    ring: &WorkerEnd,
+    tensors: &TensorReader<'_>,
     engine: &mut Engine,
     programs: &Programs,
-    message: &Message,
+    slot: u64,
+    program: u64,
 ) -> anyhow::Result<()> {
-    let [slot, program] = message.args;
     // Whoever was there is over, and gives its place to the next.
     engine.close(slot)?;
-    let tensors = TensorReader::new(ring.input(message.input)?)?;
-    let sampling: Sampling = pod(&tensors, wire::open::SAMPLING, "sampling parameters")?;
-    let (ids, _) = tensors.tensor::<i32>(wire::open::BIAS_IDS)?;
-    let (values, _) = tensors.tensor::<f32>(wire::open::BIAS_VALUES)?;
-    if ids.len() != values.len() {
-        bail!(
-            "OPEN: {} biased tokens, but {} values",
-            ids.len(),
-            values.len()
-        );
-    }
-    let bias = ids.iter().copied().zip(values.iter().copied());
-    let (history, _) = tensors.tensor::<i32>(wire::open::HISTORY)?;
     let mut steering = None;
     if program != 0 {
+        let sampling: Sampling = pod(tensors, wire::open::SAMPLING, "sampling parameters")?;
+        let (history, _) = tensors.tensor::<i32>(wire::open::HISTORY)?;
         let vocabulary = engine.limits().vocab;
         let prompt = sampling.prompt_len as usize;
         let (prompt, generated) = history.split_at_checked(prompt).with_context(|| {
@@ -292,7 +306,7 @@ fn open(
         let (args, _) = tensors.tensor::<u8>(wire::open::ARGS)?;
         steering = Some(programs.start(Start {
             program,
-            allotment: pod::<Allotment>(&tensors, wire::open::ALLOTMENT, "an allotment")?,
+            allotment: pod::<Allotment>(tensors, wire::open::ALLOTMENT, "an allotment")?,
             args: String::from_utf8_lossy(args).into_owned(),
             prompt,
             generated,
@@ -301,7 +315,69 @@ fn open(
             end_tokens: end_tokens.unwrap_or_default(),
         }));
     }
+    set(tensors, engine, slot, steering)
+}
+
+/// Opens a slot for a sequence of a program.
+fn join(
+    tensors: &TensorReader<'_>,
+    engine: &mut Engine,
+    steering: Steering,
+    slot: u64,
+) -> anyhow::Result<()> {
+    set(tensors, engine, slot, Some(steering))
+}
+
+/// Sets the state of a slot.
+fn set(
+    tensors: &TensorReader<'_>,
+    engine: &mut Engine,
+    slot: u64,
+    steering: Option<Steering>,
+) -> anyhow::Result<()> {
+    let sampling: Sampling = pod(tensors, wire::open::SAMPLING, "sampling parameters")?;
+    let (ids, _) = tensors.tensor::<i32>(wire::open::BIAS_IDS)?;
+    let (values, _) = tensors.tensor::<f32>(wire::open::BIAS_VALUES)?;
+    if ids.len() != values.len() {
+        bail!(
+            "OPEN: {} biased tokens, but {} values",
+            ids.len(),
+            values.len()
+        );
+    }
+    let bias = ids.iter().copied().zip(values.iter().copied());
+    let (history, _) = tensors.tensor::<i32>(wire::open::HISTORY)?;
     Ok(engine.open(slot, sampling, bias, history, steering)?)
+}
+
+fn run(
+    tensors: &TensorReader<'_>,
+    engine: &Engine,
+    programs: &Programs,
+    outbox: &Arc<Outbox>,
+    run: u64,
+    program: u64,
+) -> anyhow::Result<()> {
+    let (request, _) = tensors.tensor::<u8>(wire::run::REQUEST)?;
+    let (journal, _) = tensors.tensor::<u8>(wire::run::JOURNAL)?;
+    let request: Request = serde_json::from_slice(request).context("RUN: the request")?;
+    let journal: Journal = serde_json::from_slice(journal).context("RUN: the journal")?;
+    let vocabulary = engine.limits().vocab;
+    let drawn = journal.0.iter().flatten().map(|drawn| drawn.token);
+    let mut tokens = request.prompt.iter().copied().chain(drawn);
+    if let Some(bad) = tokens.find(|token| *token as usize >= vocabulary) {
+        bail!("RUN: token {bad} in a vocabulary of {vocabulary}");
+    }
+    let answer = Answer {
+        run,
+        program,
+        allotment: pod::<Allotment>(tensors, wire::run::ALLOTMENT, "an allotment")?,
+        request,
+        journal,
+        vocabulary,
+    };
+    programs.answer(answer, outbox);
+    Ok(())
 }
 
 /// A tensor that holds the bytes of one value.
@@ -312,13 +388,17 @@ fn pod<T: AnyBitPattern>(
 ) -> anyhow::Result<T> {
     let (bytes, _) = tensors.tensor::<u8>(index)?;
     bytemuck::try_pod_read_unaligned(bytes)
-        .map_err(|e| anyhow!("OPEN: {} bytes of {what}: {e}", bytes.len()))
+        .map_err(|e| anyhow!("{} bytes of {what}: {e}", bytes.len()))
 }
 
-fn step(ring: &mut WorkerEnd, engine: &mut Engine, message: &Message) -> anyhow::Result<()> {
+fn step(
+    tensors: &TensorReader<'_>,
+    engine: &mut Engine,
+    outbox: &Outbox,
+    message: &Message,
+) -> anyhow::Result<()> {
     let started = Instant::now();
     let [number, top] = message.args;
-    let tensors = TensorReader::new(ring.input(message.input)?)?;
     let i32s = |index| tensors.tensor::<i32>(index).map(|(values, _)| values);
     let request = Step {
         slots: i32s(wire::step::SLOTS)?,
@@ -335,13 +415,6 @@ fn step(ring: &mut WorkerEnd, engine: &mut Engine, message: &Message) -> anyhow:
     let outcome = engine
         .step(request)
         .with_context(|| format!("step {number}"))?;
-    write(
-        outcome,
-        targets,
-        top as usize,
-        ring.output_mut(message.output)?,
-    )
-    .with_context(|| format!("results of step {number}"))?;
     let took = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
     let done = Message {
         kind: STEP_DONE,
@@ -349,8 +422,10 @@ fn step(ring: &mut WorkerEnd, engine: &mut Engine, message: &Message) -> anyhow:
         output: message.output,
         args: [number, took],
     };
-    ring.complete(&done)
-        .map_err(|_| anyhow!("the completion ring is full"))
+    outbox.answer(&done, |into| {
+        write(outcome, targets, top as usize, into)
+            .with_context(|| format!("results of step {number}"))
+    })
 }
 
 fn write(out: &Outcome, targets: usize, top: usize, into: &mut [u8]) -> Result<(), TensorError> {

@@ -1,12 +1,11 @@
 //! A sequence slot: how its tokens are drawn, and what steers that.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use realm_shared::wire::Fault;
 use realm_shared::wire::result::{FAULT, LATE, NO_NUMBER, STOPPED};
 
-use crate::sampler::Sampler;
+use crate::sampler::{Sampler, Scored};
 use crate::tenant::{Failure, Steering, Verdict};
 
 /// How long a step waits for plans that are late for the first time. An instance that needs
@@ -97,10 +96,12 @@ impl Slot {
     /// Draws the token with number `index` from logits that are clean, by the verdict of
     /// [`consider_all`]. `numbers` tells whether there are any among them.
     pub(crate) fn draw(&mut self, logits: &mut [f32], numbers: bool, index: u32) -> Drawn {
+        let before = self.steering.as_ref().map_or(0, Steering::drawn_before);
+        let number = index.saturating_add(before);
         let drawn = match self.verdict.take() {
             _ if !numbers => Err(NO_NUMBER),
             None => self.sampler.draw(logits, index).ok_or(NO_NUMBER),
-            Some(Verdict::Draw(draw)) => match self.sampler.draw_steered(logits, index, &draw) {
+            Some(Verdict::Draw(draw)) => match self.sampler.draw_steered(logits, number, &draw) {
                 Some(token) => Ok(token),
                 None => {
                     let message = "the model can draw none of the tokens that it allows";
@@ -120,16 +121,11 @@ impl Slot {
             Some(Verdict::Failed(failure)) => return self.fail(failure),
         };
         match drawn {
-            Ok(token) => {
-                if let Some(steering) = &mut self.steering {
-                    steering.accept(token);
-                }
-                Drawn {
-                    code: token as i32,
-                    token: Some(token),
-                    failure: None,
-                }
-            }
+            Ok(token) => Drawn {
+                code: token as i32,
+                token: Some(token),
+                failure: None,
+            },
             Err(code) => {
                 self.sampler.skip();
                 Drawn {
@@ -140,8 +136,18 @@ impl Slot {
         }
     }
 
+    /// Tells its code of a token that was drawn.
+    pub(crate) fn accept(&mut self, token: u32, logprob: f32, alternatives: &[Scored]) {
+        if let Some(steering) = &mut self.steering {
+            steering.accept_scored(token, logprob, alternatives);
+        }
+    }
+
     fn fail(&mut self, failure: Failure) -> Drawn {
         self.sampler.skip();
+        if let Some(steering) = &mut self.steering {
+            steering.refuse(&failure);
+        }
         Drawn {
             code: FAULT,
             token: None,
@@ -157,7 +163,7 @@ pub(crate) fn consider_all<'a>(slots: impl Iterator<Item = &'a mut Slot>, alone:
     let Some(bell) = late.iter().find_map(|slot| slot.steering.as_ref()) else {
         return;
     };
-    let bell = Arc::clone(&bell.bell());
+    let bell = bell.bell();
     let count = late.len();
     let end = Instant::now() + if alone { IDLE_GRACE } else { GRACE };
     loop {

@@ -6,13 +6,18 @@ use std::hash::{Hash, Hasher};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use realm_shared::wire::Fault;
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use super::Failure;
-use super::guest::{Guest, ProcessorPre, offer};
+use super::answering::Run;
+use super::contract::processor::ProcessorPre;
+use super::contract::program::ProgramPre;
+use super::contract::{ANSWERING, STEERING, offer_processor, offer_program};
+use super::guest::Guest;
 
 /// Most linear memory of an instance, in bytes: what a place in the pool has.
 pub(super) const MEMORY: usize = 64 << 20;
@@ -48,21 +53,75 @@ pub enum CompileError {
     Setup(String),
 }
 
+/// What a component is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// To steer a sequence.
+    Processor,
+    /// To answer a request.
+    Program,
+}
+
+/// What [`compile`] makes.
+#[derive(Debug)]
+pub struct Compiled {
+    /// What it is for.
+    pub kind: Kind,
+    /// For workers.
+    pub code: Vec<u8>,
+}
+
+/// Code that can be run, with all that it imports.
+#[derive(Clone)]
+pub(super) enum Code {
+    Processor(Arc<ProcessorPre<Guest>>),
+    Program(Arc<ProgramPre<Run>>),
+}
+
+impl Code {
+    /// Links a component, as what it exports says.
+    fn link(engine: &Engine, component: &Component) -> wasmtime::Result<Code> {
+        let exports = |name| component.get_export_index(None, name).is_some();
+        match (exports(STEERING), exports(ANSWERING)) {
+            (true, false) => {
+                let mut linker = Linker::new(engine);
+                offer_processor(&mut linker)?;
+                let ready = linker.instantiate_pre(component)?;
+                Ok(Code::Processor(Arc::new(ProcessorPre::new(ready)?)))
+            }
+            (false, true) => {
+                let mut linker = Linker::new(engine);
+                offer_program(&mut linker)?;
+                let ready = linker.instantiate_pre(component)?;
+                Ok(Code::Program(Arc::new(ProgramPre::new(ready)?)))
+            }
+            (false, false) => Err(wasmtime::Error::msg(format!(
+                "it exports neither `{STEERING}`, as a processor does, nor `{ANSWERING}`, as a \
+                 program does that answers requests"
+            ))),
+            (true, true) => Err(wasmtime::Error::msg(format!(
+                "it exports both `{STEERING}` and `{ANSWERING}`: it must be one thing or the other"
+            ))),
+        }
+    }
+}
+
 /// Compiles a component, and checks that it keeps to the contract.
 ///
 /// # Errors
 /// If it does not, in words for the tenant.
-pub fn compile(component: &[u8]) -> Result<Vec<u8>, CompileError> {
+pub fn compile(component: &[u8]) -> Result<Compiled, CompileError> {
     let engine = compiler()?;
     let component =
-        Component::new(&engine, component).map_err(|e| CompileError::Invalid(format!("{e:#}")))?;
-    let contract = |e: wasmtime::Error| CompileError::Contract(format!("{e:#}"));
-    let linker = linker(&engine).map_err(contract)?;
-    let ready = linker.instantiate_pre(&component).map_err(contract)?;
-    ProcessorPre::new(ready).map_err(contract)?;
-    component
-        .serialize()
-        .map_err(|e| CompileError::Invalid(words(&e)))
+        Component::new(&engine, component).map_err(|e| CompileError::Invalid(words(&e)))?;
+    let code = Code::link(&engine, &component).map_err(|e| CompileError::Contract(words(&e)))?;
+    let kind = match code {
+        Code::Processor(_) => Kind::Processor,
+        Code::Program(_) => Kind::Program,
+    };
+    let code = component.serialize();
+    let code = code.map_err(|e| CompileError::Invalid(words(&e)))?;
+    Ok(Compiled { kind, code })
 }
 
 /// What was wrong, and why, in one line.
@@ -136,13 +195,6 @@ pub(super) fn engine() -> Result<Engine, Failure> {
     })
 }
 
-/// What a component may import.
-pub(super) fn linker(engine: &Engine) -> wasmtime::Result<Linker<Guest>> {
-    let mut linker = Linker::new(engine);
-    offer(&mut linker)?;
-    Ok(linker)
-}
-
 /// Reads a whole file from its start, wherever those who share it with us have read to.
 fn read(file: &File) -> io::Result<Vec<u8>> {
     let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
@@ -152,7 +204,7 @@ fn read(file: &File) -> io::Result<Vec<u8>> {
 }
 
 /// Loads compiled code.
-pub(super) fn load(engine: &Engine, compiled: OwnedFd) -> Result<ProcessorPre<Guest>, Failure> {
+pub(super) fn load(engine: &Engine, compiled: OwnedFd) -> Result<Code, Failure> {
     let unusable = |e: wasmtime::Error| {
         let message = format!("this worker cannot load the program: {e:#}");
         Failure::new(Fault::Unusable, message)
@@ -164,7 +216,5 @@ pub(super) fn load(engine: &Engine, compiled: OwnedFd) -> Result<ProcessorPre<Gu
     #[expect(unsafe_code, reason = "the one place where compiled code comes in")]
     let component = unsafe { Component::deserialize(engine, &bytes) };
     let component = component.map_err(unusable)?;
-    let linker = linker(engine).map_err(unusable)?;
-    let ready = linker.instantiate_pre(&component).map_err(unusable)?;
-    ProcessorPre::new(ready).map_err(unusable)
+    Code::link(engine, &component).map_err(unusable)
 }

@@ -7,13 +7,19 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+use realm_shared::run::{Journal, Request, What};
 use realm_shared::wire::{Allotment, Fault};
 use wasmtime::Engine;
 
-use super::code::{self, INSTANCES, MEMORY};
-use super::guest::{self, Guest, Meter, ProcessorPre};
+use super::answering::{self, Limits, Run};
+use super::code::{self, Code, INSTANCES, MEMORY};
+use super::guest::{self, Guest, Meter};
 use super::lanes::Lanes;
-use super::steering::{Beginning, Bell, Mail, Steering, live};
+use super::lease::Leases;
+use super::life::Life;
+use super::outbox::{Outbox, Voice};
+use super::processor::{self, Beginning, Handle, Mail};
+use super::steering::{Bell, Steering};
 use super::{Failure, Vocabulary};
 
 /// What runs programs: one for the process, made with the first of them.
@@ -40,8 +46,17 @@ fn host() -> Result<&'static Host, Failure> {
 #[derive(Clone)]
 struct Program {
     name: Arc<str>,
-    code: Result<Arc<ProcessorPre<Guest>>, Failure>,
+    code: Result<Code, Failure>,
 }
+
+/// A component is of the other kind than it is wanted for.
+fn mistaken(name: &str, is: &str, not: &str) -> Failure {
+    let message = format!("`{name}` is {is}, not {not}");
+    Failure::new(Fault::Unusable, message)
+}
+
+const PROCESSOR: &str = "a processor, which steers a model's answer";
+const PROGRAM: &str = "a program, which answers requests itself";
 
 /// What a gateway has sent.
 #[derive(Default)]
@@ -68,9 +83,21 @@ pub struct Programs {
     sent: Arc<Mutex<Sent>>,
     bell: Arc<Bell>,
     seats: Arc<Seats>,
+    leases: Arc<Leases>,
+    runs: Arc<Runs>,
 }
 
-/// What an instance begins with.
+/// Programs that answer requests, by the numbers of their runs.
+type Runs = Mutex<HashMap<u64, Running>>;
+
+/// A program that answers a request.
+struct Running {
+    life: Arc<Life>,
+    /// Given back when the request is over, whenever the instance is.
+    _seat: Seat,
+}
+
+/// What a processor's instance begins with.
 pub struct Start<'a> {
     /// Number of its program.
     pub program: u64,
@@ -90,23 +117,40 @@ pub struct Start<'a> {
     pub end_tokens: &'a [u32],
 }
 
+/// What a program that answers a request begins with.
+pub struct Answer {
+    /// Number of the run.
+    pub run: u64,
+    /// Number of the program.
+    pub program: u64,
+    /// What it may take.
+    pub allotment: Allotment,
+    /// What it is to answer.
+    pub request: Request,
+    /// What was drawn for it in an earlier life.
+    pub journal: Journal,
+    /// Tokens of the vocabulary.
+    pub vocabulary: usize,
+}
+
 impl Programs {
     /// None yet, for a model with this vocabulary.
     pub fn new(vocabulary: Arc<Vocabulary>) -> Programs {
+        let bell = Arc::<Bell>::default();
         Programs {
             vocabulary,
             sent: Arc::default(),
-            bell: Arc::default(),
+            bell: bell.clone(),
             seats: Arc::default(),
+            leases: Arc::new(Leases::new(bell)),
+            runs: Arc::default(),
         }
     }
 
     /// Takes in a program. One that cannot be used fails the sequences that want it.
     pub fn add(&self, number: u64, name: &str, compiled: OwnedFd) {
-        let code = self.vocabulary.tokenizer().and_then(|_| {
-            let code = code::load(&host()?.engine, compiled)?;
-            Ok(Arc::new(code))
-        });
+        let vocabulary = self.vocabulary.tokenizer();
+        let code = vocabulary.and_then(|_| code::load(&host()?.engine, compiled));
         let name = name.into();
         let mut sent = lock(&self.sent);
         sent.programs.insert(number, Program { name, code });
@@ -118,26 +162,21 @@ impl Programs {
         lock(&self.sent).programs.remove(&number);
     }
 
-    /// Starts an instance, of a program that may be on its way still. If it cannot be started, its
-    /// verdict says why.
+    /// Starts a processor's instance, of a program that may be on its way still. If it cannot be
+    /// started, its verdict says why.
     pub fn start(&self, start: Start<'_>) -> Steering {
-        self.try_start(start).unwrap_or_else(Steering::failed)
+        match self.try_start(start) {
+            Ok(handle) => Steering::by_processor(handle, self.bell.clone()),
+            Err(failure) => Steering::failed(failure, self.bell.clone()),
+        }
     }
 
-    fn try_start(&self, start: Start<'_>) -> Result<Steering, Failure> {
+    fn try_start(&self, start: Start<'_>) -> Result<Handle, Failure> {
         let host = host()?;
         let seat = self.seats.clone().take(&start.allotment)?;
         let mail = Arc::new(Mail::new(self.bell.clone()));
-        let memory = usize::try_from(start.allotment.memory).unwrap_or(usize::MAX);
-        let time = Duration::from_micros(start.allotment.call_micros);
-        let mut guest = Guest {
-            vocabulary: self.vocabulary.clone(),
-            end_tokens: start.end_tokens.to_vec(),
-            key: start.key,
-            taken: 0,
-            name: "".into(),
-            meter: Meter::new(memory.min(MEMORY), time, mail.closed()),
-        };
+        let end_tokens = start.end_tokens.to_vec();
+        let mut guest = self.guest(&start.allotment, mail.life(), start.key, end_tokens);
         // Checked by the engine: none is negative.
         let tokens = |tokens: &[i32]| tokens.iter().map(|token| *token as u32).collect();
         let beginning = Beginning {
@@ -147,24 +186,129 @@ impl Programs {
             vocabulary: u32::try_from(start.vocabulary).unwrap_or(u32::MAX),
             choice: start.allotment.choice,
         };
-        let steering = Steering::new(mail.clone(), seat);
-        let (engine, sent) = (host.engine.clone(), self.sent.clone());
-        // Now, if it is there: it may be forgotten in a moment.
-        let there = lock(&sent).programs.get(&start.program).cloned();
+        let handle = Handle::new(mail.clone(), seat);
+        let (there, sent) = self.look_for(start.program);
         host.lanes.spawn(start.allotment.tenant, async move {
             let program = match there {
                 Some(program) => Some(program),
-                None => arrival(&sent, start.program, &mail).await,
+                None => arrival(&sent, start.program, mail.life()).await,
             };
             drop(sent);
             let Some(Program { name, code }) = program else {
                 return;
             };
+            let code = code.and_then(|code| match code {
+                Code::Processor(code) => Ok(code),
+                Code::Program(_) => Err(mistaken(&name, PROGRAM, PROCESSOR)),
+            });
             guest.name = name;
-            let store = guest::store(&engine, guest);
-            live(mail, code, store, beginning).await;
+            let store = guest::store(&host.engine, guest);
+            processor::live(mail, code, store, beginning).await;
         });
-        Ok(steering)
+        Ok(handle)
+    }
+
+    /// Has a program answer a request. It may be on its way still. What it says, and if it cannot be
+    /// started why, goes into the outbox.
+    pub fn answer(&self, answer: Answer, outbox: &Arc<Outbox>) {
+        let voice = Voice::new(answer.run, outbox.clone());
+        if let Err(failure) = self.try_answer(answer, voice.clone()) {
+            voice.say(0, What::failed(failure.fault, failure.message));
+        }
+    }
+
+    fn try_answer(&self, answer: Answer, voice: Voice) -> Result<(), Failure> {
+        let host = host()?;
+        let Answer {
+            run,
+            program,
+            allotment,
+            mut request,
+            journal,
+            vocabulary,
+        } = answer;
+        let running = Running {
+            life: voice.life(),
+            _seat: self.seats.clone().take(&allotment)?,
+        };
+        let end_tokens = std::mem::take(&mut request.end_tokens);
+        let mut guest = self.guest(&allotment, &running.life, request.key, end_tokens);
+        let limits = Limits {
+            vocabulary: u32::try_from(vocabulary).unwrap_or(u32::MAX),
+            context: request.context,
+            budget: request.budget,
+            sequences: allotment.sequences,
+        };
+        if let Some(before) = lock(&self.runs).insert(run, running) {
+            before.life.end();
+        }
+        let mut last = LastWord::new(voice.clone(), self.runs.clone());
+        let leases = self.leases.clone();
+        let (there, sent) = self.look_for(program);
+        host.lanes.spawn(allotment.tenant, async move {
+            let program = match there {
+                Some(program) => Some(program),
+                None => arrival(&sent, program, &voice.life()).await,
+            };
+            drop(sent);
+            let Some(Program { name, code }) = program else {
+                return;
+            };
+            let code = code.and_then(|code| match code {
+                Code::Program(code) => Ok(code),
+                Code::Processor(_) => Err(mistaken(&name, PROCESSOR, PROGRAM)),
+            });
+            guest.name = name;
+            let run = Run::new(guest, voice, leases, limits, journal);
+            last.say(match code {
+                Ok(code) => answering::live(&host.engine, &code, run, request).await,
+                Err(failure) => (0, What::failed(failure.fault, failure.message)),
+            });
+        });
+        Ok(())
+    }
+
+    /// Nobody waits for this run any more. What it has not said yet is not said.
+    pub fn end(&self, run: u64, outbox: &Outbox) {
+        if let Some(running) = lock(&self.runs).remove(&run) {
+            running.life.end();
+        }
+        outbox.forget(run);
+    }
+
+    /// Nobody waits for anything any more.
+    pub fn end_all(&self) {
+        for (_, running) in lock(&self.runs).drain() {
+            running.life.end();
+        }
+    }
+
+    /// What steers a sequence of a program, by the name of its lease.
+    pub fn join(&self, lease: u64) -> Steering {
+        match self.leases.get(lease) {
+            Some(lease) => Steering::by_program(lease, self.bell.clone()),
+            None => Steering::over(self.bell.clone()),
+        }
+    }
+
+    /// What an instance has beside its memory. Its name comes with its code.
+    fn guest(&self, allotment: &Allotment, life: &Life, key: u64, end_tokens: Vec<u32>) -> Guest {
+        let memory = usize::try_from(allotment.memory).unwrap_or(usize::MAX);
+        let time = Duration::from_micros(allotment.call_micros);
+        Guest {
+            vocabulary: self.vocabulary.clone(),
+            end_tokens,
+            key,
+            taken: 0,
+            name: "".into(),
+            meter: Meter::new(memory.min(MEMORY), time, life.flag()),
+        }
+    }
+
+    /// A program, if it is there: it may be forgotten in a moment. And where it will be.
+    fn look_for(&self, number: u64) -> (Option<Program>, Arc<Mutex<Sent>>) {
+        let there = lock(&self.sent).programs.get(&number).cloned();
+        (there, self.sent.clone())
     }
 
     /// What every instance has a hold on.
@@ -186,14 +330,51 @@ impl Drop for Programs {
         let mut sent = lock(&self.sent);
         sent.closed = true;
         Sent::wake(sent);
+        self.end_all();
     }
 }
 
-/// Resolves once the gateway has sent the program with this number, or it or the sequence is gone.
+/// Says the last thing of a run, also where a fault of the host itself ended it: whoever waits for
+/// the answer is to hear of that.
+struct LastWord {
+    voice: Voice,
+    runs: Arc<Runs>,
+    taken: u64,
+    what: Option<What>,
+}
+
+impl LastWord {
+    fn new(voice: Voice, runs: Arc<Runs>) -> LastWord {
+        let message = "the worker failed to run it";
+        LastWord {
+            voice,
+            runs,
+            taken: 0,
+            what: Some(What::failed(Fault::Trap, message)),
+        }
+    }
+
+    /// It is said when this is dropped.
+    fn say(&mut self, (taken, what): (u64, What)) {
+        (self.taken, self.what) = (taken, Some(what));
+    }
+}
+
+impl Drop for LastWord {
+    fn drop(&mut self) {
+        if let Some(what) = self.what.take() {
+            self.voice.say(self.taken, what);
+        }
+        lock(&self.runs).remove(&self.voice.run());
+    }
+}
+
+/// Resolves once the gateway has sent the program with this number, or it is gone, or nobody waits for
+/// the instance any more.
 /// The program is loaded by another thread, so that no step waits for that.
-async fn arrival(sent: &Mutex<Sent>, number: u64, mail: &Mail) -> Option<Program> {
+async fn arrival(sent: &Mutex<Sent>, number: u64, life: &Life) -> Option<Program> {
     poll_fn(|context| {
-        if mail.is_closed_or_will_wake(context.waker()) {
+        if life.is_over_or_will_wake(context.waker()) {
             return Poll::Ready(None);
         }
         let mut sent = lock(sent);
@@ -207,15 +388,15 @@ async fn arrival(sent: &Mutex<Sent>, number: u64, mail: &Mail) -> Option<Program
     .await
 }
 
-fn lock(sent: &Mutex<Sent>) -> MutexGuard<'_, Sent> {
-    sent.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Sequences that are steered, by tenant.
+/// Sequences that are steered and requests that are answered, by tenant.
 #[derive(Debug, Default)]
 struct Seats(Mutex<HashMap<u32, u32>>);
 
-/// A sequence's place among those of its tenant.
+/// A place among those of a tenant.
 #[derive(Debug)]
 pub(super) struct Seat {
     seats: Arc<Seats>,
@@ -225,7 +406,7 @@ pub(super) struct Seat {
 impl Seats {
     fn take(self: Arc<Self>, allotment: &Allotment) -> Result<Seat, Failure> {
         let tenant = allotment.tenant;
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = lock(&self.0);
         let most = allotment.instances;
         let all: u32 = taken.values().sum();
         let count = taken.get(&tenant).map_or(0, |count| *count);
@@ -248,7 +429,7 @@ impl Seats {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let mut taken = self.seats.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = lock(&self.seats.0);
         if let Some(count) = taken.get_mut(&self.tenant) {
             *count -= 1;
             if *count == 0 {

@@ -36,7 +36,7 @@ fn compiled(name: &str) -> OwnedFd {
         let folder = folder.expect("REALM_PROGRAMS is set: run `cargo xtask programs` first");
         let path = Path::new(&folder).join(format!("{name}.wasm"));
         let component = std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
-        Arc::new(compile(&component).expect("compiles"))
+        Arc::new(compile(&component).expect("compiles").code)
     });
     let mut file = File::from(memfd_create("code", MemfdFlags::CLOEXEC).expect("a memfd"));
     file.write_all(code).expect("written");

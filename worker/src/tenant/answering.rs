@@ -1,0 +1,187 @@
+//! A program's life: it answers one request.
+
+use std::sync::Arc;
+
+use realm_shared::run::{self, Drawn, Finish, Journal, What};
+use realm_shared::wire::Fault;
+use wasmtime::component::ResourceTable;
+use wasmtime::{Engine, Store};
+
+use super::Failure;
+use super::contract::program::exports::realm::program::answering::{self, Message, Request, Role};
+use super::contract::program::realm::program::sequences::Sampling;
+use super::contract::program::{ProgramPre, realm};
+use super::guest::{self, Guest};
+use super::lease::Leases;
+use super::outbox::{PIECE, Voice};
+
+/// Most bytes of an answer.
+const MAX_EMITTED: usize = 1 << 20;
+
+/// What an instance that answers a request has beside its memory.
+pub(super) struct Run {
+    pub(super) guest: Guest,
+    pub(super) voice: Voice,
+    pub(super) leases: Arc<Leases>,
+    /// Its sequences.
+    pub(super) table: ResourceTable,
+    /// Sequences that it has made.
+    pub(super) made: u32,
+    pub(super) limits: Limits,
+    /// What was drawn in an earlier life, for each sequence that it makes.
+    journal: Vec<Vec<Drawn>>,
+    /// Tokens that it asked for and that it took, over all sequences.
+    pub(super) asked: u64,
+    pub(super) taken: u64,
+    /// Text that it gave out and that was not said yet.
+    text: String,
+    /// Bytes of text that it may still give out.
+    room: usize,
+}
+
+/// How much there may be.
+pub(super) struct Limits {
+    /// Tokens of the vocabulary.
+    pub(super) vocabulary: u32,
+    /// Tokens of a sequence.
+    pub(super) context: u32,
+    /// Tokens over all sequences.
+    pub(super) budget: u64,
+    /// Sequences at once.
+    pub(super) sequences: u32,
+}
+
+impl AsMut<Guest> for Run {
+    fn as_mut(&mut self) -> &mut Guest {
+        &mut self.guest
+    }
+}
+
+impl Run {
+    pub(super) fn new(
+        guest: Guest,
+        voice: Voice,
+        leases: Arc<Leases>,
+        limits: Limits,
+        Journal(journal): Journal,
+    ) -> Run {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(usize::try_from(limits.sequences).unwrap_or(usize::MAX));
+        Run {
+            guest,
+            voice,
+            leases,
+            table,
+            made: 0,
+            limits,
+            journal,
+            asked: 0,
+            taken: 0,
+            text: String::new(),
+            room: MAX_EMITTED,
+        }
+    }
+
+    /// What was drawn in an earlier life for the sequence with this number.
+    pub(super) fn journal(&mut self, sequence: u32) -> Vec<Drawn> {
+        let sequence = usize::try_from(sequence).unwrap_or(usize::MAX);
+        let drawn = self.journal.get_mut(sequence).map(std::mem::take);
+        drawn.unwrap_or_default()
+    }
+
+    /// Says what text there is: before anything is said that comes after it, and before any wait.
+    pub(super) fn say_text(&mut self) {
+        while !self.text.is_empty() {
+            let rest = self.text.split_off(self.text.floor_char_boundary(PIECE));
+            let piece = std::mem::replace(&mut self.text, rest);
+            self.voice.say(self.taken, What::Emit(piece));
+        }
+    }
+}
+
+impl realm::program::client::Host for Run {
+    fn emit(&mut self, text: String) -> wasmtime::Result<()> {
+        let Some(room) = self.room.checked_sub(text.len()) else {
+            let message = format!("it emits more than {MAX_EMITTED} bytes");
+            return Err(wasmtime::Error::new(Failure::new(Fault::Output, message)));
+        };
+        self.room = room;
+        self.text.push_str(&text);
+        if self.text.len() >= PIECE {
+            self.say_text();
+        }
+        Ok(())
+    }
+}
+
+/// An instance's life, from its making to what it is to say last, which depends on so many tokens.
+pub(super) async fn live(
+    engine: &Engine,
+    code: &ProgramPre<Run>,
+    run: Run,
+    request: run::Request,
+) -> (u64, What) {
+    let mut store = guest::store(engine, run);
+    let ended = answer(code, &mut store, request).await;
+    let run = store.data_mut();
+    run.say_text();
+    let what = match ended {
+        Ok(finish) => What::Finished(finish),
+        Err(failure) => What::failed(failure.fault, failure.message),
+    };
+    (run.taken, what)
+}
+
+async fn answer(
+    code: &ProgramPre<Run>,
+    store: &mut Store<Run>,
+    request: run::Request,
+) -> Result<Finish, Failure> {
+    guest::begin_call(store);
+    let instance = code.instantiate_async(&mut *store).await;
+    let instance = instance.map_err(|e| guest::failure(&e))?;
+    let request = given(request, store.data().limits.vocabulary);
+    guest::begin_call(store);
+    let answering = instance.realm_program_answering();
+    let said = answering.call_run(&mut *store, &request).await;
+    match said.map_err(|e| guest::failure(&e))? {
+        Ok(answering::Finish::Stop) => Ok(Finish::Stop),
+        Ok(answering::Finish::Length) => Ok(Finish::Length),
+        Err(message) => Err(guest::error(message)),
+    }
+}
+
+/// The request, as a program is given it.
+fn given(request: run::Request, vocabulary: u32) -> Request {
+    let run::Request {
+        messages,
+        prompt,
+        args,
+        dials,
+        max_tokens,
+        context,
+        ..
+    } = request;
+    let messages = messages.into_iter().map(|message| Message {
+        role: match message.role {
+            run::Role::System => Role::System,
+            run::Role::User => Role::User,
+            run::Role::Assistant => Role::Assistant,
+        },
+        content: message.content,
+    });
+    Request {
+        messages: messages.collect(),
+        prompt,
+        args,
+        sampling: Sampling {
+            temperature: dials.temperature,
+            top_p: dials.top_p,
+            top_k: dials.top_k,
+            min_p: dials.min_p,
+        },
+        max_tokens,
+        vocabulary,
+        context,
+    }
+}
