@@ -16,9 +16,7 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use realm_shared::wire::Allotment;
 use realm_worker::engine::ModelSource;
-use realm_worker::tenant::{
-    Allowed, Outbox, Programs, Start, Steering, Verdict, Vocabulary, compile,
-};
+use realm_worker::tenant::{Allowed, Programs, Start, Steering, Verdict, Vocabulary, compile};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 #[derive(Parser)]
@@ -89,7 +87,7 @@ fn main() -> anyhow::Result<()> {
     let component = std::fs::read(&args.component)
         .with_context(|| format!("cannot read {}", args.component.display()))?;
     let begun = Instant::now();
-    let code = compile(&component)?.1;
+    let code = compile(&component)?.code;
     println!(
         "compiled in {:.0?}, {} bytes to {}",
         begun.elapsed(),
@@ -98,10 +96,7 @@ fn main() -> anyhow::Result<()> {
     );
     let mut file = File::from(memfd_create("code", MemfdFlags::CLOEXEC)?);
     file.write_all(&code)?;
-    let programs = Programs::new(
-        Arc::new(Vocabulary::of(ModelSource::Embedded)),
-        Outbox::default(),
-    );
+    let programs = Programs::new(Arc::new(Vocabulary::of(ModelSource::Embedded)));
     let begun = Instant::now();
     programs.add(1, "bench", file.into());
     println!(
@@ -131,7 +126,7 @@ fn main() -> anyhow::Result<()> {
                 _ => break,
             };
             let begun = Instant::now();
-            steering.accept(token, None, &[]);
+            steering.accept(token);
             answer(&mut steering)?;
             times.push(begun.elapsed());
         }

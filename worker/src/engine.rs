@@ -423,8 +423,7 @@ impl Engine {
                 }
             })
             .collect();
-        self.threads
-            .for_each(&mut jobs, |job| job.scores = job.run());
+        self.threads.for_each(&mut jobs, Job::run);
         for Job {
             position,
             slot,
@@ -474,13 +473,14 @@ struct Scores {
 }
 
 impl Job<'_> {
-    fn run(&mut self) -> Scores {
-        let scores = self.score();
-        let token = scores.drawn.as_ref().and_then(|drawn| drawn.token);
+    /// Draws and scores, and tells a tenant's code what came of it.
+    fn run(&mut self) {
+        self.scores = self.score();
+        let token = self.scores.drawn.as_ref().and_then(|drawn| drawn.token);
         if let (Some(slot), Some(token)) = (&mut self.slot, token) {
-            slot.tell(token, scores.drawn_logprob, &scores.top);
+            let logprob = self.scores.drawn_logprob.unwrap_or(0.0);
+            slot.accept(token, logprob, &self.scores.top);
         }
-        scores
     }
 
     fn score(&mut self) -> Scores {

@@ -213,10 +213,14 @@ fn compile(only_fingerprint: bool) -> anyhow::Result<()> {
     if component.len() as u64 > MAX_COMPONENT {
         bail!("the component has more than {MAX_COMPONENT} bytes");
     }
-    let (kind, compiled) = tenant::compile(&component)?;
+    let compiled = tenant::compile(&component)?;
+    let kind = match compiled.kind {
+        tenant::Kind::Processor => "processor",
+        tenant::Kind::Program => "program",
+    };
     let about = serde_json::json!({ "kind": kind, "fingerprint": fingerprint });
     writeln!(output, "{about}")?;
-    output.write_all(&compiled)?;
+    output.write_all(&compiled.code)?;
     Ok(output.flush()?)
 }
 

@@ -3,27 +3,28 @@
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow, bail};
 use bytemuck::AnyBitPattern;
 use realm_shared::ABI_VERSION;
 use realm_shared::control::{Control, MAX_CONTROL_BYTES, Order};
+use realm_shared::run::{Journal, Request};
 use realm_shared::wire::{
     self, Allotment, CLOSE, END, FORGET, JOIN, LISTEN, OPEN, RUN, STEP, STEP_DONE, Sampling,
 };
 use realm_shm::tensor::{TensorError, TensorReader, TensorWriter};
-use realm_shm::{Inlet, Message, Outlet, WorkerEnd, socket};
+use realm_shm::{Inlet, Message, WorkerEnd, socket};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::Shutdown;
 
 use crate::batch::Step;
 use crate::engine::{Engine, ModelSource, Options, Outcome};
 use crate::listen;
-use crate::tenant::{Outbox, Programs, Run, Start, Vocabulary};
+use crate::tenant::{Answer, Outbox, Programs, Start, Steering, Vocabulary};
 
 /// How long the gateway may take to say hello.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -76,8 +77,8 @@ pub fn serve(gateway: &Gateway, model: &ModelSource, options: &Options) -> anyho
 /// A gateway that completed the handshake.
 pub(crate) struct Session {
     socket: OwnedFd,
-    /// Until it runs.
-    ring: Option<WorkerEnd>,
+    inlet: Inlet,
+    outbox: Arc<Outbox>,
     /// Dropped with the session, which is how the thread of its pulse learns of that.
     _alive: mpsc::Sender<()>,
 }
@@ -97,9 +98,11 @@ impl Session {
         };
         let thread = std::thread::Builder::new().name("pulse".into());
         thread.spawn(body).context("cannot start a thread")?;
+        let (inlet, outlet) = ring.split();
         Ok(Session {
             socket,
-            ring: Some(ring),
+            inlet,
+            outbox: Arc::new(Outbox::new(outlet)),
             _alive,
         })
     }
@@ -117,24 +120,38 @@ impl Session {
         vocabulary: &Arc<Vocabulary>,
         watch: &Watch,
     ) -> anyhow::Result<()> {
-        let (mut inlet, outlet) = self.ring.take().context("the session ran before")?.split();
-        let outlet = Arc::new(Mutex::new(outlet));
-        let outbox = Outbox::new(outlet.clone());
-        let programs = Arc::new(Programs::new(vocabulary.clone(), outbox));
+        let programs = Arc::new(Programs::new(vocabulary.clone()));
         take_orders(self.socket(), programs.clone())?;
         tell(self.socket(), &Control::Ready(engine.info().clone()))?;
+        let result = self.take_turns(engine, &programs, watch);
+        // The thread of the orders may have the programs a moment longer.
+        programs.end_all();
+        result
+    }
+
+    fn take_turns(
+        &mut self,
+        engine: &mut Engine,
+        programs: &Programs,
+        watch: &Watch,
+    ) -> anyhow::Result<()> {
+        let outbox = &self.outbox;
         while !watch.gone() {
-            let Some(message) = inlet.recv_timeout(SPIN, NAP)? else {
+            outbox.check()?;
+            let Some(message) = self.inlet.recv_timeout(SPIN, NAP)? else {
                 continue;
             };
+            let tensors = || TensorReader::new(self.inlet.input(message.input)?).context("tensors");
+            let [first, second] = message.args;
             match message.kind {
-                OPEN | JOIN => open(&inlet, engine, &programs, &message)?,
-                STEP => step(&inlet, &outlet, engine, &message)?,
-                CLOSE => engine.close(message.args[0])?,
-                FORGET => programs.forget(message.args[0]),
-                RUN => run(&inlet, engine, &programs, &message)?,
-                END => programs.end(message.args[0]),
-                LISTEN => programs.outbox().lend(message.output)?,
+                OPEN => open(&tensors()?, engine, programs, first, second)?,
+                STEP => step(&tensors()?, engine, outbox, &message)?,
+                CLOSE => engine.close(first)?,
+                FORGET => programs.forget(first),
+                RUN => run(&tensors()?, engine, programs, outbox, first, second)?,
+                JOIN => join(&tensors()?, engine, programs.join(second), first)?,
+                END => programs.end(first, outbox),
+                LISTEN => outbox.lend(message.output)?,
                 kind => bail!("message of unknown kind {kind}"),
             }
         }
@@ -263,53 +280,19 @@ fn take_orders(socket: BorrowedFd<'_>, programs: Arc<Programs>) -> anyhow::Resul
     Ok(())
 }
 
-fn run(
-    ring: &Inlet,
-    engine: &Engine,
-    programs: &Programs,
-    message: &Message,
-) -> anyhow::Result<()> {
-    let [run, program] = message.args;
-    let tensors = TensorReader::new(ring.input(message.input)?)?;
-    let (request, _) = tensors.tensor::<u8>(wire::run::REQUEST)?;
-    let (journal, _) = tensors.tensor::<u8>(wire::run::JOURNAL)?;
-    programs.run(Run {
-        run,
-        program,
-        allotment: pod(&tensors, wire::run::ALLOTMENT, "an allotment")?,
-        request: serde_json::from_slice(request).context("RUN: a request")?,
-        journal: serde_json::from_slice(journal).context("RUN: a journal")?,
-        vocabulary: engine.limits().vocab,
-    });
-    Ok(())
-}
-
 fn open(
-    ring: &Inlet,
+    tensors: &TensorReader<'_>,
     engine: &mut Engine,
     programs: &Programs,
-    message: &Message,
+    slot: u64,
+    program: u64,
 ) -> anyhow::Result<()> {
-    let [slot, program] = message.args;
     // Whoever was there is over, and gives its place to the next.
     engine.close(slot)?;
-    let tensors = TensorReader::new(ring.input(message.input)?)?;
-    let sampling: Sampling = pod(&tensors, wire::open::SAMPLING, "sampling parameters")?;
-    let (ids, _) = tensors.tensor::<i32>(wire::open::BIAS_IDS)?;
-    let (values, _) = tensors.tensor::<f32>(wire::open::BIAS_VALUES)?;
-    if ids.len() != values.len() {
-        bail!(
-            "OPEN: {} biased tokens, but {} values",
-            ids.len(),
-            values.len()
-        );
-    }
-    let bias = ids.iter().copied().zip(values.iter().copied());
-    let (history, _) = tensors.tensor::<i32>(wire::open::HISTORY)?;
     let mut steering = None;
-    if message.kind == JOIN {
-        steering = Some(programs.join(program));
-    } else if program != 0 {
+    if program != 0 {
+        let sampling: Sampling = pod(tensors, wire::open::SAMPLING, "sampling parameters")?;
+        let (history, _) = tensors.tensor::<i32>(wire::open::HISTORY)?;
         let vocabulary = engine.limits().vocab;
         let prompt = sampling.prompt_len as usize;
         let (prompt, generated) = history.split_at_checked(prompt).with_context(|| {
@@ -323,7 +306,7 @@ fn open(
         let (args, _) = tensors.tensor::<u8>(wire::open::ARGS)?;
         steering = Some(programs.start(Start {
             program,
-            allotment: pod::<Allotment>(&tensors, wire::open::ALLOTMENT, "an allotment")?,
+            allotment: pod::<Allotment>(tensors, wire::open::ALLOTMENT, "an allotment")?,
             args: String::from_utf8_lossy(args).into_owned(),
             prompt,
             generated,
@@ -332,7 +315,69 @@ fn open(
             end_tokens: end_tokens.unwrap_or_default(),
         }));
     }
+    set(tensors, engine, slot, steering)
+}
+
+/// Opens a slot for a sequence of a program.
+fn join(
+    tensors: &TensorReader<'_>,
+    engine: &mut Engine,
+    steering: Steering,
+    slot: u64,
+) -> anyhow::Result<()> {
+    set(tensors, engine, slot, Some(steering))
+}
+
+/// Sets the state of a slot.
+fn set(
+    tensors: &TensorReader<'_>,
+    engine: &mut Engine,
+    slot: u64,
+    steering: Option<Steering>,
+) -> anyhow::Result<()> {
+    let sampling: Sampling = pod(tensors, wire::open::SAMPLING, "sampling parameters")?;
+    let (ids, _) = tensors.tensor::<i32>(wire::open::BIAS_IDS)?;
+    let (values, _) = tensors.tensor::<f32>(wire::open::BIAS_VALUES)?;
+    if ids.len() != values.len() {
+        bail!(
+            "OPEN: {} biased tokens, but {} values",
+            ids.len(),
+            values.len()
+        );
+    }
+    let bias = ids.iter().copied().zip(values.iter().copied());
+    let (history, _) = tensors.tensor::<i32>(wire::open::HISTORY)?;
     Ok(engine.open(slot, sampling, bias, history, steering)?)
+}
+
+fn run(
+    tensors: &TensorReader<'_>,
+    engine: &Engine,
+    programs: &Programs,
+    outbox: &Arc<Outbox>,
+    run: u64,
+    program: u64,
+) -> anyhow::Result<()> {
+    let (request, _) = tensors.tensor::<u8>(wire::run::REQUEST)?;
+    let (journal, _) = tensors.tensor::<u8>(wire::run::JOURNAL)?;
+    let request: Request = serde_json::from_slice(request).context("RUN: the request")?;
+    let journal: Journal = serde_json::from_slice(journal).context("RUN: the journal")?;
+    let vocabulary = engine.limits().vocab;
+    let drawn = journal.0.iter().flatten().map(|drawn| drawn.token);
+    let mut tokens = request.prompt.iter().copied().chain(drawn);
+    if let Some(bad) = tokens.find(|token| *token as usize >= vocabulary) {
+        bail!("RUN: token {bad} in a vocabulary of {vocabulary}");
+    }
+    let answer = Answer {
+        run,
+        program,
+        allotment: pod::<Allotment>(tensors, wire::run::ALLOTMENT, "an allotment")?,
+        request,
+        journal,
+        vocabulary,
+    };
+    programs.answer(answer, outbox);
+    Ok(())
 }
 
 /// A tensor that holds the bytes of one value.
@@ -347,14 +392,13 @@ fn pod<T: AnyBitPattern>(
 }
 
 fn step(
-    ring: &Inlet,
-    outlet: &Mutex<Outlet>,
+    tensors: &TensorReader<'_>,
     engine: &mut Engine,
+    outbox: &Outbox,
     message: &Message,
 ) -> anyhow::Result<()> {
     let started = Instant::now();
     let [number, top] = message.args;
-    let tensors = TensorReader::new(ring.input(message.input)?)?;
     let i32s = |index| tensors.tensor::<i32>(index).map(|(values, _)| values);
     let request = Step {
         slots: i32s(wire::step::SLOTS)?,
@@ -371,14 +415,6 @@ fn step(
     let outcome = engine
         .step(request)
         .with_context(|| format!("step {number}"))?;
-    let mut outlet = outlet.lock().unwrap_or_else(PoisonError::into_inner);
-    write(
-        outcome,
-        targets,
-        top as usize,
-        outlet.output_mut(message.output)?,
-    )
-    .with_context(|| format!("results of step {number}"))?;
     let took = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
     let done = Message {
         kind: STEP_DONE,
@@ -386,9 +422,10 @@ fn step(
         output: message.output,
         args: [number, took],
     };
-    outlet
-        .complete(&done)
-        .map_err(|_| anyhow!("the completion ring is full"))
+    outbox.answer(&done, |into| {
+        write(outcome, targets, top as usize, into)
+            .with_context(|| format!("results of step {number}"))
+    })
 }
 
 fn write(out: &Outcome, targets: usize, top: usize, into: &mut [u8]) -> Result<(), TensorError> {

@@ -1,6 +1,5 @@
 //! A sequence slot: how its tokens are drawn, and what steers that.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use realm_shared::wire::Fault;
@@ -98,7 +97,7 @@ impl Slot {
     /// [`consider_all`]. `numbers` tells whether there are any among them.
     pub(crate) fn draw(&mut self, logits: &mut [f32], numbers: bool, index: u32) -> Drawn {
         let before = self.steering.as_ref().map_or(0, Steering::drawn_before);
-        let number = index.wrapping_add(before);
+        let number = index.saturating_add(before);
         let drawn = match self.verdict.take() {
             _ if !numbers => Err(NO_NUMBER),
             None => self.sampler.draw(logits, index).ok_or(NO_NUMBER),
@@ -137,16 +136,18 @@ impl Slot {
         }
     }
 
-    /// Tells the code that steers it of a token that was drawn, with its log-probability and the
-    /// likeliest others where these are asked for.
-    pub(crate) fn tell(&mut self, token: u32, logprob: Option<f32>, likeliest: &[Scored]) {
+    /// Tells its code of a token that was drawn.
+    pub(crate) fn accept(&mut self, token: u32, logprob: f32, alternatives: &[Scored]) {
         if let Some(steering) = &mut self.steering {
-            steering.accept(token, logprob, likeliest);
+            steering.accept_scored(token, logprob, alternatives);
         }
     }
 
     fn fail(&mut self, failure: Failure) -> Drawn {
         self.sampler.skip();
+        if let Some(steering) = &mut self.steering {
+            steering.refuse(&failure);
+        }
         Drawn {
             code: FAULT,
             token: None,
@@ -162,7 +163,7 @@ pub(crate) fn consider_all<'a>(slots: impl Iterator<Item = &'a mut Slot>, alone:
     let Some(bell) = late.iter().find_map(|slot| slot.steering.as_ref()) else {
         return;
     };
-    let bell = Arc::clone(&bell.bell());
+    let bell = bell.bell();
     let count = late.len();
     let end = Instant::now() + if alone { IDLE_GRACE } else { GRACE };
     loop {

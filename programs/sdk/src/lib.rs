@@ -1,6 +1,7 @@
 //! Write a program that Realm runs beside the model.
 //!
-//! A *processor* steers how the tokens of one answer are chosen. Realm asks it for a [`Plan`]
+//! There are two kinds. A program in the narrower sense answers whole requests, and is called as a
+//! model: see [`mod@program`]. A *processor* steers how the tokens of one answer are chosen. Realm asks it for a [`Plan`]
 //! before every token, while the model computes. This one begins the answer as an item of a list,
 //! lets the model go on at a low temperature, and stops at ten tokens:
 //!

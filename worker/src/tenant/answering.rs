@@ -1,116 +1,226 @@
-//! The life of a program that answers a request.
+//! A program's life: it answers one request.
 
 use std::sync::Arc;
 
-use realm_shared::run::{Finish, Message, Request, Role, What};
+use realm_shared::detokenize::Detokenizer;
+use realm_shared::run::{self, Drawn, Finish, Journal, What};
 use realm_shared::wire::Fault;
 use wasmtime::component::ResourceTable;
+use wasmtime::{Engine, Store};
 
 use super::Failure;
-use super::guest::answering::exports::realm::program::answering as contract;
-use super::guest::answering::realm::program::sequences::Sampling;
-use super::guest::{self, Guest, ProgramPre};
-use super::sequences::{Answerer, Desk, Voice};
-use super::steering::error;
+use super::contract::program::exports::realm::program::answering::{self, Message, Request, Role};
+use super::contract::program::realm::program::sequences::Sampling;
+use super::contract::program::{ProgramPre, realm};
+use super::guest::{self, Guest};
+use super::lease::Leases;
+use super::outbox::{PIECE, Voice};
 
-/// Handles that a program may have.
-const HANDLES: usize = 256;
+/// Most bytes of an answer.
+const MAX_EMITTED: usize = 1 << 20;
 
-/// Says how a run ended, once it is gone: also where the host's own code breaks.
-struct LastWord {
-    voice: Arc<Voice>,
-    what: What,
+/// What an instance that answers a request has beside its memory.
+pub(super) struct Run {
+    pub(super) guest: Guest,
+    pub(super) voice: Voice,
+    pub(super) leases: Arc<Leases>,
+    /// Its sequences.
+    pub(super) table: ResourceTable,
+    /// Sequences that it has made.
+    pub(super) made: u32,
+    pub(super) limits: Limits,
+    /// What was drawn in an earlier life, for each sequence that it makes.
+    journal: Vec<Vec<Drawn>>,
+    /// Tokens that it asked for and that it took, over all sequences.
+    pub(super) asked: u64,
+    pub(super) taken: u64,
+    /// Text that it gave out and that was not said yet.
+    text: String,
+    /// Bytes of text that it may still give out.
+    room: usize,
+    /// Spells the tokens that it gives out, from the first of them on.
+    speller: Option<Detokenizer>,
 }
 
-impl Drop for LastWord {
-    fn drop(&mut self) {
-        let nothing = What::Finished(Finish::Stop);
-        self.voice.say(std::mem::replace(&mut self.what, nothing));
+/// How much there may be.
+pub(super) struct Limits {
+    /// Tokens of the vocabulary.
+    pub(super) vocabulary: u32,
+    /// Tokens of a sequence.
+    pub(super) context: u32,
+    /// Tokens over all sequences.
+    pub(super) budget: u64,
+    /// Sequences at once.
+    pub(super) sequences: u32,
+}
+
+impl AsMut<Guest> for Run {
+    fn as_mut(&mut self) -> &mut Guest {
+        &mut self.guest
     }
 }
 
-/// Answers a request, and says how that ended.
-pub(super) async fn answer(
-    engine: &wasmtime::Engine,
-    code: Result<Arc<ProgramPre<Answerer>>, Failure>,
-    guest: Guest,
-    desk: Desk,
-    request: Request,
-) {
-    let mut last = LastWord {
-        voice: desk.voice.clone(),
-        what: What::failed(Fault::Trap, "a fault of the worker"),
-    };
-    let ended = match code {
-        Ok(code) => run(engine, &code, guest, desk, request).await,
-        Err(failure) => Err(failure),
-    };
-    last.what = match ended {
-        Ok(finish) => What::Finished(finish),
-        Err(Failure { fault, message }) => What::failed(fault, message),
-    };
-}
-
-/// Runs an instance to its end, and that of its sequences.
-async fn run(
-    engine: &wasmtime::Engine,
-    code: &ProgramPre<Answerer>,
-    guest: Guest,
-    desk: Desk,
-    request: Request,
-) -> Result<Finish, Failure> {
-    let request = told(request, &desk);
-    let mut table = ResourceTable::new();
-    table.set_max_capacity(HANDLES);
-    let mut store = guest::store(
-        engine,
-        Answerer {
+impl Run {
+    pub(super) fn new(
+        guest: Guest,
+        voice: Voice,
+        leases: Arc<Leases>,
+        limits: Limits,
+        Journal(journal): Journal,
+    ) -> Run {
+        let mut table = ResourceTable::new();
+        table.set_max_capacity(usize::try_from(limits.sequences).unwrap_or(usize::MAX));
+        Run {
             guest,
+            voice,
+            leases,
             table,
-            desk,
+            made: 0,
+            limits,
+            journal,
+            asked: 0,
+            taken: 0,
+            text: String::new(),
+            room: MAX_EMITTED,
             speller: None,
-        },
-    );
-    let said = async {
-        let instance = code.instantiate_async(&mut store).await?;
-        let answering = instance.realm_program_answering();
-        answering.call_run(&mut store, &request).await
-    };
-    let finish = match said.await {
-        Err(e) => return Err(guest::failure(&e)),
-        Ok(Err(message)) => return Err(error(message)),
-        Ok(Ok(contract::Finish::Stop)) => Finish::Stop,
-        Ok(Ok(contract::Finish::Length)) => Finish::Length,
-    };
-    let answerer = store.data_mut();
-    let rest = answerer.unspelled();
-    answerer.desk.emit(rest)?;
-    Ok(finish)
+        }
+    }
+
+    /// What was drawn in an earlier life for the sequence with this number.
+    pub(super) fn journal(&mut self, sequence: u32) -> Vec<Drawn> {
+        let sequence = usize::try_from(sequence).unwrap_or(usize::MAX);
+        let drawn = self.journal.get_mut(sequence).map(std::mem::take);
+        drawn.unwrap_or_default()
+    }
+
+    /// Says what text there is: before anything is said that comes after it, and before any wait.
+    pub(super) fn say_text(&mut self) {
+        while !self.text.is_empty() {
+            let rest = self.text.split_off(self.text.floor_char_boundary(PIECE));
+            let piece = std::mem::replace(&mut self.text, rest);
+            self.voice.say(self.taken, What::Emit(piece));
+        }
+    }
 }
 
-/// A request as the contract has it.
-fn told(request: Request, desk: &Desk) -> contract::Request {
-    let message = |Message { role, content }| contract::Message {
-        role: match role {
-            Role::System => contract::Role::System,
-            Role::User => contract::Role::User,
-            Role::Assistant => contract::Role::Assistant,
-        },
-        content,
+impl Run {
+    /// Gives out text.
+    fn emit(&mut self, text: &str) -> Result<(), Failure> {
+        let Some(room) = self.room.checked_sub(text.len()) else {
+            let message = format!("it emits more than {MAX_EMITTED} bytes");
+            return Err(Failure::new(Fault::Output, message));
+        };
+        self.room = room;
+        self.text.push_str(text);
+        if self.text.len() >= PIECE {
+            self.say_text();
+        }
+        Ok(())
+    }
+
+    /// Gives out what tokens began to spell and will not end.
+    fn emit_unspelled(&mut self) -> Result<(), Failure> {
+        let mut text = String::new();
+        if let Some(speller) = &mut self.speller {
+            speller.finish(&mut text);
+        }
+        self.emit(&text)
+    }
+}
+
+impl realm::program::client::Host for Run {
+    fn emit(&mut self, text: String) -> wasmtime::Result<()> {
+        self.emit_unspelled()?;
+        Ok(Run::emit(self, &text)?)
+    }
+
+    fn emit_tokens(&mut self, tokens: Vec<u32>) -> wasmtime::Result<()> {
+        self.known("`emit-tokens`", &tokens)?;
+        let vocabulary = self.guest.vocabulary.clone();
+        let tokenizer = vocabulary.tokenizer()?;
+        let speller = &mut self.speller;
+        let speller = speller.get_or_insert_with(|| Detokenizer::at_start(tokenizer));
+        let mut text = String::new();
+        for token in tokens {
+            speller.push(tokenizer, token, &mut text);
+            if text.len() > MAX_EMITTED {
+                // More than there can be room for: no need to spell the rest.
+                break;
+            }
+        }
+        Ok(Run::emit(self, &text)?)
+    }
+}
+
+/// An instance's life, from its making to what it is to say last, which depends on so many tokens.
+pub(super) async fn live(
+    engine: &Engine,
+    code: &ProgramPre<Run>,
+    run: Run,
+    request: run::Request,
+) -> (u64, What) {
+    let mut store = guest::store(engine, run);
+    let ended = answer(code, &mut store, request).await;
+    let run = store.data_mut();
+    let ended = ended.and_then(|finish| run.emit_unspelled().map(|()| finish));
+    run.say_text();
+    let what = match ended {
+        Ok(finish) => What::Finished(finish),
+        Err(failure) => What::failed(failure.fault, failure.message),
     };
-    let dials = request.dials;
-    contract::Request {
-        messages: request.messages.into_iter().map(message).collect(),
-        prompt: request.prompt,
-        args: request.args,
+    (run.taken, what)
+}
+
+async fn answer(
+    code: &ProgramPre<Run>,
+    store: &mut Store<Run>,
+    request: run::Request,
+) -> Result<Finish, Failure> {
+    guest::begin_call(store);
+    let instance = code.instantiate_async(&mut *store).await;
+    let instance = instance.map_err(|e| guest::failure(&e))?;
+    let request = given(request, store.data().limits.vocabulary);
+    guest::begin_call(store);
+    let answering = instance.realm_program_answering();
+    let said = answering.call_run(&mut *store, &request).await;
+    match said.map_err(|e| guest::failure(&e))? {
+        Ok(answering::Finish::Stop) => Ok(Finish::Stop),
+        Ok(answering::Finish::Length) => Ok(Finish::Length),
+        Err(message) => Err(guest::error(message)),
+    }
+}
+
+/// The request, as a program is given it.
+fn given(request: run::Request, vocabulary: u32) -> Request {
+    let run::Request {
+        messages,
+        prompt,
+        args,
+        dials,
+        max_tokens,
+        context,
+        ..
+    } = request;
+    let messages = messages.into_iter().map(|message| Message {
+        role: match message.role {
+            run::Role::System => Role::System,
+            run::Role::User => Role::User,
+            run::Role::Assistant => Role::Assistant,
+        },
+        content: message.content,
+    });
+    Request {
+        messages: messages.collect(),
+        prompt,
+        args,
         sampling: Sampling {
             temperature: dials.temperature,
             top_p: dials.top_p,
             top_k: dials.top_k,
             min_p: dials.min_p,
         },
-        max_tokens: request.max_tokens,
-        vocabulary: desk.vocabulary,
-        context: request.context,
+        max_tokens,
+        vocabulary,
+        context,
     }
 }

@@ -9,13 +9,15 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use realm_shared::wire::Fault;
-use serde::Serialize;
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, PoolingAllocationConfig};
 
 use super::Failure;
-use super::guest::{Guest, ProcessorPre, ProgramPre, offer, offer_program};
-use super::sequences::Answerer;
+use super::answering::Run;
+use super::contract::processor::ProcessorPre;
+use super::contract::program::ProgramPre;
+use super::contract::{ANSWERING, STEERING, offer_processor, offer_program};
+use super::guest::Guest;
 
 /// Most linear memory of an instance, in bytes: what a place in the pool has.
 pub(super) const MEMORY: usize = 64 << 20;
@@ -51,49 +53,56 @@ pub enum CompileError {
     Setup(String),
 }
 
-/// What a component is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+/// What a component is made for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// It steers how the tokens of a sequence are chosen.
+    /// To steer a sequence.
     Processor,
-    /// It answers requests.
+    /// To answer a request.
     Program,
 }
 
-/// What either kind exports, without the version.
-const STEERING: &str = "realm:program/steering";
-const ANSWERING: &str = "realm:program/answering";
+/// What [`compile`] makes.
+#[derive(Debug)]
+pub struct Compiled {
+    /// What it is for.
+    pub kind: Kind,
+    /// For workers.
+    pub code: Vec<u8>,
+}
 
-/// Code that is ready to run.
+/// Code that can be run, with all that it imports.
 #[derive(Clone)]
 pub(super) enum Code {
     Processor(Arc<ProcessorPre<Guest>>),
-    Program(Arc<ProgramPre<Answerer>>),
+    Program(Arc<ProgramPre<Run>>),
 }
 
 impl Code {
-    /// That of a component, by what it exports.
-    fn of(engine: &Engine, component: &Component) -> wasmtime::Result<Code> {
-        let exports = component.component_type();
-        let has = |what: &str| {
-            exports
-                .exports(engine)
-                .any(|(name, _)| name.starts_with(what))
-        };
-        if has(ANSWERING) {
-            let mut linker = Linker::new(engine);
-            offer_program(&mut linker)?;
-            let ready = linker.instantiate_pre(component)?;
-            return Ok(Code::Program(Arc::new(ProgramPre::new(ready)?)));
+    /// Links a component, as what it exports says.
+    fn link(engine: &Engine, component: &Component) -> wasmtime::Result<Code> {
+        let exports = |name| component.get_export_index(None, name).is_some();
+        match (exports(STEERING), exports(ANSWERING)) {
+            (true, false) => {
+                let mut linker = Linker::new(engine);
+                offer_processor(&mut linker)?;
+                let ready = linker.instantiate_pre(component)?;
+                Ok(Code::Processor(Arc::new(ProcessorPre::new(ready)?)))
+            }
+            (false, true) => {
+                let mut linker = Linker::new(engine);
+                offer_program(&mut linker)?;
+                let ready = linker.instantiate_pre(component)?;
+                Ok(Code::Program(Arc::new(ProgramPre::new(ready)?)))
+            }
+            (false, false) => Err(wasmtime::Error::msg(format!(
+                "it exports neither `{STEERING}`, as a processor does, nor `{ANSWERING}`, as a \
+                 program does that answers requests"
+            ))),
+            (true, true) => Err(wasmtime::Error::msg(format!(
+                "it exports both `{STEERING}` and `{ANSWERING}`: it must be one thing or the other"
+            ))),
         }
-        if !has(STEERING) {
-            wasmtime::bail!("it exports neither `{STEERING}` nor `{ANSWERING}`");
-        }
-        let mut linker = Linker::new(engine);
-        offer(&mut linker)?;
-        let ready = linker.instantiate_pre(component)?;
-        Ok(Code::Processor(Arc::new(ProcessorPre::new(ready)?)))
     }
 }
 
@@ -101,18 +110,18 @@ impl Code {
 ///
 /// # Errors
 /// If it does not, in words for the tenant.
-pub fn compile(component: &[u8]) -> Result<(Kind, Vec<u8>), CompileError> {
+pub fn compile(component: &[u8]) -> Result<Compiled, CompileError> {
     let engine = compiler()?;
     let component =
-        Component::new(&engine, component).map_err(|e| CompileError::Invalid(format!("{e:#}")))?;
-    let code = Code::of(&engine, &component);
-    let kind = match code.map_err(|e| CompileError::Contract(format!("{e:#}")))? {
+        Component::new(&engine, component).map_err(|e| CompileError::Invalid(words(&e)))?;
+    let code = Code::link(&engine, &component).map_err(|e| CompileError::Contract(words(&e)))?;
+    let kind = match code {
         Code::Processor(_) => Kind::Processor,
         Code::Program(_) => Kind::Program,
     };
-    let compiled = component.serialize();
-    let compiled = compiled.map_err(|e| CompileError::Invalid(words(&e)))?;
-    Ok((kind, compiled))
+    let code = component.serialize();
+    let code = code.map_err(|e| CompileError::Invalid(words(&e)))?;
+    Ok(Compiled { kind, code })
 }
 
 /// What was wrong, and why, in one line.
@@ -206,5 +215,6 @@ pub(super) fn load(engine: &Engine, compiled: OwnedFd) -> Result<Code, Failure> 
     // authenticates them whenever it reads them from the disk.
     #[expect(unsafe_code, reason = "the one place where compiled code comes in")]
     let component = unsafe { Component::deserialize(engine, &bytes) };
-    Code::of(engine, &component.map_err(unusable)?).map_err(unusable)
+    let component = component.map_err(unusable)?;
+    Code::link(engine, &component).map_err(unusable)
 }

@@ -9,52 +9,17 @@ use std::time::Duration;
 use realm_shared::control::PROGRAM_LOG;
 use realm_shared::wire::Fault;
 use rustix::time::{ClockId, clock_gettime};
-use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{
     PoolConcurrencyLimitError, ResourceLimiter, Store, StoreContextMut, Trap, UpdateDeadline,
 };
 
 use super::code::TABLE_ENTRIES;
-use super::lanes::TICK;
-use super::sequences::Answerer;
+use super::contract::processor::realm::program::{control, text, types};
 use super::{Failure, Vocabulary};
 use crate::sampler::mix;
 
-#[allow(missing_docs, unreachable_pub)]
-mod bindings {
-    wasmtime::component::bindgen!({
-        path: "../shared/wit",
-        world: "processor",
-        imports: { default: trappable },
-        exports: { default: async },
-    });
-}
-
-/// The contract with programs that answer; what it shares with that of processors is there.
-#[allow(missing_docs, unreachable_pub)]
-pub(super) mod answering {
-    wasmtime::component::bindgen!({
-        path: "../shared/wit",
-        world: "program",
-        with: {
-            "realm:program/types": super::bindings::realm::program::types,
-            "realm:program/text": super::bindings::realm::program::text,
-            "realm:program/control": super::bindings::realm::program::control,
-            "realm:program/sequences.sequence": crate::tenant::sequences::Sequence,
-        },
-        imports: {
-            "realm:program/sequences.[method]sequence.take": async | trappable,
-            default: trappable,
-        },
-        exports: { default: async },
-    });
-}
-
-pub(super) use answering::ProgramPre;
-pub(super) use bindings::exports::realm::program::steering::{Plan, Request};
-pub use bindings::realm::program::types::{Allowed, Draw};
-pub(super) use bindings::{Processor, ProcessorPre};
-
+/// Longest message of an error that a tenant's code gives, in bytes.
+const MAX_MESSAGE: usize = 1024;
 /// Longest text that is encoded, in bytes.
 const MAX_TEXT: usize = 64 << 10;
 /// Most tokens that are decoded at once, and most bytes that they may spell. What the host does for a
@@ -69,15 +34,22 @@ const MAX_LOG: usize = 64 << 10;
 /// gateway, which takes those beyond 4 KiB for two.
 const MAX_LINE: usize = 3 << 10;
 
+/// What ends an instance that nobody waits for any more. It reaches nobody.
+pub(super) const OVER: &str = "its sequence or request is over";
+
 /// Ticks of the engine's epoch, a millisecond each, that a call has before it makes way for others.
 /// One more than later ones, as the next tick may come at once.
 const FIRST_SLICE: u64 = 2;
 const SLICE: u64 = 1;
 
+/// Processor time that code has at least before it makes way. One that slept meets a tick at once when
+/// it goes on, however late that tick is.
+const LEAST: Duration = Duration::from_millis(1);
+
 thread_local! {
     /// Processor time of this thread when it began, or went on, with a guest's code.
-    static BEGAN: Cell<Duration> = const { Cell::new(Duration::ZERO) };
-    /// The same when the time that the code takes was counted last.
+    static BEGUN: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    /// The same when it was looked last.
     static SINCE: Cell<Duration> = const { Cell::new(Duration::ZERO) };
     /// Whether the guest made way for others since then.
     static MADE_WAY: Cell<bool> = const { Cell::new(false) };
@@ -85,10 +57,14 @@ thread_local! {
 
 /// This thread goes on with a guest's code.
 pub(super) fn begin_slice() {
-    let now = processor_time();
-    BEGAN.set(now);
-    SINCE.set(now);
+    begin_clock();
     MADE_WAY.set(false);
+}
+
+fn begin_clock() {
+    let now = processor_time();
+    BEGUN.set(now);
+    SINCE.set(now);
 }
 
 /// Whether the code ran for longer than calls should.
@@ -127,12 +103,18 @@ pub(super) struct Meter {
     pub(super) table_entries: usize,
     /// Bytes that may still be logged.
     pub(super) log: usize,
-    /// Processor time of the current call.
+    /// Processor time of the current call, or of the part of it since it waited last.
     pub(super) used: Duration,
     /// Processor time that a call may take.
     pub(super) most: Duration,
-    /// The sequence is over: whatever runs is to end.
+    /// Nobody waits for it any more: whatever runs is to end.
     pub(super) closed: Arc<AtomicBool>,
+}
+
+impl AsMut<Guest> for Guest {
+    fn as_mut(&mut self) -> &mut Guest {
+        self
+    }
 }
 
 impl Meter {
@@ -148,8 +130,8 @@ impl Meter {
         }
     }
 
-    /// What runs has its full time from here on.
-    pub(super) fn begin(&mut self) {
+    /// From now on the code has its full time: what it waited for is there.
+    pub(super) fn begin_stretch(&mut self) {
         self.used = Duration::ZERO;
         SINCE.set(processor_time());
     }
@@ -159,15 +141,14 @@ impl Meter {
         let now = processor_time();
         self.used += now.saturating_sub(SINCE.replace(now));
         if self.closed.load(Ordering::Relaxed) {
-            return Err(Failure::new(Fault::Trap, "its sequence is over"));
+            return Err(Failure::new(Fault::Trap, OVER));
         }
         if self.used > self.most {
             let most = self.most.as_micros();
             let message = format!("a call took more than {most} µs of processor time");
             return Err(Failure::new(Fault::Time, message));
         }
-        // Ticks go on while an instance waits for something.
-        if now.saturating_sub(BEGAN.get()) < TICK {
+        if now.saturating_sub(BEGUN.get()) < LEAST {
             return Ok(UpdateDeadline::Continue(SLICE));
         }
         MADE_WAY.set(true);
@@ -193,36 +174,9 @@ pub(super) fn store<T: AsMut<Guest> + Send + 'static>(
 
 /// The next call has its full time.
 pub(super) fn begin_call<T: AsMut<Guest>>(store: &mut Store<T>) {
-    store.data_mut().as_mut().meter.begin();
+    store.data_mut().as_mut().meter.used = Duration::ZERO;
+    begin_clock();
     store.set_epoch_deadline(FIRST_SLICE);
-}
-
-/// Adds everything that a processor may import.
-pub(super) fn offer(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
-    Processor::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)
-}
-
-/// Adds everything that a program may import.
-pub(super) fn offer_program(linker: &mut Linker<Answerer>) -> wasmtime::Result<()> {
-    use answering::realm::program::{client, sequences};
-    use bindings::realm::program::{control, text, types};
-    types::add_to_linker::<_, HasSelf<Guest>>(linker, AsMut::as_mut)?;
-    text::add_to_linker::<_, HasSelf<Guest>>(linker, AsMut::as_mut)?;
-    control::add_to_linker::<_, HasSelf<Guest>>(linker, AsMut::as_mut)?;
-    sequences::add_to_linker::<_, HasSelf<Answerer>>(linker, |answerer| answerer)?;
-    client::add_to_linker::<_, HasSelf<Answerer>>(linker, |answerer| answerer)
-}
-
-impl AsMut<Guest> for Guest {
-    fn as_mut(&mut self) -> &mut Guest {
-        self
-    }
-}
-
-impl AsMut<Guest> for Answerer {
-    fn as_mut(&mut self) -> &mut Guest {
-        &mut self.guest
-    }
 }
 
 /// What became of a call that did not return, in words for the tenant.
@@ -239,6 +193,12 @@ pub(super) fn failure(error: &wasmtime::Error) -> Failure {
         Some(trap) => Failure::new(Fault::Trap, trap.to_string()),
         None => Failure::new(Fault::Trap, error.root_cause().to_string()),
     }
+}
+
+/// What a tenant's code says of itself.
+pub(super) fn error(mut message: String) -> Failure {
+    message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+    Failure::new(Fault::Error, message)
 }
 
 impl ResourceLimiter for Meter {
@@ -273,9 +233,9 @@ impl ResourceLimiter for Meter {
     }
 }
 
-impl bindings::realm::program::types::Host for Guest {}
+impl types::Host for Guest {}
 
-impl bindings::realm::program::text::Host for Guest {
+impl text::Host for Guest {
     fn encode(&mut self, text: String) -> wasmtime::Result<Vec<u32>> {
         if text.len() > MAX_TEXT {
             let message = format!("`encode` takes at most {MAX_TEXT} bytes");
@@ -307,7 +267,7 @@ impl bindings::realm::program::text::Host for Guest {
     }
 }
 
-impl bindings::realm::program::control::Host for Guest {
+impl control::Host for Guest {
     fn random(&mut self) -> wasmtime::Result<u64> {
         self.taken += 1;
         // Another stream than that of the tokens, which is of the same key.

@@ -5,7 +5,7 @@
 //! what nobody else on the machine wants: what long calls cost is their tenant's alone.
 
 use std::collections::{HashMap, VecDeque};
-use std::future::Future;
+use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -22,7 +22,7 @@ const THREADS: u32 = 4;
 /// How nice the slow lane is to everybody else: as nice as can be.
 const NICE: i32 = 19;
 /// Length of the engine's epoch.
-pub(super) const TICK: Duration = Duration::from_millis(1);
+const TICK: Duration = Duration::from_millis(1);
 
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
@@ -220,6 +220,19 @@ fn run(shared: &Shared, which: Which) {
             shared.put(task, which);
         }
     }
+}
+
+/// Lets others go first, once: for what is made of many calls, each of them short.
+pub(super) async fn take_turns() {
+    let mut waited = false;
+    poll_fn(|context| {
+        if std::mem::replace(&mut waited, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await
 }
 
 /// Counts the engine's epoch while something runs.

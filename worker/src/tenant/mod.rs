@@ -1,4 +1,4 @@
-//! The code of tenants: WebAssembly components that steer how tokens are chosen.
+//! The code of tenants: WebAssembly components that steer how tokens are chosen, or answer requests.
 //!
 //! ```text
 //!   engine thread                               lanes (threads for tenants)
@@ -7,19 +7,30 @@
 //!         steering.verdict() ◄── mail ◄──────── plan                             ┘ computes
 //!         draw a token
 //!         steering.accept(token) ── mail ─────► advance([token])
+//!
+//!   RUN ──► Programs::answer ─────────────────► instance: run
+//!                          outbox ◄── Open ──── ask: a lease is made
+//!   JOIN ─► Programs::join                      ...
+//!   step: steering.verdict() ◄── lease ◄─────── ask
+//!         steering.accept(token) ── lease ────► take
+//!                          outbox ◄── Emit ──── emit
 //! ```
 //!
 //! The engine never waits for a tenant: a row whose plan is late keeps its logits and asks again in
-//! the next step. An instance is made for one sequence and thrown away with it. It has no clock, no
-//! entropy and no system; what it may take is bounded in [`guest`], and what goes beyond that ends
-//! its sequence with a [`Failure`] and nothing else.
+//! the next step. An instance is made for one sequence or request and thrown away with it. It has no
+//! clock, no entropy and no system; what it may take is bounded in [`guest`], and what goes beyond
+//! that ends its sequence or request with a [`Failure`] and nothing else.
 
 mod answering;
 mod code;
+mod contract;
 mod guest;
 mod lanes;
+mod lease;
+mod life;
 mod outbox;
 mod plan;
+mod processor;
 mod programs;
 mod sequences;
 mod steering;
@@ -29,11 +40,10 @@ use std::fmt::{self, Display, Formatter};
 
 use realm_shared::wire::Fault;
 
-pub use code::{CompileError, Kind, compile, fingerprint};
-pub use guest::{Allowed, Draw};
+pub use code::{CompileError, Compiled, Kind, compile, fingerprint};
 pub use outbox::Outbox;
-pub use programs::{Programs, Run, Start};
-pub use steering::{Steering, Verdict};
+pub use programs::{Answer, Programs, Start};
+pub use steering::{Allowed, Draw, Steering, Verdict};
 pub use vocabulary::Vocabulary;
 
 /// Why a tenant's code cannot go on.

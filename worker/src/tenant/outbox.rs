@@ -1,126 +1,222 @@
 //! What programs say, on its way to the gateway.
+//!
+//! Whoever has something to say puts it into the outbox, and whoever does that, or brings a slot that
+//! the gateway lends, sends what there is. It waits only where the gateway lends no slot.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use realm_shared::run::{Said, What};
-use realm_shared::wire::HEARD;
+use anyhow::{anyhow, bail};
+use realm_shared::run::{Open, Said, What};
+use realm_shared::wire::{HEARD, LISTEN_BYTES};
 use realm_shm::{Message, Outlet, SlotRef};
 
-/// Longest text of a message in bytes. JSON may take six times as many, and a slot must hold it.
-const PORTION: usize = 8 << 10;
+use super::life::Life;
 
-/// Messages that wait for a slot which the gateway lends, and the way to the gateway.
-#[derive(Default)]
-pub struct Outbox {
-    waiting: Mutex<Waiting>,
-    /// None in tests and benchmarks.
-    outlet: Option<Arc<Mutex<Outlet>>>,
+/// Most bytes of a piece of text: as JSON, each may become six.
+pub(super) const PIECE: usize = 8 << 10;
+/// Most tokens that are said at once: as JSON, each is eleven bytes at most.
+const TOKENS: usize = 5000;
+
+/// A worker's answers to its gateway, with what its programs have not said yet.
+pub struct Outbox(Mutex<State>);
+
+struct State {
+    outlet: Outlet,
+    lent: VecDeque<SlotRef>,
+    unsaid: VecDeque<Unsaid>,
+    /// Why nothing more can be said. The session ends with it.
+    broken: Option<String>,
 }
 
-#[derive(Default)]
-struct Waiting {
-    /// Their JSON, with whose they are.
-    said: VecDeque<(u64, Vec<u8>)>,
-    lent: VecDeque<SlotRef>,
+struct Unsaid {
+    run: u64,
+    /// The lease that it tells of, and whether it is the first to do so.
+    lease: Option<(u64, bool)>,
+    /// A [`Said`].
+    json: Vec<u8>,
 }
 
 impl Outbox {
-    /// One whose messages go out here.
-    pub fn new(outlet: Arc<Mutex<Outlet>>) -> Outbox {
-        Outbox {
-            waiting: Mutex::default(),
-            outlet: Some(outlet),
-        }
+    /// One for what goes through this outlet.
+    pub fn new(outlet: Outlet) -> Outbox {
+        Outbox(Mutex::new(State {
+            outlet,
+            lent: VecDeque::new(),
+            unsaid: VecDeque::new(),
+            broken: None,
+        }))
     }
 
-    /// Sends something that a program says, now or as soon as there is a slot.
-    pub(super) fn say(&self, run: u64, taken: u64, what: What) {
-        let mut waiting = self.lock();
-        let mut add = |what| {
-            let said = Said { run, taken, what };
-            // These types always are JSON.
-            let json = serde_json::to_vec(&said).unwrap_or_default();
-            waiting.said.push_back((run, json));
-        };
-        match what {
-            What::Emit(text) => {
-                let mut rest = text.as_str();
-                while !rest.is_empty() {
-                    let (portion, after) = rest.split_at(rest.floor_char_boundary(PORTION));
-                    add(What::Emit(portion.to_owned()));
-                    rest = after;
-                }
-            }
-            what => add(what),
-        }
-        // What cannot be sent is tried again, and its error returned, with the next slot.
-        let _ = self.send(&mut waiting);
-    }
-
-    /// The gateway lends a slot.
+    /// Takes a slot that the gateway lends.
     ///
     /// # Errors
-    /// If the gateway lent what there is not, or its ring is full.
+    /// If it is too short, or nothing can be said any more.
     pub fn lend(&self, slot: SlotRef) -> anyhow::Result<()> {
-        let mut waiting = self.lock();
-        waiting.lent.push_back(slot);
-        self.send(&mut waiting)
-    }
-
-    /// Nobody waits for a run: what it said is dropped.
-    pub(super) fn forget(&self, run: u64) {
-        self.lock().said.retain(|(of, _)| *of != run);
-    }
-
-    /// Takes what was said.
-    #[cfg(test)]
-    pub(super) fn take(&self) -> Vec<Said> {
-        let said = std::mem::take(&mut self.lock().said).into_iter();
-        said.map(|(_, json)| serde_json::from_slice(&json).expect("JSON"))
-            .collect()
-    }
-
-    /// Sends as much as there are slots for, each with as many messages as fit.
-    fn send(&self, waiting: &mut Waiting) -> anyhow::Result<()> {
-        let Some(outlet) = &self.outlet else {
-            return Ok(());
-        };
-        let mut outlet = outlet.lock().unwrap_or_else(PoisonError::into_inner);
-        while let (Some((_, first)), Some(&slot)) = (waiting.said.front(), waiting.lent.front()) {
-            let room = slot.len as usize;
-            anyhow::ensure!(
-                first.len() + 2 <= room,
-                "a slot of {room} bytes was lent for a message of {}",
-                first.len()
-            );
-            let mut json = vec![b'['];
-            while let Some((_, said)) = waiting.said.front()
-                && json.len() + said.len() < room
-            {
-                if json.len() > 1 {
-                    json.push(b',');
-                }
-                json.extend_from_slice(said);
-                waiting.said.pop_front();
-            }
-            json.push(b']');
-            outlet.output_mut(slot)?[..json.len()].copy_from_slice(&json);
-            let heard = Message {
-                kind: HEARD,
-                input: SlotRef::NONE,
-                output: slot,
-                args: [json.len() as u64, 0],
-            };
-            outlet
-                .complete(&heard)
-                .map_err(|_| anyhow::anyhow!("the completion ring is full"))?;
-            waiting.lent.pop_front();
+        if (slot.len as usize) < LISTEN_BYTES {
+            let len = slot.len;
+            bail!("LISTEN: a slot of {len} bytes, fewer than {LISTEN_BYTES}");
         }
-        Ok(())
+        let mut state = self.lock();
+        state.lent.push_back(slot);
+        state.send();
+        state.check()
     }
 
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Writes into the output slot of a message, and answers it.
+    ///
+    /// # Errors
+    /// If it cannot be answered, or nothing can be said any more.
+    pub fn answer(
+        &self,
+        message: &Message,
+        write: impl FnOnce(&mut [u8]) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut state = self.lock();
+        state.check()?;
+        write(state.outlet.output_mut(message.output)?)?;
+        let sent = state.outlet.complete(message);
+        sent.map_err(|_| anyhow!("the completion ring is full"))
+    }
+
+    /// Drops what a run has not said yet.
+    pub fn forget(&self, run: u64) {
+        self.lock().unsaid.retain(|unsaid| unsaid.run != run);
+    }
+
+    /// Whether everything could be said that there was a slot for.
+    ///
+    /// # Errors
+    /// If not.
+    pub fn check(&self) -> anyhow::Result<()> {
+        self.lock().check()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn check(&self) -> anyhow::Result<()> {
+        match &self.broken {
+            None => Ok(()),
+            Some(why) => bail!("what programs say cannot be sent: {why}"),
+        }
+    }
+
+    /// Sends as much as there are slots for.
+    fn send(&mut self) {
+        while self.broken.is_none() && !self.unsaid.is_empty() {
+            let Some(slot) = self.lent.pop_front() else {
+                return;
+            };
+            if let Err(error) = self.fill(slot) {
+                self.broken = Some(error.to_string());
+            }
+        }
+    }
+
+    /// Sends as much as one slot holds.
+    fn fill(&mut self, slot: SlotRef) -> anyhow::Result<()> {
+        let into = self.outlet.output_mut(slot)?;
+        let mut at = 0;
+        while let Some(next) = self.unsaid.front() {
+            // Before it a bracket or a comma, and a bracket at the end.
+            let end = at + 1 + next.json.len();
+            let Some(room) = into.get_mut(at..=end) else {
+                break;
+            };
+            room[0] = if at == 0 { b'[' } else { b',' };
+            room[1..=next.json.len()].copy_from_slice(&next.json);
+            room[1 + next.json.len()] = b']';
+            at = end;
+            self.unsaid.pop_front();
+        }
+        if at == 0 {
+            bail!("it is longer than a slot");
+        }
+        let heard = Message {
+            kind: HEARD,
+            input: SlotRef::NONE,
+            output: slot,
+            args: [at as u64 + 1, 0],
+        };
+        let sent = self.outlet.complete(&heard);
+        sent.map_err(|_| anyhow!("the completion ring is full"))
+    }
+}
+
+/// What a run speaks with, until nobody listens any more.
+#[derive(Clone)]
+pub(super) struct Voice {
+    run: u64,
+    life: Arc<Life>,
+    outbox: Arc<Outbox>,
+}
+
+impl Voice {
+    /// That of a run with this number.
+    pub(super) fn new(run: u64, outbox: Arc<Outbox>) -> Voice {
+        let life = Arc::default();
+        Voice { run, life, outbox }
+    }
+
+    pub(super) fn run(&self) -> u64 {
+        self.run
+    }
+
+    /// Lasts as long as somebody listens.
+    pub(super) fn life(&self) -> Arc<Life> {
+        self.life.clone()
+    }
+
+    /// Says something that depends on so many tokens.
+    pub(super) fn say(&self, taken: u64, what: What) {
+        self.say_all(taken, [(None, what)]);
+    }
+
+    /// Says that a sequence is to be computed: in pieces, if it is long.
+    pub(super) fn open(&self, taken: u64, mut open: Open) {
+        let lease = open.lease;
+        let rest = open.prompt.len().saturating_sub(1) / TOKENS * TOKENS;
+        let rest = open.prompt.split_off(rest);
+        let before = std::mem::replace(&mut open.prompt, rest);
+        let pieces = before.chunks(TOKENS).map(|tokens| {
+            let tokens = tokens.to_vec();
+            What::Prompt { lease, tokens }
+        });
+        let pieces = pieces.chain([What::Open(open)]).enumerate();
+        let pieces = pieces.map(|(at, what)| (Some((lease, at == 0)), what));
+        self.say_all(taken, pieces);
+    }
+
+    fn say_all(&self, taken: u64, all: impl IntoIterator<Item = (Option<(u64, bool)>, What)>) {
+        let run = self.run;
+        let mut broken = None;
+        let mut unsaid = Vec::new();
+        for (lease, what) in all {
+            match serde_json::to_vec(&Said { run, taken, what }) {
+                Ok(json) => unsaid.push(Unsaid { run, lease, json }),
+                Err(error) => broken = Some(error.to_string()),
+            }
+        }
+        let mut state = self.outbox.lock();
+        // Looked at here, so that nothing comes after `forget`.
+        if !self.life.is_over() {
+            state.broken = state.broken.take().or(broken);
+            state.unsaid.extend(unsaid);
+            state.send();
+        }
+    }
+
+    /// Takes back that a sequence is to be computed, if nothing of that was said yet: so that what
+    /// waits here is bounded by what the sequences hold.
+    pub(super) fn withdraw(&self, lease: u64) {
+        let mut state = self.outbox.lock();
+        if state.unsaid.iter().any(|u| u.lease == Some((lease, true))) {
+            let tells = |u: &Unsaid| u.lease.is_some_and(|(of, _)| of == lease);
+            state.unsaid.retain(|unsaid| !tells(unsaid));
+        }
     }
 }

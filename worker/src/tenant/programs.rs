@@ -3,8 +3,7 @@
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -12,13 +11,16 @@ use realm_shared::run::{Journal, Request, What};
 use realm_shared::wire::{Allotment, Fault};
 use wasmtime::Engine;
 
-use super::answering::answer;
+use super::answering::{self, Limits, Run};
 use super::code::{self, Code, INSTANCES, MEMORY};
-use super::guest::{self, Guest, Meter, ProcessorPre, ProgramPre};
+use super::guest::{self, Guest, Meter};
 use super::lanes::Lanes;
-use super::sequences::{Answerer, Audience, Desk, Leases, Means, Voice};
-use super::steering::{Beginning, Bell, Mail, Steering, live};
-use super::{Failure, Outbox, Vocabulary};
+use super::lease::Leases;
+use super::life::Life;
+use super::outbox::{Outbox, Voice};
+use super::processor::{self, Beginning, Handle, Mail};
+use super::steering::{Bell, Steering};
+use super::{Failure, Vocabulary};
 
 /// What runs programs: one for the process, made with the first of them.
 struct Host {
@@ -47,27 +49,14 @@ struct Program {
     code: Result<Code, Failure>,
 }
 
-impl Program {
-    fn processor(self) -> Result<Arc<ProcessorPre<Guest>>, Failure> {
-        match self.code? {
-            Code::Processor(code) => Ok(code),
-            Code::Program(_) => Err(Failure::new(
-                Fault::Unusable,
-                "it answers requests, and steers nothing",
-            )),
-        }
-    }
-
-    fn program(self) -> Result<Arc<ProgramPre<Answerer>>, Failure> {
-        match self.code? {
-            Code::Program(code) => Ok(code),
-            Code::Processor(_) => Err(Failure::new(
-                Fault::Unusable,
-                "it is a processor, and answers no requests",
-            )),
-        }
-    }
+/// A component is of the other kind than it is wanted for.
+fn mistaken(name: &str, is: &str, not: &str) -> Failure {
+    let message = format!("`{name}` is {is}, not {not}");
+    Failure::new(Fault::Unusable, message)
 }
+
+const PROCESSOR: &str = "a processor, which steers a model's answer";
+const PROGRAM: &str = "a program, which answers requests itself";
 
 /// What a gateway has sent.
 #[derive(Default)]
@@ -94,29 +83,21 @@ pub struct Programs {
     sent: Arc<Mutex<Sent>>,
     bell: Arc<Bell>,
     seats: Arc<Seats>,
-    outbox: Arc<Outbox>,
     leases: Arc<Leases>,
-    /// Who waits for which run. One that is over may still be there.
-    audiences: Mutex<HashMap<u64, Weak<Audience>>>,
+    runs: Arc<Runs>,
 }
 
-/// What the run of a program begins with.
-pub struct Run {
-    /// Its number.
-    pub run: u64,
-    /// Number of its program.
-    pub program: u64,
-    /// What it may take.
-    pub allotment: Allotment,
-    /// What is to be answered.
-    pub request: Request,
-    /// What was drawn for it before.
-    pub journal: Journal,
-    /// Tokens of the vocabulary.
-    pub vocabulary: usize,
+/// Programs that answer requests, by the numbers of their runs.
+type Runs = Mutex<HashMap<u64, Running>>;
+
+/// A program that answers a request.
+struct Running {
+    life: Arc<Life>,
+    /// Given back when the request is over, whenever the instance is.
+    _seat: Seat,
 }
 
-/// What an instance begins with.
+/// What a processor's instance begins with.
 pub struct Start<'a> {
     /// Number of its program.
     pub program: u64,
@@ -136,31 +117,40 @@ pub struct Start<'a> {
     pub end_tokens: &'a [u32],
 }
 
+/// What a program that answers a request begins with.
+pub struct Answer {
+    /// Number of the run.
+    pub run: u64,
+    /// Number of the program.
+    pub program: u64,
+    /// What it may take.
+    pub allotment: Allotment,
+    /// What it is to answer.
+    pub request: Request,
+    /// What was drawn for it in an earlier life.
+    pub journal: Journal,
+    /// Tokens of the vocabulary.
+    pub vocabulary: usize,
+}
+
 impl Programs {
-    /// None yet, for a model with this vocabulary. What they say goes out there.
-    pub fn new(vocabulary: Arc<Vocabulary>, outbox: Outbox) -> Programs {
+    /// None yet, for a model with this vocabulary.
+    pub fn new(vocabulary: Arc<Vocabulary>) -> Programs {
+        let bell = Arc::<Bell>::default();
         Programs {
             vocabulary,
             sent: Arc::default(),
-            bell: Arc::default(),
+            bell: bell.clone(),
             seats: Arc::default(),
-            outbox: Arc::new(outbox),
-            leases: Arc::default(),
-            audiences: Mutex::default(),
+            leases: Arc::new(Leases::new(bell)),
+            runs: Arc::default(),
         }
-    }
-
-    /// Where they say what they say.
-    pub fn outbox(&self) -> &Outbox {
-        &self.outbox
     }
 
     /// Takes in a program. One that cannot be used fails the sequences that want it.
     pub fn add(&self, number: u64, name: &str, compiled: OwnedFd) {
-        let code = self.vocabulary.tokenizer().and_then(|_| {
-            let engine = &host()?.engine;
-            code::load(engine, compiled)
-        });
+        let vocabulary = self.vocabulary.tokenizer();
+        let code = vocabulary.and_then(|_| code::load(&host()?.engine, compiled));
         let name = name.into();
         let mut sent = lock(&self.sent);
         sent.programs.insert(number, Program { name, code });
@@ -172,17 +162,21 @@ impl Programs {
         lock(&self.sent).programs.remove(&number);
     }
 
-    /// Starts an instance, of a program that may be on its way still. If it cannot be started, its
-    /// verdict says why.
+    /// Starts a processor's instance, of a program that may be on its way still. If it cannot be
+    /// started, its verdict says why.
     pub fn start(&self, start: Start<'_>) -> Steering {
-        self.try_start(start).unwrap_or_else(Steering::failed)
+        match self.try_start(start) {
+            Ok(handle) => Steering::by_processor(handle, self.bell.clone()),
+            Err(failure) => Steering::failed(failure, self.bell.clone()),
+        }
     }
 
-    fn try_start(&self, start: Start<'_>) -> Result<Steering, Failure> {
+    fn try_start(&self, start: Start<'_>) -> Result<Handle, Failure> {
         let host = host()?;
         let seat = self.seats.clone().take(&start.allotment)?;
         let mail = Arc::new(Mail::new(self.bell.clone()));
-        let mut guest = self.guest(&start.allotment, start.end_tokens, start.key, mail.closed());
+        let end_tokens = start.end_tokens.to_vec();
+        let mut guest = self.guest(&start.allotment, mail.life(), start.key, end_tokens);
         // Checked by the engine: none is negative.
         let tokens = |tokens: &[i32]| tokens.iter().map(|token| *token as u32).collect();
         let beginning = Beginning {
@@ -192,114 +186,129 @@ impl Programs {
             vocabulary: u32::try_from(start.vocabulary).unwrap_or(u32::MAX),
             choice: start.allotment.choice,
         };
-        let steering = Steering::new(mail.clone(), seat);
-        let (engine, sent) = (host.engine.clone(), self.sent.clone());
-        // Now, if it is there: it may be forgotten in a moment.
-        let there = lock(&sent).programs.get(&start.program).cloned();
+        let handle = Handle::new(mail.clone(), seat);
+        let (there, sent) = self.look_for(start.program);
         host.lanes.spawn(start.allotment.tenant, async move {
             let program = match there {
                 Some(program) => Some(program),
-                None => {
-                    let is_over = |waker: &Waker| mail.is_closed_or_will_wake(waker);
-                    arrival(&sent, start.program, is_over).await
-                }
+                None => arrival(&sent, start.program, mail.life()).await,
             };
             drop(sent);
-            let Some(program) = program else {
+            let Some(Program { name, code }) = program else {
                 return;
             };
-            guest.name = program.name.clone();
-            let store = guest::store(&engine, guest);
-            live(mail, program.processor(), store, beginning).await;
+            let code = code.and_then(|code| match code {
+                Code::Processor(code) => Ok(code),
+                Code::Program(_) => Err(mistaken(&name, PROGRAM, PROCESSOR)),
+            });
+            guest.name = name;
+            let store = guest::store(&host.engine, guest);
+            processor::live(mail, code, store, beginning).await;
         });
-        Ok(steering)
+        Ok(handle)
     }
 
-    /// Runs a program that answers a request. All else, it says itself.
-    pub fn run(&self, run: Run) {
-        let audience = Arc::new(Audience::default());
-        let mut audiences = lock(&self.audiences);
-        audiences.retain(|_, audience| audience.strong_count() > 0);
-        audiences.insert(run.run, Arc::downgrade(&audience));
-        drop(audiences);
-        let voice = Arc::new(Voice {
-            run: run.run,
-            outbox: self.outbox.clone(),
-            audience,
-            taken: AtomicU64::new(0),
-        });
-        if let Err(Failure { fault, message }) = self.try_run(run, &voice) {
-            voice.say(What::failed(fault, message));
+    /// Has a program answer a request. It may be on its way still. What it says, and if it cannot be
+    /// started why, goes into the outbox.
+    pub fn answer(&self, answer: Answer, outbox: &Arc<Outbox>) {
+        let voice = Voice::new(answer.run, outbox.clone());
+        if let Err(failure) = self.try_answer(answer, voice.clone()) {
+            voice.say(0, What::failed(failure.fault, failure.message));
         }
     }
 
-    fn try_run(&self, run: Run, voice: &Arc<Voice>) -> Result<(), Failure> {
+    fn try_answer(&self, answer: Answer, voice: Voice) -> Result<(), Failure> {
         let host = host()?;
-        let seat = self.seats.clone().take(&run.allotment)?;
-        let audience = voice.audience.clone();
-        let request = run.request;
-        let closed = audience.left();
-        let mut guest = self.guest(&run.allotment, &request.end_tokens, request.key, closed);
-        let means = Means {
-            voice: voice.clone(),
-            leases: self.leases.clone(),
-            bell: self.bell.clone(),
-            vocabulary: u32::try_from(run.vocabulary).unwrap_or(u32::MAX),
-            most: run.allotment.sequences,
+        let Answer {
+            run,
+            program,
+            allotment,
+            mut request,
+            journal,
+            vocabulary,
+        } = answer;
+        let running = Running {
+            life: voice.life(),
+            _seat: self.seats.clone().take(&allotment)?,
         };
-        let desk = Desk::new(means, &request, run.journal);
-        let (engine, sent) = (host.engine.clone(), self.sent.clone());
-        let there = lock(&sent).programs.get(&run.program).cloned();
-        host.lanes.spawn(run.allotment.tenant, async move {
-            let _seat = seat;
+        let end_tokens = std::mem::take(&mut request.end_tokens);
+        let mut guest = self.guest(&allotment, &running.life, request.key, end_tokens);
+        let limits = Limits {
+            vocabulary: u32::try_from(vocabulary).unwrap_or(u32::MAX),
+            context: request.context,
+            budget: request.budget,
+            sequences: allotment.sequences,
+        };
+        if let Some(before) = lock(&self.runs).insert(run, running) {
+            before.life.end();
+        }
+        let mut last = LastWord::new(voice.clone(), self.runs.clone());
+        let leases = self.leases.clone();
+        let (there, sent) = self.look_for(program);
+        host.lanes.spawn(allotment.tenant, async move {
             let program = match there {
                 Some(program) => Some(program),
-                None => {
-                    let is_over = |waker: &Waker| audience.has_left_or_will_wake(waker);
-                    arrival(&sent, run.program, is_over).await
-                }
+                None => arrival(&sent, program, &voice.life()).await,
             };
             drop(sent);
-            let Some(program) = program else {
+            let Some(Program { name, code }) = program else {
                 return;
             };
-            guest.name = program.name.clone();
-            answer(&engine, program.program(), guest, desk, request).await;
+            let code = code.and_then(|code| match code {
+                Code::Program(code) => Ok(code),
+                Code::Processor(_) => Err(mistaken(&name, PROCESSOR, PROGRAM)),
+            });
+            guest.name = name;
+            let run = Run::new(guest, voice, leases, limits, journal);
+            last.say(match code {
+                Ok(code) => answering::live(&host.engine, &code, run, request).await,
+                Err(failure) => (0, What::failed(failure.fault, failure.message)),
+            });
         });
         Ok(())
     }
 
-    /// Nobody waits for a run: its program ends.
-    pub fn end(&self, run: u64) {
-        let audience = lock(&self.audiences).remove(&run);
-        if let Some(audience) = audience.and_then(|audience| audience.upgrade()) {
-            audience.leave();
+    /// Nobody waits for this run any more. What it has not said yet is not said.
+    pub fn end(&self, run: u64, outbox: &Outbox) {
+        if let Some(running) = lock(&self.runs).remove(&run) {
+            running.life.end();
         }
-        self.outbox.forget(run);
+        outbox.forget(run);
     }
 
-    /// What steers the sequence of a lease.
+    /// Nobody waits for anything any more.
+    pub fn end_all(&self) {
+        for (_, running) in lock(&self.runs).drain() {
+            running.life.end();
+        }
+    }
+
+    /// What steers a sequence of a program, by the name of its lease.
     pub fn join(&self, lease: u64) -> Steering {
-        self.leases.join(lease, &self.bell)
+        match self.leases.get(lease) {
+            Some(lease) => Steering::by_program(lease, self.bell.clone()),
+            None => Steering::over(self.bell.clone()),
+        }
     }
 
-    fn guest(
-        &self,
-        allotment: &Allotment,
-        end_tokens: &[u32],
-        key: u64,
-        closed: Arc<AtomicBool>,
-    ) -> Guest {
+    /// What an instance has beside its memory. Its name comes with its code.
+    fn guest(&self, allotment: &Allotment, life: &Life, key: u64, end_tokens: Vec<u32>) -> Guest {
         let memory = usize::try_from(allotment.memory).unwrap_or(usize::MAX);
         let time = Duration::from_micros(allotment.call_micros);
         Guest {
             vocabulary: self.vocabulary.clone(),
-            end_tokens: end_tokens.to_vec(),
+            end_tokens,
             key,
             taken: 0,
             name: "".into(),
-            meter: Meter::new(memory.min(MEMORY), time, closed),
+            meter: Meter::new(memory.min(MEMORY), time, life.flag()),
         }
+    }
+
+    /// A program, if it is there: it may be forgotten in a moment. And where it will be.
+    fn look_for(&self, number: u64) -> (Option<Program>, Arc<Mutex<Sent>>) {
+        let there = lock(&self.sent).programs.get(&number).cloned();
+        (there, self.sent.clone())
     }
 
     /// What every instance has a hold on.
@@ -321,24 +330,51 @@ impl Drop for Programs {
         let mut sent = lock(&self.sent);
         sent.closed = true;
         Sent::wake(sent);
-        // Nor is there anybody who waits for answers.
-        for (_, audience) in lock(&self.audiences).drain() {
-            if let Some(audience) = audience.upgrade() {
-                audience.leave();
-            }
-        }
+        self.end_all();
     }
 }
 
-/// Resolves once the gateway has sent the program with this number, or it is gone, or what the program
-/// is for is over. The program is loaded by another thread, so that no step waits for that.
-async fn arrival(
-    sent: &Mutex<Sent>,
-    number: u64,
-    is_over: impl Fn(&Waker) -> bool,
-) -> Option<Program> {
+/// Says the last thing of a run, also where a fault of the host itself ended it: whoever waits for
+/// the answer is to hear of that.
+struct LastWord {
+    voice: Voice,
+    runs: Arc<Runs>,
+    taken: u64,
+    what: Option<What>,
+}
+
+impl LastWord {
+    fn new(voice: Voice, runs: Arc<Runs>) -> LastWord {
+        let message = "the worker failed to run it";
+        LastWord {
+            voice,
+            runs,
+            taken: 0,
+            what: Some(What::failed(Fault::Trap, message)),
+        }
+    }
+
+    /// It is said when this is dropped.
+    fn say(&mut self, (taken, what): (u64, What)) {
+        (self.taken, self.what) = (taken, Some(what));
+    }
+}
+
+impl Drop for LastWord {
+    fn drop(&mut self) {
+        if let Some(what) = self.what.take() {
+            self.voice.say(self.taken, what);
+        }
+        lock(&self.runs).remove(&self.voice.run());
+    }
+}
+
+/// Resolves once the gateway has sent the program with this number, or it is gone, or nobody waits for
+/// the instance any more.
+/// The program is loaded by another thread, so that no step waits for that.
+async fn arrival(sent: &Mutex<Sent>, number: u64, life: &Life) -> Option<Program> {
     poll_fn(|context| {
-        if is_over(context.waker()) {
+        if life.is_over_or_will_wake(context.waker()) {
             return Poll::Ready(None);
         }
         let mut sent = lock(sent);
@@ -356,11 +392,11 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Sequences that are steered, by tenant.
+/// Sequences that are steered and requests that are answered, by tenant.
 #[derive(Debug, Default)]
 struct Seats(Mutex<HashMap<u32, u32>>);
 
-/// A sequence's place among those of its tenant.
+/// A place among those of a tenant.
 #[derive(Debug)]
 pub(super) struct Seat {
     seats: Arc<Seats>,
@@ -370,7 +406,7 @@ pub(super) struct Seat {
 impl Seats {
     fn take(self: Arc<Self>, allotment: &Allotment) -> Result<Seat, Failure> {
         let tenant = allotment.tenant;
-        let mut taken = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = lock(&self.0);
         let most = allotment.instances;
         let all: u32 = taken.values().sum();
         let count = taken.get(&tenant).map_or(0, |count| *count);
@@ -393,7 +429,7 @@ impl Seats {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        let mut taken = self.seats.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = lock(&self.seats.0);
         if let Some(count) = taken.get_mut(&self.tenant) {
             *count -= 1;
             if *count == 0 {

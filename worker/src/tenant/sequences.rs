@@ -1,501 +1,227 @@
-//! The sequences of a program: lists of tokens, of which the gateway computes those that a token is
-//! asked for.
+//! Sequences in the hands of a program, and what it can do with them.
 //!
-//! While a program goes on asking, its sequence has a *lease*: the gateway computes it as a sequence of
-//! its own, which the lease steers. All that changes the list otherwise ends the lease, and the next
-//! token that is asked for begins another one.
+//! A sequence is a list of tokens. Only while a token is to be drawn, and a little longer, does it have
+//! a [lease](super::lease), by which the gateway computes it; what was computed of its tokens is in the
+//! gateway's prefix cache, which is how sequences that begin alike share it.
 
-use std::collections::{HashMap, VecDeque};
-use std::future::poll_fn;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Waker};
+use std::sync::Arc;
 
-use realm_shared::detokenize::Detokenizer;
-use realm_shared::run::{Dials, Drawn, Journal, Open, PORTION, Request, What};
+use realm_shared::run::{self, Dials, Open};
 use realm_shared::wire::{Fault, MAX_TOP_LOGPROBS};
-use wasmtime::component::{Resource, ResourceTable};
+use wasmtime::component::{Resource, ResourceTableError};
 
-use super::guest::answering::realm::program::{client, sequences};
-use super::guest::{Draw, Guest};
-use super::outbox::Outbox;
-use super::steering::{Accepted, Bell, Mail, Steering};
-use super::{Failure, plan};
+use super::Failure;
+use super::answering::Run;
+use super::contract::program::realm::program::sequences::{
+    Drawn, Exhausted, Host, HostSequence, Sampling,
+};
+use super::guest::OVER;
+use super::lanes::take_turns;
+use super::lease::Held;
+use super::plan::{drawable, known, temperature};
+use super::steering::Draw;
 use crate::sampler::mix;
 
-/// Sequences that a program may make, one after the other: what it drew for each is kept.
+/// Sequences that a program may make, one after the other: the gateway keeps what was drawn for each.
 const MAX_MADE: u32 = 1 << 16;
-/// Bytes of text that a program may give out.
-const MAX_TEXT: usize = 1 << 20;
 
-/// The leases of one gateway.
-#[derive(Default)]
-pub(super) struct Leases {
-    /// By number: the mail, and how many tokens of the sequence were drawn before.
-    live: Mutex<HashMap<u64, (Arc<Mail>, u32)>>,
-    last: AtomicU64,
-}
-
-impl Leases {
-    /// What steers the sequence of a lease, which may be over by now.
-    pub(super) fn join(&self, number: u64, bell: &Arc<Bell>) -> Steering {
-        match self.lock().get(&number) {
-            Some((mail, drawn)) => Steering::of_lease(mail.clone(), *drawn),
-            None => Steering::stopped(bell.clone()),
-        }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<u64, (Arc<Mail>, u32)>> {
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A sequence that the gateway computes. It ends with the value.
-struct Lease {
-    leases: Arc<Leases>,
-    number: u64,
-    mail: Arc<Mail>,
-}
-
-impl Drop for Lease {
-    fn drop(&mut self) {
-        self.leases.lock().remove(&self.number);
-        self.mail.let_go();
-    }
-}
-
-/// Whether somebody waits for a run.
-#[derive(Default)]
-pub(super) struct Audience {
-    left: Arc<AtomicBool>,
-    waker: Mutex<Option<Waker>>,
-}
-
-impl Audience {
-    /// Nobody does, from here on.
-    pub(super) fn leave(&self) {
-        self.left.store(true, Ordering::Relaxed);
-        let waker = self.waker().take();
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-    }
-
-    pub(super) fn has_left(&self) -> bool {
-        self.left.load(Ordering::Relaxed)
-    }
-
-    /// True once it has left.
-    pub(super) fn left(&self) -> Arc<AtomicBool> {
-        self.left.clone()
-    }
-
-    /// Wakes the task that asks when it leaves, which it may have already.
-    pub(super) fn has_left_or_will_wake(&self, waker: &Waker) -> bool {
-        *self.waker() = Some(waker.clone());
-        self.has_left()
-    }
-
-    fn waker(&self) -> MutexGuard<'_, Option<Waker>> {
-        self.waker.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What a program has beside what every instance has.
-pub(super) struct Answerer {
-    pub(super) guest: Guest,
-    pub(super) table: ResourceTable,
-    pub(super) desk: Desk,
-    /// Spells the tokens that it gives out, from the first of them on.
-    pub(super) speller: Option<Detokenizer>,
-}
-
-/// How a program is heard.
-pub(super) struct Voice {
-    pub(super) run: u64,
-    pub(super) outbox: Arc<Outbox>,
-    pub(super) audience: Arc<Audience>,
-    /// Tokens that it has taken.
-    pub(super) taken: AtomicU64,
-}
-
-impl Voice {
-    pub(super) fn say(&self, what: What) {
-        // What nobody waits for would stay in the way of others.
-        if !self.audience.has_left() {
-            let taken = self.taken.load(Ordering::Relaxed);
-            self.outbox.say(self.run, taken, what);
-        }
-    }
-}
-
-/// A program's side of its run.
-pub(super) struct Desk {
-    pub(super) voice: Arc<Voice>,
-    pub(super) leases: Arc<Leases>,
-    pub(super) bell: Arc<Bell>,
-    pub(super) vocabulary: u32,
-    /// Sequences that it may have at once.
-    pub(super) most: u32,
-    context: usize,
-    key: u64,
-    /// Draws that are left of all it may make.
-    left: u64,
-    /// What it took in an earlier life, by sequence.
-    journal: Vec<VecDeque<Drawn>>,
-    /// Sequences made, and those of them that it has.
-    made: u32,
-    has: u32,
-    /// Bytes of text given out.
-    emitted: usize,
-}
-
-/// What a desk is furnished with.
-pub(super) struct Means {
-    pub(super) voice: Arc<Voice>,
-    pub(super) leases: Arc<Leases>,
-    pub(super) bell: Arc<Bell>,
-    /// Tokens of the vocabulary.
-    pub(super) vocabulary: u32,
-    /// Sequences that the program may have at once.
-    pub(super) most: u32,
-}
-
-impl Desk {
-    /// That of a program which answers `request`, and took what is in `journal` before.
-    pub(super) fn new(means: Means, request: &Request, journal: Journal) -> Desk {
-        let Means {
-            voice,
-            leases,
-            bell,
-            vocabulary,
-            most,
-        } = means;
-        Desk {
-            voice,
-            leases,
-            bell,
-            vocabulary,
-            most,
-            context: request.context as usize,
-            key: request.key,
-            left: request.budget,
-            journal: journal.0.into_iter().map(VecDeque::from).collect(),
-            made: 0,
-            has: 0,
-            emitted: 0,
-        }
-    }
-
-    /// Gives out text.
-    pub(super) fn emit(&mut self, text: String) -> Result<(), Failure> {
-        self.emitted = self.emitted.saturating_add(text.len());
-        if self.emitted > MAX_TEXT {
-            let message = format!("it gave out more than {MAX_TEXT} bytes of text");
-            return Err(Failure::new(Fault::Output, message));
-        }
-        self.voice.say(What::Emit(text));
-        Ok(())
-    }
-
-    /// Counts a sequence that is made, and gives its number.
-    fn make(&mut self) -> Result<u32, Failure> {
-        if self.has >= self.most {
-            let message = format!("it has more than {} sequences at once", self.most);
-            return Err(Failure::new(Fault::Output, message));
-        }
-        if self.made >= MAX_MADE {
-            let message = format!("it made more than {MAX_MADE} sequences");
-            return Err(Failure::new(Fault::Output, message));
-        }
-        self.has += 1;
-        self.made += 1;
-        Ok(self.made - 1)
-    }
-
-    /// Has the gateway compute a sequence, from whose end this is to be drawn.
-    fn lease(&self, sequence: &Sequence, draw: Arc<Draw>) -> Lease {
-        let number = self.leases.last.fetch_add(1, Ordering::Relaxed) + 1;
-        let mail = Arc::new(Mail::new(self.bell.clone()));
-        mail.ask(draw);
-        let entry = (mail.clone(), sequence.drawn);
-        self.leases.lock().insert(number, entry);
-        let (parts, rest) = sequence.tokens.as_chunks::<PORTION>();
-        for part in parts {
-            self.voice.say(What::Prompt {
-                lease: number,
-                tokens: part.to_vec(),
-            });
-        }
-        self.voice.say(What::Open(Open {
-            lease: number,
-            sequence: sequence.ordinal,
-            prompt: rest.to_vec(),
-            dials: sequence.dials,
-            // The first draws what the model itself would for this request.
-            key: match sequence.ordinal {
-                0 => self.key,
-                ordinal => mix(self.key ^ mix(ordinal.into())),
-            },
-            alternatives: sequence.alternatives,
-        }));
-        Lease {
-            leases: self.leases.clone(),
-            number,
-            mail,
-        }
-    }
-
-    /// Waits for the token of a lease. None: nobody waits for it.
-    async fn accepted(&self, lease: &Lease) -> Option<Accepted> {
-        poll_fn(|context| {
-            if self.voice.audience.has_left_or_will_wake(context.waker()) {
-                return Poll::Ready(None);
-            }
-            match lease.mail.take_accepted(context.waker()) {
-                Some(accepted) => Poll::Ready(Some(accepted)),
-                None => Poll::Pending,
-            }
-        })
-        .await
-    }
-}
-
-/// A sequence, as programs have it.
-#[allow(unreachable_pub, reason = "generated code names it so")]
+/// A sequence.
+#[expect(
+    unreachable_pub,
+    reason = "what is generated names it as if it were public"
+)]
 pub struct Sequence {
-    ordinal: u32,
+    /// How many its program made before.
+    number: u32,
     tokens: Vec<u32>,
     dials: Dials,
     alternatives: Option<u32>,
-    /// Tokens of it that were drawn, whether they are still there or not.
-    drawn: u32,
-    lease: Option<Lease>,
+    /// Draws so far, replayed ones among them: the number of the next one's random numbers.
+    draws: u32,
+    /// What it drew in an earlier life and has not drawn again yet.
+    journal: std::vec::IntoIter<run::Drawn>,
     asked: Asked,
+    /// By which it is computed, from these very tokens. It may be over.
+    lease: Option<Held>,
 }
 
-/// What a sequence was asked for and was not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What was asked for and not taken yet.
 enum Asked {
     Nothing,
     /// A token that was drawn in an earlier life.
-    Again,
-    /// A token of its lease.
-    Token,
+    Before(run::Drawn),
+    /// A token of the lease.
+    Lease,
 }
 
 impl Sequence {
-    fn must_be_still(&self, what: &str) -> Result<(), Failure> {
+    /// Refuses a change while a token is asked for.
+    fn at_rest(&self, what: &str) -> Result<(), Failure> {
         match self.asked {
             Asked::Nothing => Ok(()),
-            Asked::Again | Asked::Token => Err(wrong(format!(
-                "`{what}` of a sequence that was asked for a token which was not taken"
+            _ => Err(plan(format!(
+                "`{what}` while a token is asked for and not taken"
             ))),
         }
     }
 }
 
-/// A call that cannot be.
-fn wrong(message: impl Into<String>) -> Failure {
+fn plan(message: impl Into<String>) -> Failure {
     Failure::new(Fault::Plan, message)
 }
 
-fn in_range(sampling: &sequences::Sampling) -> Result<Dials, String> {
-    let sequences::Sampling {
-        temperature,
+impl Run {
+    fn sequence(&mut self, handle: &Resource<Sequence>) -> wasmtime::Result<&mut Sequence> {
+        Ok(self.table.get_mut(handle)?)
+    }
+
+    /// Takes in a new sequence.
+    fn add(
+        &mut self,
+        tokens: Vec<u32>,
+        dials: Dials,
+        alternatives: Option<u32>,
+    ) -> wasmtime::Result<Resource<Sequence>> {
+        let number = self.made;
+        if number >= MAX_MADE {
+            let message = format!("it made more than {MAX_MADE} sequences");
+            return Err(Failure::new(Fault::Output, message).into());
+        }
+        let sequence = Sequence {
+            number,
+            tokens,
+            dials,
+            alternatives,
+            draws: 0,
+            journal: self.journal(number).into_iter(),
+            asked: Asked::Nothing,
+            lease: None,
+        };
+        let handle = self.table.push(sequence).map_err(|e| match e {
+            ResourceTableError::Full => {
+                let most = self.table.max_capacity();
+                let message = format!("it has more than {most} sequences at once");
+                wasmtime::Error::new(Failure::new(Fault::Output, message))
+            }
+            e => e.into(),
+        })?;
+        self.made += 1;
+        Ok(handle)
+    }
+
+    /// Tokens that there are.
+    pub(super) fn known(&self, what: &str, tokens: &[u32]) -> Result<(), Failure> {
+        let vocabulary = self.limits.vocabulary;
+        let mut tokens = tokens.iter();
+        tokens
+            .try_for_each(|token| known(what, *token, vocabulary))
+            .map_err(plan)
+    }
+
+    /// Key of the random numbers of a sequence. The first one draws what a request without a program
+    /// does.
+    fn key(&self, sequence: u32) -> u64 {
+        match sequence {
+            0 => self.guest.key,
+            more => mix(mix(self.guest.key).wrapping_add(more.into())),
+        }
+    }
+}
+
+/// Dials that can be drawn with.
+fn dials(sampling: Sampling) -> Result<Dials, Failure> {
+    let Sampling {
+        temperature: t,
         top_p,
         top_k,
         min_p,
-    } = *sampling;
-    let wrong = |name: &str, value: f32| Err(format!("`{name}` of a sampling is {value}"));
-    match () {
-        () if !(0.0..=f32::MAX).contains(&temperature) => wrong("temperature", temperature),
-        () if !(f32::MIN_POSITIVE..=1.0).contains(&top_p) => wrong("top-p", top_p),
-        () if !(0.0..=1.0).contains(&min_p) => wrong("min-p", min_p),
-        () => Ok(Dials {
-            temperature,
-            top_p,
-            top_k,
-            min_p,
-        }),
+    } = sampling;
+    temperature(t).map_err(plan)?;
+    if !(top_p > 0.0 && top_p <= 1.0) {
+        return Err(plan(format!("`top-p` is {top_p}")));
     }
+    if !(0.0..=1.0).contains(&min_p) {
+        return Err(plan(format!("`min-p` is {min_p}")));
+    }
+    Ok(Dials {
+        temperature: t,
+        top_p,
+        top_k,
+        min_p,
+    })
 }
 
-impl Answerer {
-    fn append(&mut self, sequence: &Resource<Sequence>, tokens: &[u32]) -> Result<(), Failure> {
-        let context = self.desk.context;
-        plan::are_known("`append`", tokens, self.desk.vocabulary).map_err(wrong)?;
-        let sequence = self.get(sequence)?;
-        sequence.must_be_still("append")?;
-        if sequence.tokens.len() + tokens.len() > context {
-            return Err(wrong(format!(
-                "a sequence of {} tokens and {} more do not fit into a context of {context}",
-                sequence.tokens.len(),
-                tokens.len()
-            )));
-        }
-        if !tokens.is_empty() {
-            sequence.lease = None;
-            sequence.tokens.extend(tokens);
-        }
-        Ok(())
-    }
+impl Host for Run {}
 
-    fn get(&mut self, sequence: &Resource<Sequence>) -> Result<&mut Sequence, Failure> {
-        let found = self.table.get_mut(sequence);
-        found.map_err(|e| wrong(format!("a sequence that there is not: {e}")))
-    }
-
-    fn put(&mut self, sequence: Sequence) -> Result<Resource<Sequence>, Failure> {
-        let put = self.table.push(sequence);
-        put.map_err(|e| Failure::new(Fault::Output, format!("it has too many sequences: {e}")))
-    }
-
-    fn ask(
-        &mut self,
-        handle: &Resource<Sequence>,
-        draw: Draw,
-    ) -> Result<Result<(), sequences::Exhausted>, Failure> {
-        plan::check(&draw, self.desk.vocabulary).map_err(wrong)?;
-        let Answerer { table, desk, .. } = self;
-        let sequence = table.get_mut(handle);
-        let sequence = sequence.map_err(|e| wrong(format!("a sequence that there is not: {e}")))?;
-        sequence.must_be_still("ask")?;
-        if sequence.tokens.len() >= desk.context {
-            return Ok(Err(sequences::Exhausted::Context));
-        }
-        if desk.left == 0 {
-            return Ok(Err(sequences::Exhausted::Tokens));
-        }
-        desk.left -= 1;
-        let earlier = desk.journal.get(sequence.ordinal as usize);
-        if earlier.is_some_and(|earlier| !earlier.is_empty()) {
-            sequence.asked = Asked::Again;
-            return Ok(Ok(()));
-        }
-        sequence.asked = Asked::Token;
-        let draw = Arc::new(draw);
-        let lease = sequence.lease.as_ref();
-        if !lease.is_some_and(|lease| lease.mail.ask(draw.clone())) {
-            // What was before is over, or ends now.
-            sequence.lease = None;
-            sequence.lease = Some(desk.lease(sequence, draw));
-        }
-        Ok(Ok(()))
-    }
-
-    async fn take(&mut self, handle: &Resource<Sequence>) -> Result<Drawn, Failure> {
-        let Answerer {
-            table, desk, guest, ..
-        } = self;
-        let sequence = table.get_mut(handle);
-        let sequence = sequence.map_err(|e| wrong(format!("a sequence that there is not: {e}")))?;
-        let drawn = match (sequence.asked, &sequence.lease) {
-            (Asked::Again, _) => {
-                let earlier = desk.journal.get_mut(sequence.ordinal as usize);
-                earlier.and_then(VecDeque::pop_front)
-            }
-            (Asked::Token, Some(lease)) => {
-                let accepted = desk.accepted(lease).await.ok_or_else(gone)?;
-                let token = accepted.tokens.last().copied();
-                token.map(|token| Drawn {
-                    token,
-                    logprob: accepted.logprob,
-                    alternatives: accepted
-                        .likeliest
-                        .iter()
-                        .map(|scored| (scored.token, scored.logprob))
-                        .collect(),
-                })
-            }
-            (Asked::Nothing, _) | (Asked::Token, None) => None,
-        };
-        let drawn =
-            drawn.ok_or_else(|| wrong("`take` of a sequence that was not asked for a token"))?;
-        sequence.asked = Asked::Nothing;
-        sequence.tokens.push(drawn.token);
-        sequence.drawn = sequence.drawn.saturating_add(1);
-        desk.voice.taken.fetch_add(1, Ordering::Relaxed);
-        // What it does with the token has its full time again.
-        guest.meter.begin();
-        Ok(drawn)
-    }
-}
-
-/// Nobody waits for the run.
-fn gone() -> Failure {
-    Failure::new(Fault::Trap, "its request is over")
-}
-
-impl sequences::Host for Answerer {}
-
-impl sequences::HostSequence for Answerer {
+impl HostSequence for Run {
     fn new(
         &mut self,
         prompt: Vec<u32>,
-        sampling: sequences::Sampling,
+        sampling: Sampling,
         alternatives: Option<u32>,
     ) -> wasmtime::Result<Resource<Sequence>> {
-        let context = self.desk.context;
-        let dials = in_range(&sampling).map_err(wrong)?;
-        if !(1..=context).contains(&prompt.len()) {
+        let context = self.limits.context;
+        if prompt.is_empty() {
+            return Err(plan("a sequence begins with no tokens").into());
+        }
+        if prompt.len() as u64 >= u64::from(context) {
             let length = prompt.len();
-            let message = format!("a sequence of {length} tokens, not 1 to {context}");
-            return Err(wrong(message).into());
+            let message =
+                format!("a sequence begins with {length} tokens of a context of {context}");
+            return Err(plan(message).into());
         }
-        plan::are_known("a sequence", &prompt, self.desk.vocabulary).map_err(wrong)?;
-        if alternatives.is_some_and(|n| n as usize > MAX_TOP_LOGPROBS) {
-            let message = format!("a sequence reports at most {MAX_TOP_LOGPROBS} alternatives");
-            return Err(wrong(message).into());
+        self.known("a sequence", &prompt)?;
+        if let Some(n) = alternatives
+            && n as usize > MAX_TOP_LOGPROBS
+        {
+            let message = format!("{n} alternatives are more than {MAX_TOP_LOGPROBS}");
+            return Err(plan(message).into());
         }
-        let ordinal = self.desk.make()?;
-        Ok(self.put(Sequence {
-            ordinal,
-            tokens: prompt,
-            dials,
-            alternatives,
-            drawn: 0,
-            lease: None,
-            asked: Asked::Nothing,
-        })?)
+        self.add(prompt, dials(sampling)?, alternatives)
     }
 
     fn fork(&mut self, this: Resource<Sequence>) -> wasmtime::Result<Resource<Sequence>> {
-        let sequence = self.get(&this)?;
-        sequence.must_be_still("fork")?;
-        let fork = Sequence {
-            ordinal: 0,
-            tokens: sequence.tokens.clone(),
-            dials: sequence.dials,
-            alternatives: sequence.alternatives,
-            drawn: 0,
-            lease: None,
-            asked: Asked::Nothing,
-        };
-        let ordinal = self.desk.make()?;
-        Ok(self.put(Sequence { ordinal, ..fork })?)
+        let sequence = self.sequence(&this)?;
+        sequence.at_rest("fork")?;
+        let (dials, alternatives) = (sequence.dials, sequence.alternatives);
+        let tokens = sequence.tokens.clone();
+        self.add(tokens, dials, alternatives)
     }
 
     fn length(&mut self, this: Resource<Sequence>) -> wasmtime::Result<u32> {
-        let length = self.get(&this)?.tokens.len();
+        let length = self.sequence(&this)?.tokens.len();
         Ok(u32::try_from(length).unwrap_or(u32::MAX))
     }
 
     fn append(&mut self, this: Resource<Sequence>, tokens: Vec<u32>) -> wasmtime::Result<()> {
-        Ok(Answerer::append(self, &this, &tokens)?)
+        self.known("`append`", &tokens)?;
+        let context = self.limits.context;
+        let sequence = self.sequence(&this)?;
+        sequence.at_rest("append")?;
+        let length = sequence.tokens.len() + tokens.len();
+        if length as u64 > u64::from(context) {
+            let message = format!("`append` makes {length} tokens of a context of {context}");
+            return Err(plan(message).into());
+        }
+        if !tokens.is_empty() {
+            sequence.tokens.extend(tokens);
+            sequence.lease = None;
+        }
+        Ok(())
     }
 
     fn truncate(&mut self, this: Resource<Sequence>, length: u32) -> wasmtime::Result<()> {
-        let sequence = self.get(&this)?;
-        sequence.must_be_still("truncate")?;
-        let (length, has) = (length as usize, sequence.tokens.len());
-        if !(1..=has).contains(&length) {
-            let message = format!("`truncate` to {length} tokens of a sequence of {has}");
-            return Err(wrong(message).into());
+        let sequence = self.sequence(&this)?;
+        sequence.at_rest("truncate")?;
+        let before = sequence.tokens.len();
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        if length == 0 || length > before {
+            let message = format!("`truncate` to {length} of {before} tokens");
+            return Err(plan(message).into());
         }
-        if length < has {
-            sequence.lease = None;
+        if length < before {
             sequence.tokens.truncate(length);
+            sequence.lease = None;
         }
         Ok(())
     }
@@ -504,58 +230,86 @@ impl sequences::HostSequence for Answerer {
         &mut self,
         this: Resource<Sequence>,
         how: Draw,
-    ) -> wasmtime::Result<Result<(), sequences::Exhausted>> {
-        Ok(Answerer::ask(self, &this, how)?)
+    ) -> wasmtime::Result<Result<(), Exhausted>> {
+        let context = u64::from(self.limits.context);
+        let exhausted = self.asked >= self.limits.budget;
+        let vocabulary = self.limits.vocabulary;
+        let sequence = self.sequence(&this)?;
+        sequence.at_rest("ask")?;
+        drawable(&how, vocabulary).map_err(plan)?;
+        if sequence.tokens.len() as u64 >= context {
+            return Ok(Err(Exhausted::Context));
+        }
+        if exhausted {
+            return Ok(Err(Exhausted::Tokens));
+        }
+        let before = sequence.draws;
+        sequence.draws = before.wrapping_add(1);
+        if let Some(drawn) = sequence.journal.next() {
+            sequence.asked = Asked::Before(drawn);
+            self.asked += 1;
+            return Ok(Ok(()));
+        }
+        sequence.asked = Asked::Lease;
+        let how = Arc::new(how);
+        let open = match &sequence.lease {
+            Some(lease) if lease.ask(&how) => None,
+            _ => Some((
+                sequence.number,
+                sequence.tokens.clone(),
+                sequence.dials,
+                sequence.alternatives,
+            )),
+        };
+        self.asked += 1;
+        if let Some((number, prompt, dials, alternatives)) = open {
+            let lease = self.leases.make(self.voice.clone(), how, before);
+            let open = Open {
+                lease: lease.name(),
+                sequence: number,
+                prompt,
+                dials,
+                key: self.key(number),
+                alternatives,
+            };
+            self.sequence(&this)?.lease = Some(lease);
+            self.say_text();
+            self.voice.open(self.taken, open);
+        }
+        Ok(Ok(()))
     }
 
-    async fn take(&mut self, this: Resource<Sequence>) -> wasmtime::Result<sequences::Drawn> {
-        let Drawn {
-            token,
-            logprob,
-            alternatives,
-        } = Answerer::take(self, &this).await?;
-        Ok(sequences::Drawn {
-            token,
-            logprob,
-            alternatives,
+    async fn take(&mut self, this: Resource<Sequence>) -> wasmtime::Result<Drawn> {
+        self.say_text();
+        let sequence = self.sequence(&this)?;
+        let asked = std::mem::replace(&mut sequence.asked, Asked::Nothing);
+        let drawn = match (asked, &sequence.lease) {
+            (Asked::Before(drawn), _) => {
+                // They may be thousands of calls, each of them short.
+                take_turns().await;
+                drawn
+            }
+            (Asked::Lease, Some(lease)) => match lease.drawn().await {
+                Some(drawn) => drawn?,
+                None => return Err(Failure::new(Fault::Trap, OVER).into()),
+            },
+            (Asked::Nothing | Asked::Lease, _) => {
+                return Err(plan("`take` of a token that was not asked for").into());
+            }
+        };
+        let sequence = self.sequence(&this)?;
+        sequence.tokens.push(drawn.token);
+        self.taken += 1;
+        self.guest.meter.begin_stretch();
+        Ok(Drawn {
+            token: drawn.token,
+            logprob: drawn.logprob,
+            alternatives: drawn.alternatives,
         })
     }
 
     fn drop(&mut self, this: Resource<Sequence>) -> wasmtime::Result<()> {
         self.table.delete(this)?;
-        self.desk.has -= 1;
         Ok(())
-    }
-}
-
-impl client::Host for Answerer {
-    fn emit(&mut self, text: String) -> wasmtime::Result<()> {
-        let mut all = self.unspelled();
-        all.push_str(&text);
-        Ok(self.desk.emit(all)?)
-    }
-
-    fn emit_tokens(&mut self, tokens: Vec<u32>) -> wasmtime::Result<()> {
-        plan::are_known("`emit-tokens`", &tokens, self.desk.vocabulary).map_err(wrong)?;
-        let tokenizer = self.guest.vocabulary.tokenizer()?;
-        let mut text = String::new();
-        let speller = self
-            .speller
-            .get_or_insert_with(|| Detokenizer::at_start(tokenizer));
-        for token in tokens {
-            speller.push(tokenizer, token, &mut text);
-        }
-        Ok(self.desk.emit(text)?)
-    }
-}
-
-impl Answerer {
-    /// What tokens began to spell and did not end.
-    pub(super) fn unspelled(&mut self) -> String {
-        let mut text = String::new();
-        if let Some(speller) = &mut self.speller {
-            speller.finish(&mut text);
-        }
-        text
     }
 }

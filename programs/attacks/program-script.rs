@@ -1,0 +1,155 @@
+//! Does what the request's arguments say, step by step, and writes down what came of it. So it can be told
+//! to be good as well as bad.
+
+use realm_program::program::{Exhausted, Finish, Request, Sampling, Sequence, emit, emit_tokens};
+use realm_program::{Allowed, Draw, Error, program, random, text};
+use serde::Deserialize;
+
+/// A step. Sequences are named by how many were made before.
+#[derive(Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Step {
+    /// Makes a sequence, where nothing is said of the request's prompt.
+    New(New),
+    Fork(usize),
+    Length(usize),
+    Append(usize, Vec<u32>),
+    Truncate(usize, u32),
+    Ask(usize),
+    AskWith(usize, How),
+    Take(usize),
+    Drop(usize),
+    /// Asks for a token and takes it, so many times, and writes what the tokens spell.
+    Speak(usize, u32),
+    Emit(String),
+    EmitTokens(Vec<u32>),
+    /// Emits a text so many times.
+    Flood(String, u32),
+    /// Makes so many sequences, keeps none, and asks the last for a token in vain.
+    Waste(u32),
+    /// Writes a random number.
+    Random,
+    /// Writes what the request is like.
+    Describe,
+    /// So many turns of a loop.
+    Spin(u64),
+    Trap(String),
+    Fail(String),
+    /// The answer is over, at a limit.
+    Finish,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct New {
+    prompt: Option<Vec<u32>>,
+    temperature: Option<f32>,
+    top_p: Option<f32>,
+    min_p: Option<f32>,
+    alternatives: Option<u32>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct How {
+    tokens: Option<Vec<u32>>,
+    mask: Option<Vec<u32>>,
+    bias: Vec<(u32, f32)>,
+    temperature: Option<f32>,
+}
+
+impl From<How> for Draw {
+    fn from(how: How) -> Draw {
+        Draw {
+            allowed: match (how.tokens, how.mask) {
+                (Some(tokens), _) => Allowed::Tokens(tokens),
+                (None, Some(mask)) => Allowed::Mask(mask),
+                (None, None) => Allowed::All,
+            },
+            bias: how.bias,
+            temperature: how.temperature,
+        }
+    }
+}
+
+fn ask(sequence: &mut Sequence, how: How) -> bool {
+    match sequence.ask(how.into()) {
+        Ok(()) => return true,
+        Err(Exhausted::Context) => emit("[context]"),
+        Err(Exhausted::Tokens) => emit("[tokens]"),
+    }
+    false
+}
+
+fn of(all: &mut [Option<Sequence>], n: usize) -> &mut Sequence {
+    all[n].as_mut().expect("not dropped")
+}
+
+fn answer(request: Request) -> Result<Finish, Error> {
+    let steps: Vec<Step> = serde_json::from_str(&request.args)?;
+    let mut all: Vec<Option<Sequence>> = Vec::new();
+    for step in steps {
+        match step {
+            Step::New(new) => {
+                let sampling = Sampling {
+                    temperature: new.temperature.unwrap_or(request.sampling.temperature),
+                    top_p: new.top_p.unwrap_or(request.sampling.top_p),
+                    min_p: new.min_p.unwrap_or(request.sampling.min_p),
+                    ..request.sampling
+                };
+                let prompt = new.prompt.as_ref().unwrap_or(&request.prompt);
+                all.push(Some(match new.alternatives {
+                    Some(alternatives) => Sequence::scored(prompt, sampling, alternatives),
+                    None => Sequence::new(prompt, sampling),
+                }));
+            }
+            Step::Fork(n) => {
+                let fork = of(&mut all, n).fork();
+                all.push(Some(fork));
+            }
+            Step::Length(n) => emit(&format!("({})", of(&mut all, n).length())),
+            Step::Append(n, tokens) => of(&mut all, n).append(&tokens),
+            Step::Truncate(n, length) => of(&mut all, n).truncate(length),
+            Step::Ask(n) => drop(ask(of(&mut all, n), How::default())),
+            Step::AskWith(n, how) => drop(ask(of(&mut all, n), how)),
+            Step::Take(n) => {
+                let drawn = of(&mut all, n).take();
+                emit(&format!(" {}", drawn.token));
+                if !drawn.alternatives.is_empty() {
+                    emit(&format!("@{}{:?}", drawn.logprob, drawn.alternatives));
+                }
+            }
+            Step::Drop(n) => all[n] = None,
+            Step::Speak(n, count) => {
+                for _ in 0..count {
+                    if !ask(of(&mut all, n), How::default()) {
+                        break;
+                    }
+                    emit_tokens(&[of(&mut all, n).take().token]);
+                }
+            }
+            Step::Emit(text) => emit(&text),
+            Step::EmitTokens(tokens) => emit_tokens(&tokens),
+            Step::Flood(text, times) => (0..times).for_each(|_| emit(&text)),
+            Step::Waste(times) => {
+                for _ in 0..times {
+                    let mut sequence = Sequence::new(&request.prompt, request.sampling);
+                    ask(&mut sequence, How::default());
+                }
+            }
+            Step::Random => emit(&format!("<{:016x}>", random())),
+            Step::Describe => emit(&format!("{request:?} {:?}", text::end_tokens())),
+            Step::Spin(times) => {
+                for turn in 0..times {
+                    std::hint::black_box(turn);
+                }
+            }
+            Step::Trap(why) => panic!("{why}"),
+            Step::Fail(why) => return Err(why.into()),
+            Step::Finish => return Ok(Finish::Length),
+        }
+    }
+    Ok(Finish::Stop)
+}
+
+program!(answer);

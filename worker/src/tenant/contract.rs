@@ -1,0 +1,59 @@
+//! What is generated from the contract, `shared/wit`.
+
+use wasmtime::component::{HasSelf, Linker};
+
+use super::answering::Run;
+use super::guest::Guest;
+
+/// The world of processors.
+#[allow(missing_docs, unreachable_pub)]
+pub(super) mod processor {
+    wasmtime::component::bindgen!({
+        path: "../shared/wit",
+        world: "processor",
+        imports: { default: trappable },
+        exports: { default: async },
+    });
+}
+
+/// The world of programs that answer requests. What it shares with processors is theirs.
+#[allow(missing_docs, unreachable_pub)]
+pub(super) mod program {
+    wasmtime::component::bindgen!({
+        path: "../shared/wit",
+        world: "program",
+        imports: {
+            "realm:program/sequences.[method]sequence.take": async | trappable,
+            default: trappable,
+        },
+        exports: { default: async },
+        with: {
+            "realm:program/types": super::processor::realm::program::types,
+            "realm:program/text": super::processor::realm::program::text,
+            "realm:program/control": super::processor::realm::program::control,
+            "realm:program/sequences.sequence": crate::tenant::sequences::Sequence,
+        },
+    });
+}
+
+/// What a processor exports, by which it is known for one.
+pub(super) const STEERING: &str = "realm:program/steering@0.1.0";
+/// The same of a program that answers requests.
+pub(super) const ANSWERING: &str = "realm:program/answering@0.1.0";
+
+/// Adds everything that a processor may import.
+pub(super) fn offer_processor(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
+    processor::Processor::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)
+}
+
+/// Adds everything that a program which answers requests may import.
+pub(super) fn offer_program(linker: &mut Linker<Run>) -> wasmtime::Result<()> {
+    use processor::realm::program::{control, text, types};
+    use program::realm::program::{client, sequences};
+
+    types::add_to_linker::<Run, HasSelf<Guest>>(linker, |run| &mut run.guest)?;
+    text::add_to_linker::<Run, HasSelf<Guest>>(linker, |run| &mut run.guest)?;
+    control::add_to_linker::<Run, HasSelf<Guest>>(linker, |run| &mut run.guest)?;
+    sequences::add_to_linker::<Run, HasSelf<Run>>(linker, |run| run)?;
+    client::add_to_linker::<Run, HasSelf<Run>>(linker, |run| run)
+}

@@ -1,0 +1,233 @@
+//! Leases: what stands between a program's sequence and the slot in which it is computed.
+//!
+//! A program's sequence has a lease while it is computed. The gateway opens it in a slot like any
+//! sequence, may take the slot away and give it another one, and ends it when the lease says so. The
+//! program makes a new lease where it goes on from other tokens, or later.
+
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use realm_shared::run::Drawn;
+
+use super::Failure;
+use super::life::Life;
+use super::outbox::Voice;
+use super::steering::{Bell, Draw, Verdict};
+use crate::sampler::Scored;
+
+/// How long a sequence is kept ready while nothing is asked of it. A slot and blocks are worth more
+/// than what it costs to go on from the prefix cache.
+const IDLE: Duration = Duration::from_millis(20);
+
+/// A sequence that is computed for a program.
+#[derive(Debug)]
+pub(super) struct Lease {
+    state: Mutex<State>,
+    /// Draws that were made for the same sequence before this lease.
+    drawn_before: u32,
+    /// Of the program.
+    life: Arc<Life>,
+    /// Rung whenever the engine's question has an answer.
+    bell: Arc<Bell>,
+}
+
+#[derive(Debug)]
+struct State {
+    turn: Turn,
+    /// When the last token was drawn.
+    since: Instant,
+    /// The engine is to end it, or has.
+    over: bool,
+}
+
+/// Whose turn it is.
+#[derive(Debug)]
+enum Turn {
+    /// The program's, which asks for nothing.
+    Idle,
+    /// The engine's: a token is to be drawn like this.
+    Asked(Arc<Draw>),
+    /// The program's, which is to take this.
+    Drawn(Drawn),
+    /// The program's, which is to hear that no token could be drawn.
+    Failed(Failure),
+}
+
+impl Lease {
+    /// What the engine is to do now. Whoever asks for nothing for too long loses the lease, though
+    /// not a token that was drawn.
+    pub(super) fn verdict(&self) -> Verdict {
+        let mut state = self.lock();
+        if let Turn::Idle | Turn::Drawn(_) = &state.turn {
+            state.over |= state.since.elapsed() > IDLE;
+        }
+        match &state.turn {
+            _ if state.over => Verdict::Stop,
+            Turn::Idle | Turn::Drawn(_) => Verdict::Late,
+            Turn::Asked(draw) => Verdict::Draw(draw.clone()),
+            Turn::Failed(failure) => Verdict::Failed(failure.clone()),
+        }
+    }
+
+    /// See [`Steering::drawn_before`](super::Steering::drawn_before).
+    pub(super) fn drawn_before(&self) -> u32 {
+        self.drawn_before
+    }
+
+    /// What was drawn.
+    pub(super) fn give(&self, token: u32, logprob: f32, alternatives: &[Scored]) {
+        let alternatives = alternatives.iter().map(|a| (a.token, a.logprob));
+        self.answer(Turn::Drawn(Drawn {
+            token,
+            logprob,
+            alternatives: alternatives.collect(),
+        }));
+    }
+
+    /// No token can be drawn as the program asks.
+    pub(super) fn fail(&self, failure: Failure) {
+        self.answer(Turn::Failed(failure));
+    }
+
+    /// Answers a question, unless it was taken back.
+    fn answer(&self, turn: Turn) {
+        let mut state = self.lock();
+        if let Turn::Asked(_) = &state.turn {
+            state.turn = turn;
+            state.since = Instant::now();
+            drop(state);
+            self.life.wake();
+        }
+    }
+
+    /// Asks for a token. False if the lease is over.
+    fn ask(&self, draw: &Arc<Draw>) -> bool {
+        let mut state = self.lock();
+        if state.over || !matches!(&state.turn, Turn::Idle) {
+            return false;
+        }
+        state.turn = Turn::Asked(draw.clone());
+        drop(state);
+        self.bell.ring();
+        true
+    }
+
+    /// The token that was asked for; None when the program is to end instead.
+    async fn drawn(&self) -> Option<Result<Drawn, Failure>> {
+        poll_fn(|context| {
+            if self.life.is_over_or_will_wake(context.waker()) {
+                return Poll::Ready(None);
+            }
+            let mut state = self.lock();
+            if let Turn::Asked(_) = &state.turn {
+                return Poll::Pending;
+            }
+            Poll::Ready(match std::mem::replace(&mut state.turn, Turn::Idle) {
+                Turn::Drawn(drawn) => Some(Ok(drawn)),
+                Turn::Failed(failure) => Some(Err(failure)),
+                // Only what was asked for is waited for.
+                Turn::Idle | Turn::Asked(_) => None,
+            })
+        })
+        .await
+    }
+
+    /// The program lets go of it: a question that was not answered is taken back.
+    fn end(&self) {
+        let mut state = self.lock();
+        state.over = true;
+        state.turn = Turn::Idle;
+        drop(state);
+        self.bell.ring();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The leases of all programs of a gateway, by the names that the gateway has for them.
+#[derive(Debug)]
+pub(super) struct Leases {
+    bell: Arc<Bell>,
+    named: AtomicU64,
+    live: Mutex<HashMap<u64, Arc<Lease>>>,
+}
+
+impl Leases {
+    pub(super) fn new(bell: Arc<Bell>) -> Leases {
+        Leases {
+            bell,
+            named: AtomicU64::new(0),
+            live: Mutex::default(),
+        }
+    }
+
+    /// The lease of this name, unless its program let go of it.
+    pub(super) fn get(&self, name: u64) -> Option<Arc<Lease>> {
+        self.lock().get(&name).cloned()
+    }
+
+    /// Makes one whose first draw is this.
+    pub(super) fn make(self: &Arc<Self>, voice: Voice, draw: Arc<Draw>, before: u32) -> Held {
+        let lease = Arc::new(Lease {
+            state: Mutex::new(State {
+                turn: Turn::Asked(draw),
+                since: Instant::now(),
+                over: false,
+            }),
+            drawn_before: before,
+            life: voice.life(),
+            bell: self.bell.clone(),
+        });
+        let name = self.named.fetch_add(1, Ordering::Relaxed) + 1;
+        self.lock().insert(name, lease.clone());
+        Held {
+            name,
+            lease,
+            leases: self.clone(),
+            voice,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Lease>>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A lease in the hands of its program. Whoever drops it lets go of it.
+pub(super) struct Held {
+    name: u64,
+    lease: Arc<Lease>,
+    leases: Arc<Leases>,
+    voice: Voice,
+}
+
+impl Held {
+    pub(super) fn name(&self) -> u64 {
+        self.name
+    }
+
+    /// See [`Lease::ask`].
+    pub(super) fn ask(&self, draw: &Arc<Draw>) -> bool {
+        self.lease.ask(draw)
+    }
+
+    /// See [`Lease::drawn`].
+    pub(super) fn drawn(&self) -> impl Future<Output = Option<Result<Drawn, Failure>>> + use<> {
+        let lease = self.lease.clone();
+        async move { lease.drawn().await }
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.lease.end();
+        self.leases.lock().remove(&self.name);
+        self.voice.withdraw(self.name);
+    }
+}

@@ -1,0 +1,276 @@
+//! A gateway's place, taken by a test: it has a program answer, and computes its sequences.
+
+use std::collections::BTreeMap;
+
+use realm_shared::ABI_VERSION;
+use realm_shared::run::{Dials, Drawn, Journal, Message, Open, Request, Role, Said, What};
+use realm_shared::wire::{HEARD, LISTEN_BYTES};
+use realm_shm::{AlignedBuf, GatewayEnd, Geometry, Owner, WorkerEnd, socket};
+
+use super::*;
+use crate::sampler::{Scored, mix};
+
+/// Key of the random numbers of the requests here.
+pub(super) const KEY: u64 = 7;
+
+/// A gateway and its worker, without an engine.
+pub(super) struct Rig {
+    pub(super) programs: Programs,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) ring: GatewayEnd,
+}
+
+impl Rig {
+    /// One that has sent these programs, and lent slots to listen.
+    pub(super) fn new(names: &[&str]) -> Rig {
+        let mut rig = Rig::deaf(names);
+        rig.lend(3);
+        rig
+    }
+
+    /// One that has lent no slot yet.
+    pub(super) fn deaf(names: &[&str]) -> Rig {
+        let (ours, theirs) = socket::pair().expect("sockets");
+        let accept = move || WorkerEnd::accept(theirs.as_fd(), ABI_VERSION, LONG);
+        let worker = std::thread::spawn(accept);
+        let ring = GatewayEnd::create(7, &Geometry::default(), ABI_VERSION).expect("memory");
+        ring.offer(ours.as_fd(), LONG).expect("answered");
+        let worker = worker.join().expect("no panic").expect("accepted");
+        Rig {
+            programs: programs(names),
+            outbox: Arc::new(Outbox::new(worker.split().1)),
+            ring,
+        }
+    }
+
+    pub(super) fn lend(&mut self, count: usize) {
+        for _ in 0..count {
+            let slot = self.ring.alloc_output(LISTEN_BYTES, Owner::GATEWAY);
+            self.outbox.lend(slot.expect("room")).expect("sound");
+        }
+    }
+
+    /// What programs have said since. The slots are lent again.
+    pub(super) fn heard(&mut self) -> Vec<Said> {
+        let mut all = Vec::new();
+        while let Some(message) = self.ring.poll().expect("a sound worker") {
+            assert_eq!(message.kind, HEARD);
+            let (mut copy, len) = (AlignedBuf::new(), message.args[0] as usize);
+            let copied = self.ring.copy_output(message.output, len, &mut copy);
+            copied.expect("ours");
+            let said: Vec<Said> = serde_json::from_slice(&copy).expect("JSON");
+            assert!(!said.is_empty());
+            all.extend(said);
+            self.outbox.lend(message.output).expect("sound");
+        }
+        all
+    }
+
+    pub(super) fn answer(&self, answer: Answer) {
+        self.programs.answer(answer, &self.outbox);
+    }
+
+    /// Has a script answered to its end.
+    pub(super) fn play(&mut self, answer: Answer) -> Play {
+        let mut play = Play::begin(self, answer);
+        play.finish(self);
+        play
+    }
+
+    /// How an answer fails.
+    pub(super) fn failure(&mut self, answer: Answer) -> Failure {
+        match self.play(answer).last {
+            Some(What::Failed(fault, message)) => {
+                Failure::new(Fault::from_number(fault).expect("known"), message)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// An answer to a request with these arguments.
+pub(super) fn answer(args: &str) -> Answer {
+    Answer {
+        run: 1,
+        program: 1,
+        allotment: Allotment {
+            tenant: 1,
+            ..Allotment::default()
+        },
+        request: Request {
+            messages: vec![Message {
+                role: Role::User,
+                content: "Hi".into(),
+            }],
+            prompt: vec![5, 6, 7],
+            args: args.to_owned(),
+            dials: Dials {
+                temperature: 1.0,
+                top_p: 1.0,
+                top_k: 0,
+                min_p: 0.0,
+            },
+            max_tokens: 100,
+            budget: 1000,
+            key: KEY,
+            end_tokens: vec![2],
+            context: 1000,
+        },
+        journal: Journal::default(),
+        vocabulary: VOCABULARY,
+    }
+}
+
+/// A sequence in a slot.
+pub(super) struct Computed {
+    pub(super) open: Open,
+    pub(super) steering: Steering,
+    /// Tokens that followed its prompt.
+    pub(super) drawn: Vec<u32>,
+}
+
+/// An answer, and what came of it so far.
+#[derive(Default)]
+pub(super) struct Play {
+    pub(super) run: u64,
+    /// By lease.
+    pub(super) live: BTreeMap<u64, Computed>,
+    /// All that were opened.
+    pub(super) opened: Vec<Open>,
+    pieces: BTreeMap<u64, Vec<u32>>,
+    pub(super) text: String,
+    /// In the order in which they were drawn, with their sequences.
+    pub(super) drawn: Vec<(u32, Drawn)>,
+    pub(super) last: Option<What>,
+    /// Sequences that are not computed for now.
+    pub(super) held: Vec<u32>,
+    taken: u64,
+}
+
+impl Play {
+    pub(super) fn begin(rig: &Rig, answer: Answer) -> Play {
+        let run = answer.run;
+        rig.answer(answer);
+        Play {
+            run,
+            ..Play::default()
+        }
+    }
+
+    pub(super) fn finish(&mut self, rig: &mut Rig) {
+        self.until(rig, |play| play.last.is_some());
+    }
+
+    pub(super) fn until(&mut self, rig: &mut Rig, over: impl Fn(&Play) -> bool) {
+        let begun = Instant::now();
+        while !over(self) {
+            assert!(begun.elapsed() < LONG, "no end; so far {:?}", self.text);
+            self.turn(rig);
+        }
+    }
+
+    /// Hears what was said, and draws a token for each sequence that wants one.
+    pub(super) fn turn(&mut self, rig: &mut Rig) {
+        self.hear(rig);
+        let mut over = Vec::new();
+        let mut idle = true;
+        for (lease, sequence) in &mut self.live {
+            if self.held.contains(&sequence.open.sequence) {
+                continue;
+            }
+            match sequence.steering.verdict() {
+                Verdict::Late => {}
+                Verdict::Draw(draw) => {
+                    idle = false;
+                    let drawn = sequence.draw(&draw);
+                    self.drawn.push((sequence.open.sequence, drawn));
+                }
+                Verdict::Stop => over.push(*lease),
+                other => panic!("{other:?}"),
+            }
+        }
+        for lease in over {
+            self.live.remove(&lease);
+        }
+        if idle {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    pub(super) fn hear(&mut self, rig: &mut Rig) {
+        for said in rig.heard() {
+            assert_eq!(said.run, self.run);
+            assert!(said.taken >= self.taken, "{said:?}");
+            assert_eq!(self.last, None, "something was said after the last thing");
+            self.taken = said.taken;
+            match said.what {
+                What::Prompt { lease, tokens } => {
+                    self.pieces.entry(lease).or_default().extend(tokens);
+                }
+                What::Open(mut open) => {
+                    let mut prompt = self.pieces.remove(&open.lease).unwrap_or_default();
+                    prompt.append(&mut open.prompt);
+                    open.prompt = prompt;
+                    self.opened.push(open.clone());
+                    let steering = rig.programs.join(open.lease);
+                    let computed = Computed {
+                        steering,
+                        drawn: Vec::new(),
+                        open,
+                    };
+                    self.live.insert(computed.open.lease, computed);
+                }
+                What::Emit(text) => self.text.push_str(&text),
+                what => self.last = Some(what),
+            }
+        }
+    }
+
+    /// What a gateway would have written down when so many tokens were drawn.
+    pub(super) fn journal(&self, count: usize) -> Journal {
+        let mut journal = Vec::new();
+        for (sequence, drawn) in &self.drawn[..count] {
+            let sequence = *sequence as usize;
+            if journal.len() <= sequence {
+                journal.resize(sequence + 1, Vec::new());
+            }
+            journal[sequence].push(drawn.clone());
+        }
+        Journal(journal)
+    }
+}
+
+impl Computed {
+    /// Draws a token as the engine would, but for the model.
+    fn draw(&mut self, draw: &Draw) -> Drawn {
+        let number = self.steering.drawn_before() + self.drawn.len() as u32;
+        let tokens = [&self.open.prompt[..], &self.drawn].concat();
+        let token = model(&tokens, self.open.key, number, draw);
+        let alternatives: Vec<_> = (0..self.open.alternatives.unwrap_or(0))
+            .map(|n| (n + 1, -1.5 - n as f32))
+            .collect();
+        let logprob = self.open.alternatives.map_or(0.0, |_| -0.5);
+        let scored = alternatives.iter().map(|(token, logprob)| Scored {
+            token: *token,
+            logprob: *logprob,
+        });
+        let scored: Vec<_> = scored.collect();
+        self.drawn.push(token);
+        self.steering.accept_scored(token, logprob, &scored);
+        Drawn {
+            token,
+            logprob,
+            alternatives,
+        }
+    }
+}
+
+/// Depends on all that a model's draws may depend on.
+pub(super) fn model(tokens: &[u32], key: u64, number: u32, draw: &Draw) -> u32 {
+    let hash = tokens.iter().fold(mix(key), |h, t| mix(h ^ u64::from(*t)));
+    let hash = mix(hash.wrapping_add(number.into()));
+    match &draw.allowed {
+        Allowed::Tokens(tokens) => tokens[hash as usize % tokens.len()],
+        _ => hash as u32 % VOCABULARY as u32,
+    }
+}
