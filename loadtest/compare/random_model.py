@@ -96,7 +96,10 @@ def main():
         architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu", max_position_embeddings=8192,
         rms_norm_eps=1e-5, rope_theta=10000.0, bos_token_id=1, eos_token_id=2, torch_dtype="bfloat16", **shape,
     ), indent=2) + "\n")
-    (args.folder / "tokenizer_config.json").write_text(json.dumps(dict(tokenizer_class="PreTrainedTokenizerFast")) + "\n")
+    (args.folder / "tokenizer_config.json").write_text(json.dumps(dict(
+        tokenizer_class="PreTrainedTokenizerFast",
+        chat_template="{% for message in messages %}{{ message.content }}{% endfor %}",
+    )) + "\n")
 
 
 if __name__ == "__main__":

@@ -117,6 +117,7 @@ impl Driver {
             self.scheduler.worker_lost();
             self.deliver();
             self.runs.detach(&mut self.scheduler);
+            self.wrong = None;
             // Of those that are attached, only the ones that served.
             if self.spec.attach.is_none() || !self.unproven {
                 self.metrics.worker_ended(error.kind());

@@ -1,0 +1,154 @@
+"""What programs cost and save: the same chats without and with one, over HTTP, in turn.
+
+    python loadtest/programs.py target/release/realm MODEL_DIR target/programs [--rounds 5]
+
+`chat` does what the model does without it, so its time for a token is the price of being a program. Four answers to one prompt are drawn by `best-of`, by `n=4`, and by four
+requests whose prompts share nothing. MODEL_DIR needs a chat template, such as random_model.py writes. Needs nothing
+but Python.
+"""
+
+import argparse
+import http.client
+import json
+import random
+import statistics
+import subprocess
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from fairness import free_port
+
+
+class Server:
+    def __init__(self, port):
+        self.port = port
+
+    def post(self, path, body, kind="application/json"):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
+        connection.request("POST", path, body, {"content-type": kind})
+        response = connection.getresponse()
+        text = response.read().decode()
+        if response.status != 200:
+            raise SystemExit(f"{path}: {response.status}: {text}")
+        return json.loads(text)
+
+    def chat(self, prompt, tokens, **more):
+        body = dict(model="m", messages=[dict(role="user", content=prompt)], max_tokens=tokens, temperature=1) | more
+        answer = self.post("/v1/chat/completions", json.dumps(body))
+        return answer["usage"]["completion_tokens"], [choice["message"]["content"] for choice in answer["choices"]]
+
+    def all_at_once(self, requests):
+        """Seconds for requests that are sent together, the tokens of all, and their texts."""
+        answers = [None] * len(requests)
+
+        def ask(at, request):
+            answers[at] = self.chat(**request)
+
+        threads = [threading.Thread(target=ask, args=pair) for pair in enumerate(requests)]
+        start = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        took = time.perf_counter() - start
+        return took, sum(tokens for tokens, _ in answers), [texts for _, texts in answers]
+
+
+def compare(rounds, ways):
+    """Tokens in a second of each way, round by round; all ways in turn in each."""
+    rates = {name: [] for name in ways}
+    for round in range(rounds):
+        for name, way in ways.items():
+            rates[name].append(way(round))
+    return rates
+
+
+def show(title, rates):
+    first = next(iter(rates.values()))
+    for name, values in rates.items():
+        ratio = statistics.median(value / base for value, base in zip(values, first))
+        print(f"{title:>12}  {name:<28} {statistics.median(values):8.1f} tok/s  {ratio:6.3f} of the first")
+
+
+def main():
+    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_argument("realm")
+    cli.add_argument("model")
+    cli.add_argument("programs", type=Path)
+    cli.add_argument("--rounds", type=int, default=5)
+    cli.add_argument("--tokens", type=int, default=128)
+    args = cli.parse_args()
+    chance = random.Random(1)
+
+    def words(length):
+        return "".join(chance.choice("abcdefghij ") for _ in range(length))
+
+    with tempfile.TemporaryDirectory() as directory:
+        port, admin = free_port(), free_port()
+        command = [args.realm, "serve", "--model", f"m={args.model}", "--port", str(port), "--log", "warn"]
+        command += ["--admin-addr", f"127.0.0.1:{admin}", "--programs", directory]
+        process = subprocess.Popen(command)
+        try:
+            server = Server(port)
+            while True:
+                try:
+                    connection = http.client.HTTPConnection("127.0.0.1", admin, timeout=5)
+                    connection.request("GET", "/ready")
+                    if connection.getresponse().status == 200:
+                        break
+                except OSError:
+                    pass
+                if process.poll() is not None:
+                    raise SystemExit("the server has ended")
+                time.sleep(0.2)
+            for name in ("chat", "best-of"):
+                component = (args.programs / f"{name}.wasm").read_bytes()
+                server.post(f"/v1/programs?name={name}", component, "application/wasm")
+            server.chat(words(100), 8)
+
+            for streams in (1, 32):
+                texts = {}
+
+                def way(model):
+                    def run(round):
+                        seeds = [1000 * round + stream for stream in range(streams)]
+                        prompts = [f"{seed} {words(100)}" for seed in seeds] if model == "m" else texts[round][0]
+                        requests = [
+                            dict(prompt=prompt, tokens=args.tokens, seed=seed, model=model)
+                            for prompt, seed in zip(prompts, seeds)
+                        ]
+                        took, tokens, said = server.all_at_once(requests)
+                        if model == "m":
+                            texts[round] = prompts, said
+                        elif said != texts[round][1]:
+                            raise SystemExit("a program answered otherwise than the model")
+                        return tokens / took
+
+                    return run
+
+                show(f"{streams} streams", compare(args.rounds, {"the model": way("m"), "chat": way("chat")}))
+
+            def best_of(_):
+                more = dict(model="best-of", program=dict(args=dict(n=4)))
+                took, tokens, _ = server.all_at_once([dict(prompt=words(1000), tokens=64, **more)])
+                return tokens / took
+
+            def choices(_):
+                took, tokens, _ = server.all_at_once([dict(prompt=words(1000), tokens=64, n=4)])
+                return tokens / took
+
+            def separate(_):
+                took, tokens, _ = server.all_at_once([dict(prompt=words(1000), tokens=64) for _ in range(4)])
+                return tokens / took
+
+            ways = {"four requests, nothing shared": separate, "n=4": choices, "best-of": best_of}
+            show("four answers", compare(args.rounds, ways))
+        finally:
+            process.terminate()
+            process.wait()
+
+
+if __name__ == "__main__":
+    main()
