@@ -141,14 +141,14 @@ impl Session {
             let Some(message) = self.inlet.recv_timeout(SPIN, NAP)? else {
                 continue;
             };
-            let tensors = || TensorReader::new(self.inlet.input(message.input)?).context("tensors");
+            let tensors = || anyhow::Ok(TensorReader::new(self.inlet.input(message.input)?)?);
             let [first, second] = message.args;
             match message.kind {
                 OPEN => open(&tensors()?, engine, programs, first, second)?,
                 STEP => step(&tensors()?, engine, outbox, &message)?,
                 CLOSE => engine.close(first)?,
                 FORGET => programs.forget(first),
-                RUN => run(&tensors()?, engine, programs, outbox, first, second)?,
+                RUN => run(&tensors()?, engine, programs, outbox, message.args)?,
                 JOIN => join(&tensors()?, engine, programs.join(second), first)?,
                 END => programs.end(first, outbox),
                 LISTEN => outbox.lend(message.output)?,
@@ -340,7 +340,7 @@ fn set(
     let (values, _) = tensors.tensor::<f32>(wire::open::BIAS_VALUES)?;
     if ids.len() != values.len() {
         bail!(
-            "OPEN: {} biased tokens, but {} values",
+            "a slot with {} biased tokens, but {} values for them",
             ids.len(),
             values.len()
         );
@@ -355,8 +355,7 @@ fn run(
     engine: &Engine,
     programs: &Programs,
     outbox: &Arc<Outbox>,
-    run: u64,
-    program: u64,
+    [run, program]: [u64; 2],
 ) -> anyhow::Result<()> {
     let (request, _) = tensors.tensor::<u8>(wire::run::REQUEST)?;
     let (journal, _) = tensors.tensor::<u8>(wire::run::JOURNAL)?;
@@ -388,7 +387,7 @@ fn pod<T: AnyBitPattern>(
 ) -> anyhow::Result<T> {
     let (bytes, _) = tensors.tensor::<u8>(index)?;
     bytemuck::try_pod_read_unaligned(bytes)
-        .map_err(|e| anyhow!("{} bytes of {what}: {e}", bytes.len()))
+        .map_err(|e| anyhow!("{what} of {} bytes: {e}", bytes.len()))
 }
 
 fn step(

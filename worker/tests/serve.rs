@@ -1,6 +1,7 @@
 //! The process itself, driven over shared memory as a gateway drives it.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::ops::{Deref, DerefMut};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
@@ -8,11 +9,16 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use realm_shared::ABI_VERSION;
-use realm_shared::control::{Control, MAX_CONTROL_BYTES, ModelInfo};
-use realm_shared::wire::step::{INPUT_SAMPLED, SAMPLE};
-use realm_shared::wire::{OPEN, STEP, STEP_DONE, Sampling, result};
-use realm_shm::tensor::{DType, TensorReader, TensorWriter, required};
+use realm_shared::control::{Control, MAX_CONTROL_BYTES, ModelInfo, Order};
+use realm_shared::run::{Dials, Finish, Request, Said, What};
+use realm_shared::wire::step::{INPUT_SAMPLED, PARKED, SAMPLE, STEERED};
+use realm_shared::wire::{
+    Allotment, END, HEARD, JOIN, LISTEN, LISTEN_BYTES, OPEN, RUN, STEP, STEP_DONE, Sampling, result,
+};
+use realm_shm::tensor::{DType, Scalar, TensorReader, TensorWriter, required};
 use realm_shm::{AlignedBuf, GatewayEnd, Geometry, Message, Owner, SlotRef, socket};
+use realm_worker::tenant;
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
@@ -29,6 +35,15 @@ struct Worker {
 struct Gateway {
     socket: Option<OwnedFd>,
     ring: GatewayEnd,
+    /// What programs said.
+    said: Vec<Said>,
+}
+
+/// A tensor of a message.
+enum Part<'a> {
+    Bytes(&'a [u8]),
+    Ints(&'a [i32]),
+    Floats(&'a [f32]),
 }
 
 impl Deref for Worker {
@@ -117,6 +132,7 @@ impl Gateway {
         Gateway {
             socket: Some(socket),
             ring,
+            said: Vec::new(),
         }
     }
 
@@ -167,31 +183,87 @@ impl Gateway {
     }
 
     fn open(&mut self, slot: u64, sampling: Sampling) -> SlotRef {
-        let bytes = required(&[
-            (DType::U8, size_of::<Sampling>()),
-            (DType::I32, 0),
-            (DType::F32, 0),
-            (DType::I32, 0),
-        ]);
+        self.open_as(OPEN, [slot, 0], sampling)
+    }
+
+    fn open_as(&mut self, kind: u16, args: [u64; 2], sampling: Sampling) -> SlotRef {
+        use Part::{Bytes, Floats, Ints};
+        let sampling = Bytes(bytemuck::bytes_of(&sampling));
+        self.submit(kind, args, &[sampling, Ints(&[]), Floats(&[]), Ints(&[])])
+    }
+
+    /// Submits a message that has no answer of its own.
+    fn submit(&mut self, kind: u16, args: [u64; 2], parts: &[Part<'_>]) -> SlotRef {
+        let sizes = parts.iter().map(|part| match part {
+            Part::Bytes(values) => (DType::U8, values.len()),
+            Part::Ints(values) => (DType::I32, values.len()),
+            Part::Floats(values) => (DType::F32, values.len()),
+        });
+        let bytes = required(&sizes.collect::<Vec<_>>());
         let input = self.ring.alloc_input(bytes, Owner::GATEWAY).expect("room");
         let slab = self.ring.input_mut(input).expect("ours");
-        let mut tensors = TensorWriter::new(slab, 4).expect("room");
-        let into = tensors
-            .tensor::<u8>(&[size_of::<Sampling>()])
-            .expect("room");
-        into.copy_from_slice(bytemuck::bytes_of(&sampling));
-        tensors.tensor::<i32>(&[0]).expect("room");
-        tensors.tensor::<f32>(&[0]).expect("room");
-        tensors.tensor::<i32>(&[0]).expect("room");
+        let mut tensors = TensorWriter::new(slab, parts.len()).expect("room");
+        for part in parts {
+            match part {
+                Part::Bytes(values) => copy(&mut tensors, values),
+                Part::Ints(values) => copy(&mut tensors, values),
+                Part::Floats(values) => copy(&mut tensors, values),
+            }
+        }
         tensors.finish();
         let message = Message {
-            kind: OPEN,
+            kind,
             input,
             output: SlotRef::NONE,
-            args: [slot, 0],
+            args,
         };
         self.ring.submit(&message).expect("room");
         input
+    }
+
+    /// Sends a program, compiled here.
+    fn send_program(&self, number: u64, name: &str) {
+        let folder = std::env::var("REALM_PROGRAMS");
+        let folder = folder.expect("REALM_PROGRAMS is set: run `cargo xtask programs` first");
+        let component = std::fs::read(Path::new(&folder).join(name).with_extension("wasm"));
+        let compiled = tenant::compile(&component.expect("there")).expect("compiles");
+        assert_eq!(compiled.kind, tenant::Kind::Program);
+        let code = memfd_create("code", MemfdFlags::CLOEXEC).expect("a memfd");
+        let mut file = File::from(code);
+        file.write_all(&compiled.code).expect("written");
+        let name = name.to_owned();
+        let order = serde_json::to_vec(&Order::Program { number, name }).expect("JSON");
+        let socket = self.socket.as_ref().expect("open");
+        socket::send_with(socket.as_fd(), &order, file.as_fd()).expect("sent");
+    }
+
+    /// Lends a slot for what programs say.
+    fn listen(&mut self) {
+        let output = self.ring.alloc_output(LISTEN_BYTES, Owner::GATEWAY);
+        let message = Message {
+            kind: LISTEN,
+            input: SlotRef::NONE,
+            output: output.expect("room"),
+            args: [0, 0],
+        };
+        self.ring.submit(&message).expect("room");
+    }
+
+    /// The worker's next message, if there is one now. What programs say is put aside.
+    fn poll(&mut self) -> Option<Message> {
+        let message = self.ring.poll().expect("a sound worker")?;
+        if message.kind != HEARD {
+            return Some(message);
+        }
+        let mut copy = AlignedBuf::new();
+        let len = message.args[0] as usize;
+        let copied = self.ring.copy_output(message.output, len, &mut copy);
+        copied.expect("ours");
+        let said: Vec<Said> = serde_json::from_slice(&copy).expect("JSON");
+        self.said.extend(said);
+        self.ring.free_output(message.output).expect("ours");
+        self.listen();
+        None
     }
 
     /// Submits a step of one row.
@@ -238,7 +310,7 @@ impl Gateway {
         let start = Instant::now();
         loop {
             assert!(start.elapsed() < PATIENCE, "no answer");
-            let Some(message) = self.ring.poll().expect("a sound worker") else {
+            let Some(message) = self.poll() else {
                 std::thread::sleep(Duration::from_micros(100));
                 continue;
             };
@@ -260,6 +332,11 @@ impl Gateway {
             return answer;
         }
     }
+}
+
+fn copy<T: Scalar>(tensors: &mut TensorWriter<'_>, values: &[T]) {
+    let into = tensors.tensor::<T>(&[values.len()]).expect("room");
+    into.copy_from_slice(values);
 }
 
 fn sampling(temperature: f32) -> Sampling {
@@ -304,6 +381,86 @@ fn steps_are_answered_in_order_and_the_worker_ends_with_its_gateway() {
     worker.socket = None;
     let (code, log) = worker.end();
     assert_eq!((code, log.as_str()), (Some(0), ""));
+}
+
+/// A program's answer, from `RUN` to the last thing that it says.
+#[test]
+fn a_program_answers_a_request() {
+    let mut worker = Worker::start("embedded", &["--kv-memory", "4194304"]);
+    worker.ready();
+    worker.send_program(3, "program-script");
+    worker.listen();
+    let request = Request {
+        messages: Vec::new(),
+        prompt: vec![5, 6, 7],
+        args: r#"[{"new": {"alternatives": 2}}, {"ask": 0}, {"take": 0}, {"ask": 0}, {"take": 0}]"#
+            .into(),
+        dials: Dials {
+            temperature: 0.0,
+            top_p: 1.0,
+            top_k: 0,
+            min_p: 0.0,
+        },
+        max_tokens: 9,
+        budget: 9,
+        key: 11,
+        end_tokens: Vec::new(),
+        context: 100,
+    };
+    let request = serde_json::to_vec(&request).expect("JSON");
+    let allotment = Allotment::default();
+    let parts = [
+        Part::Bytes(bytemuck::bytes_of(&allotment)),
+        Part::Bytes(&request),
+        Part::Bytes(b"[]"),
+    ];
+    worker.submit(RUN, [8, 3], &parts);
+    let start = Instant::now();
+    let (mut tokens, mut drawn, mut flags) = (Vec::new(), 0, SAMPLE | STEERED);
+    let (mut text, mut expected) = (String::new(), String::new());
+    let mut finished = false;
+    while !finished {
+        assert!(start.elapsed() < PATIENCE, "no end");
+        assert!(worker.poll().is_none(), "nothing is due");
+        for said in std::mem::take(&mut worker.said) {
+            assert_eq!(said.run, 8);
+            match said.what {
+                What::Open(open) => {
+                    worker.open_as(JOIN, [0, open.lease], sampling(0.0));
+                    tokens = open.prompt.iter().map(|token| *token as i32).collect();
+                }
+                What::Emit(more) => text += &more,
+                What::Finished(Finish::Stop) => finished = true,
+                other => panic!("{other:?}"),
+            }
+        }
+        if tokens.is_empty() || finished {
+            continue;
+        }
+        let input = if flags & PARKED == 0 {
+            &tokens[..]
+        } else {
+            &[]
+        };
+        worker.step(1, flags, 0, drawn, input);
+        let (_, token, logprob, top) = worker.done();
+        flags = SAMPLE | STEERED;
+        match token {
+            result::LATE => flags |= PARKED,
+            result::STOPPED => tokens.clear(),
+            token => {
+                let start = format!(" {token}@{logprob}[({token}, {:?})", top[0]);
+                expected = if drawn == 0 { start } else { expected };
+                tokens.push(token);
+                drawn += 1;
+            }
+        }
+    }
+    assert_eq!(drawn, 2);
+    assert!(text.starts_with(&expected), "{text} is not {expected}");
+    worker.submit(END, [8, 0], &[]);
+    worker.socket = None;
+    assert_eq!(worker.end(), (Some(0), String::new()));
 }
 
 #[test]

@@ -94,7 +94,7 @@ type Runs = Mutex<HashMap<u64, Running>>;
 struct Running {
     life: Arc<Life>,
     /// Given back when the request is over, whenever the instance is.
-    _seat: Seat,
+    seat: Option<Seat>,
 }
 
 /// What a processor's instance begins with.
@@ -229,7 +229,7 @@ impl Programs {
         } = answer;
         let running = Running {
             life: voice.life(),
-            _seat: self.seats.clone().take(&allotment)?,
+            seat: Some(self.seats.clone().take(&allotment)?),
         };
         let end_tokens = std::mem::take(&mut request.end_tokens);
         let mut guest = self.guest(&allotment, &running.life, request.key, end_tokens);
@@ -327,10 +327,10 @@ impl Programs {
 impl Drop for Programs {
     /// What a gateway that is gone has not sent will not come: whoever waits for it goes too.
     fn drop(&mut self) {
+        self.end_all();
         let mut sent = lock(&self.sent);
         sent.closed = true;
         Sent::wake(sent);
-        self.end_all();
     }
 }
 
@@ -362,10 +362,15 @@ impl LastWord {
 
 impl Drop for LastWord {
     fn drop(&mut self) {
+        let run = self.voice.run();
+        // The place first: whoever hears the last thing may want it for another.
+        if let Some(running) = lock(&self.runs).get_mut(&run) {
+            running.seat = None;
+        }
         if let Some(what) = self.what.take() {
             self.voice.say(self.taken, what);
         }
-        lock(&self.runs).remove(&self.voice.run());
+        lock(&self.runs).remove(&run);
     }
 }
 

@@ -201,7 +201,7 @@ fn what_cannot_be_is_the_answers_own_failure() {
     let _some = PLACES.read();
     use Fault::{Error, Output, Plan, Time, Trap};
     let mut rig = Rig::new(&["program-script"]);
-    let nine = vec![r#"{"new": {}}"#; 9].join(", ");
+    let nine = [r#"{"new": {}}"#; 9].join(", ");
     let flood = format!(r#"{{"flood": ["{}", 1025]}}"#, "x".repeat(1024));
     for (steps, fault, message) in [
         (r#"{"new": {"prompt": []}}"#, Plan, "begins with no tokens"),
