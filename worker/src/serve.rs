@@ -367,6 +367,10 @@ fn run(
     if let Some(bad) = tokens.find(|token| *token as usize >= vocabulary) {
         bail!("RUN: token {bad} in a vocabulary of {vocabulary}");
     }
+    let (context, most) = (request.context, engine.limits().max_context);
+    if context as usize > most {
+        bail!("RUN: a context of {context} tokens, more than {most}");
+    }
     let answer = Answer {
         run,
         program,

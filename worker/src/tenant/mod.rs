@@ -32,6 +32,8 @@ mod outbox;
 mod plan;
 mod processor;
 mod programs;
+mod runs;
+mod seats;
 mod sequences;
 mod steering;
 mod vocabulary;

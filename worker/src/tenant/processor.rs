@@ -16,7 +16,7 @@ use super::guest::{self, Guest};
 use super::lanes::take_turns;
 use super::life::Life;
 use super::plan::{drawable, known};
-use super::programs::Seat;
+use super::seats::Seat;
 use super::steering::{Bell, Draw, Verdict};
 
 /// Most tokens that may be forced at once.

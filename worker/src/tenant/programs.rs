@@ -12,13 +12,15 @@ use realm_shared::wire::{Allotment, Fault};
 use wasmtime::Engine;
 
 use super::answering::{self, Limits, Run};
-use super::code::{self, Code, INSTANCES, MEMORY};
+use super::code::{self, Code, MEMORY};
 use super::guest::{self, Guest, Meter};
 use super::lanes::Lanes;
 use super::lease::Leases;
 use super::life::Life;
 use super::outbox::{Outbox, Voice};
 use super::processor::{self, Beginning, Handle, Mail};
+use super::runs::Runs;
+use super::seats::Seats;
 use super::steering::{Bell, Steering};
 use super::{Failure, Vocabulary};
 
@@ -85,16 +87,6 @@ pub struct Programs {
     seats: Arc<Seats>,
     leases: Arc<Leases>,
     runs: Arc<Runs>,
-}
-
-/// Programs that answer requests, by the numbers of their runs.
-type Runs = Mutex<HashMap<u64, Running>>;
-
-/// A program that answers a request.
-struct Running {
-    life: Arc<Life>,
-    /// Given back when the request is over, whenever the instance is.
-    seat: Option<Seat>,
 }
 
 /// What a processor's instance begins with.
@@ -220,29 +212,23 @@ impl Programs {
     fn try_answer(&self, answer: Answer, voice: Voice) -> Result<(), Failure> {
         let host = host()?;
         let Answer {
-            run,
             program,
             allotment,
             mut request,
             journal,
             vocabulary,
+            ..
         } = answer;
-        let running = Running {
-            life: voice.life(),
-            seat: Some(self.seats.clone().take(&allotment)?),
-        };
+        let seat = self.seats.clone().take(&allotment)?;
         let end_tokens = std::mem::take(&mut request.end_tokens);
-        let mut guest = self.guest(&allotment, &running.life, request.key, end_tokens);
+        let mut guest = self.guest(&allotment, &voice.life(), request.key, end_tokens);
         let limits = Limits {
             vocabulary: u32::try_from(vocabulary).unwrap_or(u32::MAX),
             context: request.context,
             budget: request.budget,
             sequences: allotment.sequences,
         };
-        if let Some(before) = lock(&self.runs).insert(run, running) {
-            before.life.end();
-        }
-        let mut last = LastWord::new(voice.clone(), self.runs.clone());
+        let mut last = self.runs.begin(voice.clone(), seat);
         let leases = self.leases.clone();
         let (there, sent) = self.look_for(program);
         host.lanes.spawn(allotment.tenant, async move {
@@ -270,17 +256,13 @@ impl Programs {
 
     /// Nobody waits for this run any more. What it has not said yet is not said.
     pub fn end(&self, run: u64, outbox: &Outbox) {
-        if let Some(running) = lock(&self.runs).remove(&run) {
-            running.life.end();
-        }
+        self.runs.end(run);
         outbox.forget(run);
     }
 
     /// Nobody waits for anything any more.
     pub fn end_all(&self) {
-        for (_, running) in lock(&self.runs).drain() {
-            running.life.end();
-        }
+        self.runs.end_all();
     }
 
     /// What steers a sequence of a program, by the name of its lease.
@@ -334,46 +316,6 @@ impl Drop for Programs {
     }
 }
 
-/// Says the last thing of a run, also where a fault of the host itself ended it: whoever waits for
-/// the answer is to hear of that.
-struct LastWord {
-    voice: Voice,
-    runs: Arc<Runs>,
-    taken: u64,
-    what: Option<What>,
-}
-
-impl LastWord {
-    fn new(voice: Voice, runs: Arc<Runs>) -> LastWord {
-        let message = "the worker failed to run it";
-        LastWord {
-            voice,
-            runs,
-            taken: 0,
-            what: Some(What::failed(Fault::Trap, message)),
-        }
-    }
-
-    /// It is said when this is dropped.
-    fn say(&mut self, (taken, what): (u64, What)) {
-        (self.taken, self.what) = (taken, Some(what));
-    }
-}
-
-impl Drop for LastWord {
-    fn drop(&mut self) {
-        let run = self.voice.run();
-        // The place first: whoever hears the last thing may want it for another.
-        if let Some(running) = lock(&self.runs).get_mut(&run) {
-            running.seat = None;
-        }
-        if let Some(what) = self.what.take() {
-            self.voice.say(self.taken, what);
-        }
-        lock(&self.runs).remove(&run);
-    }
-}
-
 /// Resolves once the gateway has sent the program with this number, or it is gone, or nobody waits for
 /// the instance any more.
 /// The program is loaded by another thread, so that no step waits for that.
@@ -395,51 +337,4 @@ async fn arrival(sent: &Mutex<Sent>, number: u64, life: &Life) -> Option<Program
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Sequences that are steered and requests that are answered, by tenant.
-#[derive(Debug, Default)]
-struct Seats(Mutex<HashMap<u32, u32>>);
-
-/// A place among those of a tenant.
-#[derive(Debug)]
-pub(super) struct Seat {
-    seats: Arc<Seats>,
-    tenant: u32,
-}
-
-impl Seats {
-    fn take(self: Arc<Self>, allotment: &Allotment) -> Result<Seat, Failure> {
-        let tenant = allotment.tenant;
-        let mut taken = lock(&self.0);
-        let most = allotment.instances;
-        let all: u32 = taken.values().sum();
-        let count = taken.get(&tenant).map_or(0, |count| *count);
-        if count >= most {
-            let message = format!("{most} instances of its tenant run already; try again later");
-            return Err(Failure::new(Fault::Instances, message));
-        }
-        if all >= INSTANCES {
-            let message = format!("{INSTANCES} instances run in this worker; try again later");
-            return Err(Failure::new(Fault::Instances, message));
-        }
-        taken.insert(tenant, count + 1);
-        drop(taken);
-        Ok(Seat {
-            seats: self,
-            tenant,
-        })
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        let mut taken = lock(&self.seats.0);
-        if let Some(count) = taken.get_mut(&self.tenant) {
-            *count -= 1;
-            if *count == 0 {
-                taken.remove(&self.tenant);
-            }
-        }
-    }
 }
