@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::wire::Fault;
 
-/// Most tokens of a message, so that it fits a slot.
+/// Most tokens of a message, so that it fits a slot: as JSON, each is eleven bytes at most.
 pub const PORTION: usize = 4096;
 
 /// A token with its log-probability.

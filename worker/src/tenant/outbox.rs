@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use anyhow::{anyhow, bail};
-use realm_shared::run::{Open, Said, What};
+use realm_shared::run::{Open, PORTION, Said, What};
 use realm_shared::wire::{HEARD, LISTEN_BYTES};
 use realm_shm::{Message, Outlet, SlotRef};
 
@@ -15,8 +15,6 @@ use super::life::Life;
 
 /// Most bytes of a piece of text: as JSON, each may become six.
 pub(super) const PIECE: usize = 8 << 10;
-/// Most tokens that are said at once: as JSON, each is eleven bytes at most.
-const TOKENS: usize = 5000;
 
 /// A worker's answers to its gateway, with what its programs have not said yet.
 pub struct Outbox(Mutex<State>);
@@ -179,10 +177,10 @@ impl Voice {
     /// Says that a sequence is to be computed: in pieces, if it is long.
     pub(super) fn open(&self, taken: u64, mut open: Open) {
         let lease = open.lease;
-        let rest = open.prompt.len().saturating_sub(1) / TOKENS * TOKENS;
+        let rest = open.prompt.len().saturating_sub(1) / PORTION * PORTION;
         let rest = open.prompt.split_off(rest);
         let before = std::mem::replace(&mut open.prompt, rest);
-        let pieces = before.chunks(TOKENS).map(|tokens| {
+        let pieces = before.chunks(PORTION).map(|tokens| {
             let tokens = tokens.to_vec();
             What::Prompt { lease, tokens }
         });
