@@ -55,11 +55,24 @@ fn sequences_fork_grow_and_shrink() {
     text += &draw(&mut tokens, 0, 4);
     assert_eq!(play.text, text);
     assert_eq!(play.last, Some(What::Finished(Finish::Length)));
-    // A sequence goes on in one lease for as long as its tokens only grow by what is drawn.
-    let opened: Vec<_> = play.opened.iter().map(|o| (o.sequence, o.key)).collect();
-    let key = |n: u32| (n, key(n.into()));
-    assert_eq!(opened, [key(0), key(1), key(0), key(0)]);
-    assert_eq!(play.opened[3].prompt, tokens[..7]);
+    // A sequence goes on in one lease for as long as its tokens only grow by what is drawn; on a busy
+    // machine there may be more.
+    let expected = [
+        (0, key(0), vec![5, 6, 7]),
+        (
+            1,
+            key(1),
+            tokens[..3].iter().chain(&fork[3..5]).copied().collect(),
+        ),
+        (0, key(0), tokens[..4].to_vec()),
+        (0, key(0), tokens[..7].to_vec()),
+    ];
+    let opened = play.opened.iter();
+    let mut opened: Vec<_> = opened
+        .map(|open| (open.sequence, open.key, open.prompt.clone()))
+        .collect();
+    opened.retain(|open| expected.contains(open));
+    assert_eq!(opened, expected);
     // All its leases are over.
     for open in play.opened {
         let verdict = rig.programs.join(open.lease).verdict();
@@ -135,14 +148,12 @@ fn a_sequence_of_which_nothing_is_asked_loses_its_lease() {
     play.held.clear();
     play.finish(&mut rig);
     assert_eq!(play.last, Some(What::Finished(Finish::Stop)));
-    let sequences: Vec<_> = play.opened.iter().map(|open| open.sequence).collect();
-    assert_eq!(sequences, [0, 1, 0]);
-    let (first, again) = (&play.opened[0], &play.opened[2]);
-    let mut tokens = first.prompt.clone();
+    let mut tokens = vec![5, 6, 7];
     for number in 0..3 {
-        assert_eq!(tokens.len() != 5, again.prompt != tokens);
         tokens.push(drawn(&tokens, 0, number));
     }
+    let again = play.opened.iter().rfind(|open| open.sequence == 0);
+    assert_eq!(again.map(|open| &open.prompt[..]), Some(&tokens[..5]));
     let last = format!(" {}", tokens[5]);
     assert!(play.text.ends_with(&last), "{last} after {}", play.text);
 }

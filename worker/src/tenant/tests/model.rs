@@ -160,20 +160,21 @@ fn a_program_draws_what_a_request_without_one_does() {
         let new = r#"{"new": {"alternatives": 2}}"#;
         let mut request = answer(&format!("[{new}{take}]"));
         request.request.dials.temperature = temperature;
+        let prompt = request.request.prompt.len();
         let expected = native(&mut engine, temperature, &request.request.prompt);
         let played = play(&mut engine, request);
         assert_eq!(played.text, expected);
         assert_eq!(played.last, Some(What::Finished(Finish::Stop)));
-        // In one lease after the other, as it takes its time, beside a sequence that goes its own way.
-        let slow = r#", {"ask": 0}, {"take": 0}, {"spin": 100000000}"#.repeat(4);
-        let rest = r#", {"ask": 0}, {"take": 0}"#.repeat(TOKENS - 4);
-        let mut request = answer(&format!(
-            r#"[{new}, {{"fork": 0}}, {{"ask": 1}}{slow}{rest}]"#
-        ));
+        // In one lease after the other, beside a sequence that goes its own way.
+        let mut steps = format!(r#"{new}, {{"fork": 0}}, {{"ask": 1}}"#);
+        for drawn in 1..=TOKENS {
+            steps += r#", {"ask": 0}, {"take": 0}, {"append": [0, [9]]}"#;
+            steps += &format!(r#", {{"truncate": [0, {}]}}"#, prompt + drawn);
+        }
+        let mut request = answer(&format!("[{steps}]"));
         request.request.dials.temperature = temperature;
-        request.allotment.call_micros = 10_000_000;
         let played = play(&mut engine, request);
         assert_eq!(played.text, expected);
-        assert!(played.opened.len() > 3, "{} leases", played.opened.len());
+        assert_eq!(played.opened.len(), 1 + TOKENS);
     }
 }
