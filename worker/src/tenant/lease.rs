@@ -231,3 +231,60 @@ impl Drop for Held {
         self.voice.withdraw(self.name);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::steering::Allowed;
+    use super::*;
+
+    fn draw() -> Arc<Draw> {
+        Arc::new(Draw {
+            allowed: Allowed::All,
+            bias: Vec::new(),
+            temperature: None,
+        })
+    }
+
+    /// One of which nothing was asked for so long.
+    fn idle(time: Duration) -> Lease {
+        let since = Instant::now().checked_sub(time).expect("up for longer");
+        Lease {
+            state: Mutex::new(State {
+                turn: Turn::Idle,
+                since,
+                over: false,
+            }),
+            drawn_before: 0,
+            life: Arc::default(),
+            bell: Arc::default(),
+        }
+    }
+
+    #[test]
+    fn whoever_is_first_decides_whether_it_goes_on() {
+        let long = 2 * IDLE;
+        let lease = idle(long);
+        assert!(lease.ask(&draw()));
+        assert!(matches!(lease.verdict(), Verdict::Draw(_)));
+        let lease = idle(long);
+        assert!(matches!(lease.verdict(), Verdict::Stop));
+        assert!(!lease.ask(&draw()));
+        // One that is not idle for long yet may be asked.
+        let lease = idle(Duration::ZERO);
+        assert!(matches!(lease.verdict(), Verdict::Late | Verdict::Stop));
+    }
+
+    #[test]
+    fn what_is_drawn_for_nobody_is_lost() {
+        let lease = idle(Duration::ZERO);
+        lease.give(7, 0.0, &[]);
+        assert!(matches!(lease.lock().turn, Turn::Idle));
+        assert!(lease.ask(&draw()));
+        // The engine knows how to draw, and the program lets go before it has.
+        assert!(matches!(lease.verdict(), Verdict::Draw(_)));
+        lease.end();
+        lease.give(7, 0.0, &[]);
+        assert!(matches!(lease.lock().turn, Turn::Idle));
+        assert!(matches!(lease.verdict(), Verdict::Stop));
+    }
+}
