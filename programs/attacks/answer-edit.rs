@@ -21,7 +21,7 @@ fn answer(request: Request) -> Result<Finish, Error> {
         }
         // All at once, and taken the other way round.
         for one in &mut all {
-            match one.ask(Draw::free().bias(9, 0.5)) {
+            match one.ask(&Draw::free().bias(9, 0.5)) {
                 Ok(()) => {}
                 Err(Exhausted::Context | Exhausted::Tokens) => return Ok(Finish::Length),
             }

@@ -5,7 +5,7 @@ use realm_program::{Draw, Error, program};
 
 fn answer(request: Request) -> Result<Finish, Error> {
     let mut sequence = Sequence::new(&request.prompt, request.sampling);
-    let drawn = sequence.draw(Draw::free()).is_ok();
+    let drawn = sequence.draw(&Draw::free()).is_ok();
     Err(format!("no luck: {drawn}").into())
 }
 

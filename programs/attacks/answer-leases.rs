@@ -5,7 +5,7 @@ use realm_program::{Draw, Error, program};
 
 fn answer(request: Request) -> Result<Finish, Error> {
     while Sequence::new(&request.prompt, request.sampling)
-        .ask(Draw::free())
+        .ask(&Draw::free())
         .is_ok()
     {}
     Ok(Finish::Length)

@@ -5,7 +5,7 @@ use realm_program::{Draw, Error, program};
 
 fn answer(request: Request) -> Result<Finish, Error> {
     let mut sequence = Sequence::new(&request.prompt, request.sampling);
-    if sequence.draw(Draw::free()).is_ok() {
+    if sequence.draw(&Draw::free()).is_ok() {
         emit("x");
     }
     std::process::abort()

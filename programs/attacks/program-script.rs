@@ -73,7 +73,7 @@ impl From<How> for Draw {
 }
 
 fn ask(sequence: &mut Sequence, how: How) -> bool {
-    match sequence.ask(how.into()) {
+    match sequence.ask(&how.into()) {
         Ok(()) => return true,
         Err(Exhausted::Context) => emit("[context]"),
         Err(Exhausted::Tokens) => emit("[tokens]"),

@@ -95,8 +95,9 @@ pub struct Journal(pub Vec<Vec<Drawn>>);
 pub struct Said {
     /// Number of its run.
     pub run: u64,
-    /// Tokens that it had taken before, over all its sequences, those of a journal among them.
-    pub taken: u64,
+    /// Of which sequences it has taken how many tokens since it said something last, those of a journal
+    /// among them. Empty where a sequence is to be computed: that tells its tokens itself.
+    pub took: Vec<(u32, u32)>,
     /// What it says.
     pub what: What,
 }

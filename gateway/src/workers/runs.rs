@@ -52,6 +52,8 @@ pub(super) struct Run {
     pub(super) journal: Journal,
     /// Tokens in it.
     written: u64,
+    /// Tokens that the program has taken, by sequence, as far as that counts.
+    taken: HashMap<u32, usize>,
     /// Those of them that the request was told of.
     told: u64,
     /// What was said, the oldest first, that does not count yet.
@@ -99,6 +101,7 @@ impl Runs {
             task,
             journal: Journal::default(),
             written: 0,
+            taken: HashMap::new(),
             told: 0,
             said: VecDeque::new(),
             prompts: HashMap::new(),
@@ -206,11 +209,7 @@ impl Runs {
         let numbers: Vec<u64> = self.runs.keys().copied().collect();
         for number in numbers {
             while let Some(run) = self.runs.get_mut(&number)
-                && run
-                    .said
-                    .front()
-                    .is_some_and(|said| said.taken <= run.written)
-                && let Some(Said { taken, what, .. }) = run.said.pop_front()
+                && let Some(what) = run.next()
             {
                 let wrong = |what: &str| format!("a program of run {number} {what}");
                 match what {
@@ -228,13 +227,13 @@ impl Runs {
                             let what = What::Open(open);
                             run.said.push_front(Said {
                                 run: number,
-                                taken,
+                                took: Vec::new(),
                                 what,
                             });
                             break;
                         }
                         let (ordinal, sequence) = run
-                            .open(open, taken, hands)
+                            .open(open, hands)
                             .ok_or_else(|| wrong("opened a sequence that cannot be"))?;
                         let id = sequence.id;
                         self.sequences.insert(id, (number, ordinal));
@@ -290,6 +289,7 @@ impl Runs {
                 scheduler.cancel(id);
             }
             run.said.clear();
+            run.taken.clear();
             run.prompts.clear();
             run.repeated = 0;
             run.is_sent = false;
@@ -393,8 +393,26 @@ impl Run {
         self.written += 1;
     }
 
+    /// What was said next, if all tokens that it follows from are written down.
+    fn next(&mut self) -> Option<What> {
+        let said = self.said.front()?;
+        let is_written = |&(ordinal, count): &(u32, u32)| {
+            let written = self.journal.0.get(ordinal as usize).map_or(0, Vec::len);
+            let before = self.taken.get(&ordinal).copied().unwrap_or(0);
+            before + count as usize <= written
+        };
+        if !said.took.iter().all(is_written) {
+            return None;
+        }
+        let Said { took, what, .. } = self.said.pop_front()?;
+        for (ordinal, count) in took {
+            *self.taken.entry(ordinal).or_default() += count as usize;
+        }
+        Some(what)
+    }
+
     /// What the scheduler is to compute. None if that cannot be asked for.
-    fn open(&mut self, open: Open, taken: u64, hands: &mut Hands<'_>) -> Option<(u32, Sequence)> {
+    fn open(&mut self, open: Open, hands: &mut Hands<'_>) -> Option<(u32, Sequence)> {
         let Task {
             tenant,
             allowance,
@@ -413,7 +431,8 @@ impl Run {
             && dials.top_p <= 1.0
             && (0.0..=1.0).contains(&dials.min_p);
         // At least one: the worker counts what it draws, and asks for no more than there is.
-        let left = request.budget.saturating_sub(taken).max(1);
+        let taken: usize = self.taken.values().sum();
+        let left = request.budget.saturating_sub(taken as u64).max(1);
         let alternatives = open.alternatives.map(|n| n.min(MAX_TOP_LOGPROBS as u32));
         *hands.last_id += u64::from(right);
         right.then(|| {

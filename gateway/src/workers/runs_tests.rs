@@ -83,10 +83,10 @@ impl Desk {
         sent
     }
 
-    fn say(&mut self, taken: u64, what: What) -> Result<bool, String> {
+    fn say(&mut self, took: u32, what: What) -> Result<bool, String> {
         self.runs.hear(vec![Said {
             run: 1,
-            taken,
+            took: (took > 0).then_some((0, took)).into_iter().collect(),
             what,
         }]);
         self.with(|runs, hands| runs.advance(hands))
@@ -180,7 +180,7 @@ fn what_is_said_waits_for_the_tokens_it_follows_from() {
     let mut events = desk.start();
     desk.say(0, open(1, &[1, 2, 3])).expect("right");
     desk.say(1, emit("a")).expect("right");
-    desk.say(1, What::Finished(Finish::Length)).expect("right");
+    desk.say(0, What::Finished(Finish::Length)).expect("right");
     assert_eq!(heard(&mut events), []);
     desk.draw(5);
     let over = Event::Finished(FinishReason::Length);
@@ -192,6 +192,28 @@ fn what_is_said_waits_for_the_tokens_it_follows_from() {
 }
 
 #[test]
+fn tokens_of_another_sequence_do_not_count_for_those_that_were_taken() {
+    let mut desk = Desk::new();
+    let mut events = desk.start();
+    desk.say(0, open(1, &[1, 2, 3])).expect("right");
+    desk.say(1, emit("a")).expect("right");
+    let What::Open(second) = open(2, &[1, 2, 3]) else {
+        panic!("it is one");
+    };
+    let sequence = 1;
+    desk.say(0, What::Open(Open { sequence, ..second }))
+        .expect("right");
+    // What is behind a text waits with it.
+    assert_eq!(desk.last_id, 1);
+    desk.draw(5);
+    assert_eq!(heard(&mut events), [text("a", 1)]);
+    assert_eq!(desk.last_id, 2);
+    desk.say(1, emit("b")).expect("right");
+    desk.draw(6);
+    assert_eq!(heard(&mut events), [], "it was drawn for sequence 1");
+}
+
+#[test]
 fn another_worker_goes_on_from_the_journal_and_repeats_no_text() {
     let mut desk = Desk::new();
     let mut events = desk.start();
@@ -200,7 +222,7 @@ fn another_worker_goes_on_from_the_journal_and_repeats_no_text() {
     desk.draw(5);
     desk.say(1, emit("c")).expect("right");
     // Of a token that nobody will hear of.
-    desk.say(2, emit("lost")).expect("right");
+    desk.say(1, emit("lost")).expect("right");
     assert_eq!(heard(&mut events), [text("ab", 0), text("c", 1)]);
     desk.lose_worker();
     assert_eq!(desk.scheduler.stats().waiting, 0, "its sequences are gone");
@@ -213,7 +235,7 @@ fn another_worker_goes_on_from_the_journal_and_repeats_no_text() {
     desk.say(0, emit("a")).expect("right");
     desk.say(0, emit("bcd")).expect("right");
     assert_eq!(heard(&mut events), [text("d", 0)]);
-    desk.say(1, open(1, &[1, 2, 3, 5])).expect("right");
+    desk.say(0, open(1, &[1, 2, 3, 5])).expect("right");
     desk.draw(6);
     desk.say(2, emit("e")).expect("right");
     assert_eq!(heard(&mut events), [text("e", 1)]);

@@ -67,7 +67,8 @@ pub fn encode(module: &[u8]) -> anyhow::Result<Vec<u8>> {
     };
     ensure!(
         exports > 0,
-        "it exports no program: end its source in `realm_program::processor!(YourType);`"
+        "it exports no program: end its source in `realm_program::processor!(YourType);` \
+         or `realm_program::program!(your_function);`"
     );
     Ok(component)
 }

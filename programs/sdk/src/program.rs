@@ -9,7 +9,7 @@
 //!     let mut sequence = Sequence::new(&request.prompt, request.sampling);
 //!     let mut finish = Finish::Length;
 //!     for _ in 0..request.max_tokens {
-//!         let Ok(drawn) = sequence.draw(Draw::free()) else {
+//!         let Ok(drawn) = sequence.draw(&Draw::free()) else {
 //!             break;
 //!         };
 //!         if text::end_tokens().contains(&drawn.token) {
@@ -26,6 +26,8 @@
 //! program!(answer);
 //! ```
 
+use std::fmt::{Display, Formatter};
+
 use serde::de::DeserializeOwned;
 
 use crate::bindings::answering::realm::program::{client, sequences};
@@ -34,7 +36,7 @@ use crate::{Draw, Error, Token};
 pub use crate::bindings::answering::exports::realm::program::answering::{
     Finish, Message, Request, Role,
 };
-pub use crate::bindings::answering::realm::program::sequences::{Drawn, Exhausted, Sampling};
+pub use crate::bindings::answering::realm::program::sequences::{Drawn, Sampling};
 
 impl Request {
     /// Reads `program.args`. A request that says nothing reads like one that says `{}`, unless `T` has
@@ -100,20 +102,41 @@ impl Sequence {
     }
 
     /// Draws its next token.
-    pub fn draw(&mut self, how: Draw) -> Result<Drawn, Exhausted> {
+    pub fn draw(&mut self, how: &Draw) -> Result<Drawn, Exhausted> {
         self.ask(how)?;
         Ok(self.take())
     }
 
     /// Asks for its next token. Ask several sequences before you take of the first, and the model
     /// computes for all of them at once.
-    pub fn ask(&mut self, how: Draw) -> Result<(), Exhausted> {
-        self.0.ask(&how)
+    pub fn ask(&mut self, how: &Draw) -> Result<(), Exhausted> {
+        self.0.ask(how).map_err(|exhausted| match exhausted {
+            sequences::Exhausted::Context => Exhausted::Context,
+            sequences::Exhausted::Tokens => Exhausted::Tokens,
+        })
     }
 
     /// Waits for the token that was asked for.
     pub fn take(&mut self) -> Drawn {
         self.0.take()
+    }
+}
+
+/// Why no token can be drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exhausted {
+    /// The sequence is as long as the model's context.
+    Context,
+    /// The request has drawn as many tokens as it may, over all its sequences.
+    Tokens,
+}
+
+impl Display for Exhausted {
+    fn fmt(&self, f: &mut Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Exhausted::Context => "the sequence is as long as the model's context",
+            Exhausted::Tokens => "the request has drawn as many tokens as it may",
+        })
     }
 }
 

@@ -1,5 +1,6 @@
 //! A program's life: it answers one request.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use realm_shared::detokenize::Detokenizer;
@@ -16,6 +17,8 @@ use super::guest::{self, Guest};
 use super::lease::Leases;
 use super::outbox::{PIECE, Voice};
 
+/// Most sequences that one message can name: it must fit a slot.
+const MAX_TOOK: usize = 1024;
 /// Most bytes of an answer.
 const MAX_EMITTED: usize = 1 << 20;
 
@@ -31,9 +34,10 @@ pub(super) struct Run {
     pub(super) limits: Limits,
     /// What was drawn in an earlier life, for each sequence that it makes.
     journal: Vec<Vec<Drawn>>,
-    /// Tokens that it asked for and that it took, over all sequences.
+    /// Tokens that it asked for, over all sequences.
     pub(super) asked: u64,
-    pub(super) taken: u64,
+    /// Of which sequences it took how many since it said something last.
+    pub(super) took: BTreeMap<u32, u32>,
     /// Text that it gave out and that was not said yet.
     text: String,
     /// Bytes of text that it may still give out.
@@ -79,7 +83,7 @@ impl Run {
             limits,
             journal,
             asked: 0,
-            taken: 0,
+            took: BTreeMap::new(),
             text: String::new(),
             room: MAX_EMITTED,
             speller: None,
@@ -98,7 +102,20 @@ impl Run {
         while !self.text.is_empty() {
             let rest = self.text.split_off(self.text.floor_char_boundary(PIECE));
             let piece = std::mem::replace(&mut self.text, rest);
-            self.voice.say(self.taken, What::Emit(piece));
+            self.say(What::Emit(piece));
+        }
+    }
+
+    fn say(&mut self, what: What) {
+        let took = std::mem::take(&mut self.took);
+        self.voice.say(took.into_iter().collect(), what);
+    }
+
+    /// A token of a sequence was taken.
+    pub(super) fn has_taken(&mut self, sequence: u32) {
+        *self.took.entry(sequence).or_default() += 1;
+        if self.took.len() >= MAX_TOOK {
+            self.say(What::Emit(String::new()));
         }
     }
 }
@@ -152,13 +169,14 @@ impl realm::program::client::Host for Run {
     }
 }
 
-/// An instance's life, from its making to what it is to say last, which depends on so many tokens.
+/// An instance's life, from its making to what it is to say last, and of which sequences it took how many
+/// tokens before that.
 pub(super) async fn live(
     engine: &Engine,
     code: &ProgramPre<Run>,
     run: Run,
     request: run::Request,
-) -> (u64, What) {
+) -> (Vec<(u32, u32)>, What) {
     let mut store = guest::store(engine, run);
     let ended = answer(code, &mut store, request).await;
     let run = store.data_mut();
@@ -168,7 +186,7 @@ pub(super) async fn live(
         Ok(finish) => What::Finished(finish),
         Err(failure) => What::failed(failure.fault, failure.message),
     };
-    (run.taken, what)
+    (std::mem::take(&mut run.took).into_iter().collect(), what)
 }
 
 async fn answer(

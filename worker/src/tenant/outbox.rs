@@ -169,13 +169,13 @@ impl Voice {
         self.life.clone()
     }
 
-    /// Says something that depends on so many tokens.
-    pub(super) fn say(&self, taken: u64, what: What) {
-        self.say_all(taken, [(None, what)]);
+    /// Says something, having taken so many tokens of these sequences.
+    pub(super) fn say(&self, took: Vec<(u32, u32)>, what: What) {
+        self.say_all([(None, took, what)]);
     }
 
     /// Says that a sequence is to be computed: in pieces, if it is long.
-    pub(super) fn open(&self, taken: u64, mut open: Open) {
+    pub(super) fn open(&self, mut open: Open) {
         let lease = open.lease;
         let rest = open.prompt.len().saturating_sub(1) / PORTION * PORTION;
         let rest = open.prompt.split_off(rest);
@@ -185,16 +185,16 @@ impl Voice {
             What::Prompt { lease, tokens }
         });
         let pieces = pieces.chain([What::Open(open)]).enumerate();
-        let pieces = pieces.map(|(at, what)| (Some((lease, at == 0)), what));
-        self.say_all(taken, pieces);
+        let pieces = pieces.map(|(at, what)| (Some((lease, at == 0)), Vec::new(), what));
+        self.say_all(pieces);
     }
 
-    fn say_all(&self, taken: u64, all: impl IntoIterator<Item = (Option<(u64, bool)>, What)>) {
+    fn say_all(&self, all: impl IntoIterator<Item = (Option<(u64, bool)>, Vec<(u32, u32)>, What)>) {
         let run = self.run;
         let mut broken = None;
         let mut unsaid = Vec::new();
-        for (lease, what) in all {
-            match serde_json::to_vec(&Said { run, taken, what }) {
+        for (lease, took, what) in all {
+            match serde_json::to_vec(&Said { run, took, what }) {
                 Ok(json) => unsaid.push(Unsaid { run, lease, json }),
                 Err(error) => broken = Some(error.to_string()),
             }

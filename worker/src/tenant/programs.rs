@@ -205,7 +205,7 @@ impl Programs {
     pub fn answer(&self, answer: Answer, outbox: &Arc<Outbox>) {
         let voice = Voice::new(answer.run, outbox.clone());
         if let Err(failure) = self.try_answer(answer, voice.clone()) {
-            voice.say(0, What::failed(failure.fault, failure.message));
+            voice.say(Vec::new(), What::failed(failure.fault, failure.message));
         }
     }
 
@@ -248,7 +248,7 @@ impl Programs {
             let run = Run::new(guest, voice, leases, limits, journal);
             last.say(match code {
                 Ok(code) => answering::live(&host.engine, &code, run, request).await,
-                Err(failure) => (0, What::failed(failure.fault, failure.message)),
+                Err(failure) => (Vec::new(), What::failed(failure.fault, failure.message)),
             });
         });
         Ok(())

@@ -36,7 +36,7 @@ impl Runs {
         LastWord {
             voice,
             runs: self.clone(),
-            taken: 0,
+            took: Vec::new(),
             what: Some(What::failed(Fault::Trap, message)),
         }
     }
@@ -67,14 +67,14 @@ impl Runs {
 pub(super) struct LastWord {
     voice: Voice,
     runs: Arc<Runs>,
-    taken: u64,
+    took: Vec<(u32, u32)>,
     what: Option<What>,
 }
 
 impl LastWord {
     /// It is said when this is dropped.
-    pub(super) fn say(&mut self, (taken, what): (u64, What)) {
-        (self.taken, self.what) = (taken, Some(what));
+    pub(super) fn say(&mut self, (took, what): (Vec<(u32, u32)>, What)) {
+        (self.took, self.what) = (took, Some(what));
     }
 }
 
@@ -86,7 +86,7 @@ impl Drop for LastWord {
             running.seat = None;
         }
         if let Some(what) = self.what.take() {
-            self.voice.say(self.taken, what);
+            self.voice.say(std::mem::take(&mut self.took), what);
         }
         self.runs.lock().remove(&run);
     }

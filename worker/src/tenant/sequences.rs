@@ -274,7 +274,7 @@ impl HostSequence for Run {
             };
             self.sequence(&this)?.lease = Some(lease);
             self.say_text();
-            self.voice.open(self.taken, open);
+            self.voice.open(open);
         }
         Ok(Ok(()))
     }
@@ -299,7 +299,8 @@ impl HostSequence for Run {
         };
         let sequence = self.sequence(&this)?;
         sequence.tokens.push(drawn.token);
-        self.taken += 1;
+        let number = sequence.number;
+        self.has_taken(number);
         self.guest.meter.begin_stretch();
         Ok(Drawn {
             token: drawn.token,

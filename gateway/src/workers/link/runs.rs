@@ -217,7 +217,7 @@ mod tests {
         let lent = take_all(&mut worker).expect("lent").output;
         let said = [Said {
             run: 1,
-            taken: 0,
+            took: Vec::new(),
             what: What::Emit("ä".into()),
         }];
         say(&mut worker, lent, &serde_json::to_vec(&said).expect("JSON"));

@@ -48,7 +48,7 @@ impl Candidate {
             self.finish = Some(Finish::Length);
         }
         if self.finish.is_none() {
-            self.finish = self.sequence.ask(Draw::free()).err().map(Finish::from);
+            self.finish = self.sequence.ask(&Draw::free()).err().map(Finish::from);
         }
         self.finish.is_none()
     }
@@ -90,8 +90,10 @@ fn answer(request: Request) -> Result<Finish, Error> {
             candidate.take(&ends);
         }
     }
+    // Of equals, the first.
     let best = candidates
         .into_iter()
+        .rev()
         .max_by(|a, b| a.merit().total_cmp(&b.merit()))
         .ok_or("there is no candidate")?;
     emit_tokens(&best.tokens);

@@ -8,7 +8,7 @@ fn answer(request: Request) -> Result<Finish, Error> {
     let ends = text::end_tokens();
     let mut sequence = Sequence::new(&request.prompt, request.sampling);
     for _ in 0..request.max_tokens {
-        let token = match sequence.draw(Draw::free()) {
+        let token = match sequence.draw(&Draw::free()) {
             Ok(drawn) => drawn.token,
             Err(limit) => return Ok(limit.into()),
         };

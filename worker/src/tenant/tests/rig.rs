@@ -144,21 +144,31 @@ pub(super) struct Play {
     pub(super) last: Option<What>,
     /// Sequences that are not computed for now.
     pub(super) held: Vec<u32>,
-    taken: u64,
+    /// Tokens taken, by sequence, and those of them that were drawn in an earlier life.
+    took: BTreeMap<u32, usize>,
+    before: Vec<usize>,
 }
 
 impl Play {
     pub(super) fn begin(rig: &Rig, answer: Answer) -> Play {
         let run = answer.run;
+        let before = answer.journal.0.iter().map(Vec::len).collect();
         rig.answer(answer);
         Play {
             run,
+            before,
             ..Play::default()
         }
     }
 
     pub(super) fn finish(&mut self, rig: &mut Rig) {
         self.until(rig, |play| play.last.is_some());
+        for (sequence, took) in &self.took {
+            let drawn = self.drawn.iter().filter(|(of, _)| of == sequence);
+            let before = self.before.get(*sequence as usize).copied();
+            let all = before.unwrap_or(0) + drawn.count();
+            assert!(*took <= all, "it took {took} of {all} of {sequence}");
+        }
     }
 
     pub(super) fn until(&mut self, rig: &mut Rig, over: impl Fn(&Play) -> bool) {
@@ -200,9 +210,10 @@ impl Play {
     pub(super) fn hear(&mut self, rig: &mut Rig) {
         for said in rig.heard() {
             assert_eq!(said.run, self.run);
-            assert!(said.taken >= self.taken, "{said:?}");
             assert_eq!(self.last, None, "something was said after the last thing");
-            self.taken = said.taken;
+            for (sequence, count) in said.took {
+                *self.took.entry(sequence).or_default() += count as usize;
+            }
             match said.what {
                 What::Prompt { lease, tokens } => {
                     self.pieces.entry(lease).or_default().extend(tokens);
