@@ -20,8 +20,10 @@ use super::steering::{Bell, Draw, Verdict};
 use crate::sampler::Scored;
 
 /// How long a sequence is kept ready while nothing is asked of it. A slot and blocks are worth more
-/// than what it costs to go on from the prefix cache.
-const IDLE: Duration = Duration::from_millis(20);
+/// than what it costs to go on from the prefix cache. But a program that draws from several side by side
+/// takes the last before it asks the first again, which may be some steps later: those that were let go
+/// of meanwhile would never be in one step again.
+const IDLE: Duration = Duration::from_secs(1);
 
 /// A sequence that is computed for a program.
 #[derive(Debug)]
