@@ -5,7 +5,7 @@ use half::bf16;
 use crate::kernels::{Buffer, Element, Packable, Packed, Reordered, Threads};
 
 /// A weight matrix `[outputs, inputs]` with an optional bias. Activations are `f32` whatever its
-/// elements are, but for products on matrix units, which round them.
+/// elements are; products of `bf16` on matrix units, or by dot products, round them first.
 pub trait Linear: Sized + Send + 'static {
     /// What weights, keys and values are held in.
     type Element: Element;

@@ -213,7 +213,8 @@ fn f32_logits_are_those_of_the_reference_however_a_prompt_is_cut() {
 fn rounded_logits_are_closer_to_the_exact_ones_than_those_of_the_reference() {
     for name in ROUNDED {
         let expected = reference(name);
-        // The reference rounds activations too, which stay in f32 here but on matrix units.
+        // The reference rounds all activations. Here they stay in f32, but for what goes into
+        // products of bf16 on CPUs with fast dot products.
         let rounding = root_mean_square_difference(&expected.logits, &expected.exact);
         let mut whole: Option<Vec<f32>> = None;
         for chunk in [1000, 1, 13] {

@@ -4,23 +4,25 @@
 //! whole product, so that a token's logits change in the last bits with the number of tokens
 //! beside it. Here every output is one chain of multiply-adds in `f32` over the inner dimension
 //! from first to last, whatever the number of rows, the tile it falls into or the thread that
-//! computes it. Activations are `f32`; weights of a narrower type are widened in registers, which
-//! is exact.
+//! computes it. How a pair of inputs is taken in, and in which type, is one of two
+//! [arithmetics](arithmetic), which the type of the weights and the CPU decide.
 //!
-//! The weights are held once, in panels of 64 outputs by all inputs, which are read from front
-//! to back. A tile of up to 4 rows by 64 outputs stays in registers.
+//! The weights are held once, in [panels], which are read from front to back. A tile of up to 4
+//! rows by 64 outputs stays in registers.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
-use half::{bf16, f16};
-
-use super::mapping::zeros_in_huge_pages;
 use super::parallel::{Disjoint, Threads};
-use super::simd::{Element, Kernel, LANES, Simd, dispatch};
+use super::simd::{Kernel, LANES, Simd, dispatch, has_fast_dots};
 
-/// Outputs of a panel, in vectors and in values.
-const PANEL_VECTORS: usize = 4;
-const PANEL: usize = PANEL_VECTORS * LANES;
+mod arithmetic;
+mod panels;
+
+use arithmetic::{Arithmetic, Widened};
+use panels::{PANEL, PANEL_VECTORS};
+pub use panels::{Packable, Packed};
+
 /// Lines that one pass over a tile takes: a quarter megabyte of panel, to stay in the L2 cache
 /// over all rows. Sums wait in the output between passes, which does not change them.
 const DEPTH: usize = 4096;
@@ -30,195 +32,70 @@ const AHEAD: usize = 64;
 /// Rows of one task.
 const ROWS: usize = 96;
 
-const _: () = assert!(
-    cfg!(target_endian = "little"),
-    "halves of lanes are laid out so"
-);
-
-/// One cache line of weights.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-pub struct Line([f32; LANES]);
-
-/// A type of weights: how a *pair*, the weights of a panel's outputs for two inputs, lies in lines.
-pub trait Packable: Element {
-    /// Lines of a pair.
-    const LINES: usize;
-    /// Where in a pair the weight of an output (below 64) for the first or second (`half` 0 or 1)
-    /// input is: the line, and the place in it counted in weights.
-    #[doc(hidden)]
-    fn place(output: usize, half: usize) -> (usize, usize);
-    /// The weights of the `vector`-th sixteen outputs for the first or second input.
-    #[doc(hidden)]
-    #[allow(private_interfaces, private_bounds)]
-    fn widen<S: Simd, const HALF: usize>(s: S, pair: &[Line], vector: usize) -> S::V;
-}
-
-#[allow(private_interfaces, private_bounds)]
-impl Packable for f32 {
-    const LINES: usize = 2 * PANEL_VECTORS;
-    fn place(output: usize, half: usize) -> (usize, usize) {
-        (half * PANEL_VECTORS + output / LANES, output % LANES)
-    }
-    #[inline(always)]
-    fn widen<S: Simd, const HALF: usize>(s: S, pair: &[Line], vector: usize) -> S::V {
-        s.load(&pair[HALF * PANEL_VECTORS + vector].0)
-    }
-}
-
-#[allow(private_interfaces, private_bounds)]
-impl Packable for bf16 {
-    const LINES: usize = PANEL_VECTORS;
-    // Both weights of an output are one lane of 32 bits, the first in its low half: to widen one
-    // is a shift or a mask.
-    fn place(output: usize, half: usize) -> (usize, usize) {
-        (output / LANES, 2 * (output % LANES) + half)
-    }
-    #[inline(always)]
-    fn widen<S: Simd, const HALF: usize>(s: S, pair: &[Line], vector: usize) -> S::V {
-        let both = s.load(&pair[vector].0);
-        match HALF {
-            0 => s.low_bf16(both),
-            _ => s.high_bf16(both),
-        }
-    }
-}
-
-#[allow(private_interfaces, private_bounds)]
-impl Packable for f16 {
-    const LINES: usize = PANEL_VECTORS;
-    fn place(output: usize, half: usize) -> (usize, usize) {
-        (output / LANES, half * LANES + output % LANES)
-    }
-    #[inline(always)]
-    fn widen<S: Simd, const HALF: usize>(s: S, pair: &[Line], vector: usize) -> S::V {
-        let halves: &[[f16; LANES]; 2] = bytemuck::cast_ref(&pair[vector].0);
-        s.load_f16(&halves[HALF])
-    }
-}
-
-/// A weight matrix `[outputs, inputs]` in panels, padded with zeros to whole panels and pairs.
-pub struct Packed<T> {
-    lines: Vec<Line>,
-    outputs: usize,
-    inputs: usize,
-    element: PhantomData<T>,
-}
-
 impl<T: Packable> Packed<T> {
-    /// Packs a matrix. `read(row, column, into)` fills `into` with the values of `row` from
-    /// `column` on; it is called for every part of the matrix once, on any thread.
-    pub fn new(
-        threads: &Threads,
-        outputs: usize,
-        inputs: usize,
-        read: impl Fn(usize, usize, &mut [T]) + Sync,
-    ) -> Self {
-        let (panels, panel_lines) = (outputs.div_ceil(PANEL), inputs.div_ceil(2) * T::LINES);
-        let mut lines = zeros_in_huge_pages(panels * panel_lines, Line([0.0; LANES]));
-        let mut by_panel: Vec<_> = lines.chunks_mut(panel_lines.max(1)).enumerate().collect();
-        threads.for_each(&mut by_panel, |(panel, lines)| {
-            // In squares, so that both sides of the transposition stay in the L1 cache.
-            let mut square = [T::zeroed(); PANEL];
-            for column in (0..inputs).step_by(PANEL) {
-                let columns = PANEL.min(inputs - column);
-                for output in 0..PANEL.min(outputs - *panel * PANEL) {
-                    read(*panel * PANEL + output, column, &mut square[..columns]);
-                    for (i, value) in square[..columns].iter().enumerate() {
-                        let (line, place) = T::place(output, i % 2);
-                        let line = &mut lines[(column + i) / 2 * T::LINES + line].0;
-                        bytemuck::cast_slice_mut(line)[place] = *value;
-                    }
-                }
-            }
-        });
-        Packed {
-            lines,
-            outputs,
-            inputs,
-            element: PhantomData,
-        }
-    }
-
-    /// Rows of the matrix.
-    pub fn outputs(&self) -> usize {
-        self.outputs
-    }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        size_of_val(self.lines.as_slice())
-    }
-
-    /// The lines of a panel.
-    fn panel(&self, panel: usize) -> &[Line] {
-        let lines = self.inputs.div_ceil(2) * T::LINES;
-        &self.lines[panel * lines..][..lines]
-    }
-
-    /// Copies rows of the matrix one after the other, which is how tied embeddings are looked up.
-    ///
-    /// # Panics
-    /// If there is no such row, or `into` has not room for exactly these rows.
-    pub fn gather(&self, threads: &Threads, rows: &[u32], into: &mut [f32]) {
-        assert!(into.len() == rows.len() * self.inputs);
-        let into = into.chunks_exact_mut(self.inputs.max(1));
-        let mut jobs: Vec<_> = rows.iter().map(|row| *row as usize).zip(into).collect();
-        threads.for_each(&mut jobs, |(row, into)| {
-            assert!(*row < self.outputs);
-            let panel = self.panel(*row / PANEL);
-            for (i, to) in into.iter_mut().enumerate() {
-                let (line, place) = T::place(*row % PANEL, i % 2);
-                let line: &[T] = bytemuck::cast_slice(&panel[i / 2 * T::LINES + line].0);
-                *to = line[place].to_f32();
-            }
-        });
-    }
-
     /// `out[r, o] = bias[o] + sum over i of x[r, i] * weight[o, i]`.
     ///
     /// # Panics
     /// If the lengths of `x`, `bias` and `out` do not fit each other and the matrix.
     pub fn multiply(&self, threads: &Threads, x: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
+        if has_fast_dots() {
+            self.multiply_by::<T::Dots>(threads, x, bias, out);
+        } else {
+            self.multiply_by::<Widened>(threads, x, bias, out);
+        }
+    }
+
+    fn multiply_by<A: Arithmetic<T>>(
+        &self,
+        threads: &Threads,
+        x: &[f32],
+        bias: Option<&[f32]>,
+        out: &mut [f32],
+    ) {
         let rows = x.len() / self.inputs.max(1);
         assert!(x.len() == rows * self.inputs && out.len() == rows * self.outputs);
         assert!(bias.is_none_or(|b| b.len() == self.outputs));
         let panels = self.outputs.div_ceil(PANEL);
         let out = Disjoint::new(out);
-        threads.run(panels * rows.div_ceil(ROWS), |task| {
-            let (chunk, panel) = (task / panels, task % panels);
-            let rows = chunk * ROWS..rows.min((chunk + 1) * ROWS);
-            dispatch(Product {
-                matrix: self,
-                x,
-                bias,
-                out: &out,
-                panel,
-                rows,
+        A::prepare(threads, x, self.inputs, |x| {
+            threads.run(panels * rows.div_ceil(ROWS), |task| {
+                let (chunk, panel) = (task / panels, task % panels);
+                let rows = chunk * ROWS..rows.min((chunk + 1) * ROWS);
+                dispatch(Product::<T, A> {
+                    matrix: self,
+                    x,
+                    bias,
+                    out: &out,
+                    panel,
+                    rows,
+                    arithmetic: PhantomData,
+                });
             });
         });
     }
 }
 
 /// The outputs of one panel for some rows.
-struct Product<'a, T> {
+struct Product<'a, T, A> {
     matrix: &'a Packed<T>,
+    /// Rows as the arithmetic takes them.
     x: &'a [f32],
     bias: Option<&'a [f32]>,
     out: &'a Disjoint<'a, f32>,
     panel: usize,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
+    arithmetic: PhantomData<A>,
 }
 
-impl<T: Packable> Kernel for Product<'_, T> {
+impl<T: Packable, A: Arithmetic<T>> Kernel for Product<'_, T, A> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let inputs = self.matrix.inputs;
+        let pairs = self.matrix.inputs.div_ceil(2);
         let mut first = 0;
         loop {
-            let depth = first..inputs.min(first + DEPTH / T::LINES * 2);
-            let last = depth.end == inputs;
+            let depth = first..pairs.min(first + DEPTH / T::LINES);
+            let last = depth.end == pairs;
             let mut row = self.rows.start;
             while row < self.rows.end {
                 match self.rows.end - row {
@@ -237,45 +114,9 @@ impl<T: Packable> Kernel for Product<'_, T> {
     }
 }
 
-/// `sums` plus the products of one input, `x[..][input]`, for `R` rows by `V` vectors of outputs.
-///
-/// By value, and without closures: so the sums stay in registers, and everything is compiled for
-/// the instruction set.
-///
-/// # Safety
-/// Every `x` must have a value at `input`.
-#[inline(always)]
-unsafe fn add<S: Simd, T: Packable, const R: usize, const V: usize, const HALF: usize>(
-    s: S,
-    mut sums: [[S::V; V]; R],
-    pair: &[Line],
-    vector: usize,
-    x: &[&[f32]; R],
-    input: usize,
-) -> [[S::V; V]; R] {
-    let mut weights = [s.splat(0.0); V];
-    for (v, weights) in weights.iter_mut().enumerate() {
-        *weights = T::widen::<S, HALF>(s, pair, vector + v);
-    }
-    for r in 0..R {
-        // SAFETY: the caller's promise.
-        let x = s.splat(unsafe { *x[r].get_unchecked(input) });
-        for v in 0..V {
-            sums[r][v] = s.mul_add(x, weights[v], sums[r][v]);
-        }
-    }
-    sums
-}
-
-impl<T: Packable> Product<'_, T> {
+impl<T: Packable, A: Arithmetic<T>> Product<'_, T, A> {
     #[inline(always)]
-    fn rows_of<S: Simd, const R: usize>(
-        &self,
-        s: S,
-        row: usize,
-        depth: &std::ops::Range<usize>,
-        last: bool,
-    ) {
+    fn rows_of<S: Simd, const R: usize>(&self, s: S, row: usize, depth: &Range<usize>, last: bool) {
         if S::WIDE {
             self.tile::<S, R, PANEL_VECTORS>(s, row, 0, depth, last);
         } else {
@@ -286,21 +127,23 @@ impl<T: Packable> Product<'_, T> {
         }
     }
 
-    /// `R` rows by `V` vectors of outputs, held in registers over `depth`.
+    /// `R` rows by `V` vectors of outputs, held in registers over the pairs of `depth`.
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const V: usize>(
         &self,
         s: S,
         row: usize,
         vector: usize,
-        depth: &std::ops::Range<usize>,
+        depth: &Range<usize>,
         last: bool,
     ) {
-        let (inputs, outputs) = (self.matrix.inputs, self.matrix.outputs);
+        let outputs = self.matrix.outputs;
+        let width = A::width(self.matrix.inputs);
+        let values = depth.start * A::VALUES..width.min(depth.end * A::VALUES);
         let x: [&[f32]; R] =
-            std::array::from_fn(|r| &self.x[(row + r) * inputs..][..inputs][depth.clone()]);
+            std::array::from_fn(|r| &self.x[(row + r) * width..][..width][values.clone()]);
         let panel = self.matrix.panel(self.panel);
-        let panel = &panel[depth.start / 2 * T::LINES..depth.end.div_ceil(2) * T::LINES];
+        let panel = &panel[depth.start * T::LINES..depth.end * T::LINES];
         let mut sums = [[s.splat(0.0); V]; R];
         if depth.start > 0 {
             self.each_part::<R, V>(row, vector, outputs, |r, v, part| {
@@ -313,14 +156,8 @@ impl<T: Packable> Product<'_, T> {
             for line in 0..T::LINES {
                 s.prefetch(pair.as_ptr().wrapping_add(AHEAD + line).cast());
             }
-            // SAFETY: `x[r]` has `depth.len()` values: two for each pair, or one for the last.
-            sums = unsafe { add::<S, T, R, V, 0>(s, sums, pair, vector, &x, 2 * i) };
-            // The second half of the last pair is padding where the inputs are odd in number.
-            if 2 * i + 1 == depth.len() {
-                break;
-            }
-            // SAFETY: as above, and this is not the end.
-            sums = unsafe { add::<S, T, R, V, 1>(s, sums, pair, vector, &x, 2 * i + 1) };
+            // SAFETY: the rows go as far as the pairs do: both are those of `depth`.
+            sums = unsafe { A::add(s, sums, pair, vector, &x, i) };
         }
         let bias = self.bias.filter(|_| last);
         self.each_part::<R, V>(row, vector, outputs, |r, v, part| {
@@ -365,7 +202,10 @@ impl<T: Packable> Product<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::simd::tests::on_each;
+    use half::{bf16, f16};
+
+    use super::super::simd::{Element, tests::on_each};
+    use super::arithmetic::Rounded;
     use super::*;
 
     fn noise(n: usize, seed: u32) -> Vec<f32> {
@@ -387,10 +227,18 @@ mod tests {
         })
     }
 
+    /// Noise that is exact in a type.
+    fn exact_noise<T: Element>(n: usize, seed: u32) -> Vec<f32> {
+        let noise = noise(n, seed).into_iter();
+        noise.map(|x| T::from_f32(x).to_f32()).collect()
+    }
+
     fn check_products<T: Packable>() {
         for (rows, outputs, inputs) in [(1, 1, 1), (7, 65, 33), (13, 64, 4100), (100, 130, 70)] {
-            let (x, w) = (noise(rows * inputs, 1), noise(outputs * inputs, 2));
-            let w: Vec<f32> = w.into_iter().map(|w| T::from_f32(w).to_f32()).collect();
+            let (x, w) = (
+                exact_noise::<T>(rows * inputs, 1),
+                exact_noise::<T>(outputs * inputs, 2),
+            );
             let bias = noise(outputs, 3);
             let matrix = packed::<T>(outputs, inputs, &w);
             let mut out = vec![0.0; rows * outputs];
@@ -422,6 +270,29 @@ mod tests {
         check_products::<f16>();
     }
 
+    /// Where the CPU has no dot products, they are put together from what it has.
+    #[test]
+    fn activations_are_rounded_to_nearest_even_and_nothing_else() {
+        for (rows, outputs, inputs) in [(1, 1, 1), (7, 65, 33), (40, 64, 70)] {
+            let (x, w) = (noise(rows * inputs, 8), noise(outputs * inputs, 9));
+            let matrix = packed::<bf16>(outputs, inputs, &w);
+            let rounded = exact_noise::<bf16>(rows * inputs, 8);
+            let product = |x: &[f32], exact: bool| {
+                let (threads, mut out) = (Threads::own(2), vec![0.0; rows * outputs]);
+                match exact {
+                    true => matrix.multiply_by::<Widened>(&threads, x, None, &mut out),
+                    false => matrix.multiply_by::<Rounded>(&threads, x, None, &mut out),
+                }
+                out
+            };
+            let ours = product(&x, false);
+            assert_eq!(ours, product(&rounded, false));
+            for (ours, exact) in ours.iter().zip(product(&rounded, true)) {
+                assert!((ours - exact).abs() < 1e-5, "{ours} and {exact}");
+            }
+        }
+    }
+
     fn check_rows<T: Packable>() {
         let (outputs, inputs) = (200, 2300);
         let (x, w) = (noise(300 * inputs, 4), noise(outputs * inputs, 5));
@@ -449,9 +320,9 @@ mod tests {
     }
 
     #[derive(Clone)]
-    struct Whole<'a, T>(&'a Packed<T>, &'a [f32], usize);
+    struct Whole<'a, T, A>(&'a Packed<T>, &'a [f32], usize, PhantomData<A>);
 
-    impl<T: Packable> Kernel for Whole<'_, T> {
+    impl<T: Packable, A: Arithmetic<T>> Kernel for Whole<'_, T, A> {
         type Output = Vec<f32>;
         #[inline(always)]
         fn run<S: Simd>(self, s: S) -> Vec<f32> {
@@ -459,13 +330,14 @@ mod tests {
             let shared = Disjoint::new(&mut out);
             for panel in 0..2 {
                 let (matrix, x, rows) = (self.0, self.1, 0..self.2);
-                Product {
+                Product::<T, A> {
                     matrix,
                     x,
                     bias: None,
                     out: &shared,
                     panel,
                     rows,
+                    arithmetic: PhantomData,
                 }
                 .run(s);
             }
@@ -473,22 +345,25 @@ mod tests {
         }
     }
 
-    fn check_instruction_sets<T: Packable + Clone>() {
+    fn check_instruction_sets<T: Packable + Clone, A: Arithmetic<T> + Clone>() {
         let (rows, outputs, inputs) = (8, 70, 91);
         let (x, w) = (noise(rows * inputs, 6), noise(outputs * inputs, 7));
         let matrix = packed::<T>(outputs, inputs, &w);
-        let all = on_each(Whole(&matrix, &x, rows));
-        for other in &all[1..] {
-            for (a, b) in all[0].iter().zip(other) {
-                assert!((a - b).abs() < 1e-5, "{a} and {b}");
+        A::prepare(&Threads::own(1), &x, inputs, |x| {
+            let all = on_each(Whole::<T, A>(&matrix, x, rows, PhantomData));
+            for other in &all[1..] {
+                for (a, b) in all[0].iter().zip(other) {
+                    assert!((a - b).abs() < 1e-5, "{a} and {b}");
+                }
             }
-        }
+        });
     }
 
     #[test]
     fn instruction_sets_agree() {
-        check_instruction_sets::<f32>();
-        check_instruction_sets::<bf16>();
-        check_instruction_sets::<f16>();
+        check_instruction_sets::<f32, Widened>();
+        check_instruction_sets::<bf16, Widened>();
+        check_instruction_sets::<bf16, Rounded>();
+        check_instruction_sets::<f16, Widened>();
     }
 }

@@ -88,6 +88,8 @@ pub(super) trait Simd: Copy + Send + Sync {
     type V: Copy;
     /// Whether a matrix tile of four rows by four vectors fits the registers.
     const WIDE: bool;
+    /// Whether [`dot_bf16`](Self::dot_bf16) takes no longer than [`mul_add`](Self::mul_add).
+    const FAST_DOTS: bool = false;
     fn splat(self, x: f32) -> Self::V;
     fn load(self, from: &[f32; LANES]) -> Self::V;
     fn store(self, v: Self::V, into: &mut [f32; LANES]);
@@ -112,6 +114,14 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn low_bf16(self, v: Self::V) -> Self::V;
     /// The same of the high half.
     fn high_bf16(self, v: Self::V) -> Self::V;
+    /// `c` plus, in each lane, both products of the `bf16` in the halves of `a` with those of `b`.
+    ///
+    /// The products are exact. In which order the three are added, how often that rounds, and
+    /// whether numbers below the least normal one count as zero, depends on the instruction set.
+    #[inline(always)]
+    fn dot_bf16(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V {
+        dot_widened(self, a, b, c)
+    }
     #[inline(always)]
     fn to_array(self, v: Self::V) -> [f32; LANES] {
         let mut out = [0.0; LANES];
@@ -155,6 +165,13 @@ pub(super) trait Simd: Copy + Send + Sync {
         }
         self.zero_below(self.scale(p, shifted), x, LOWEST)
     }
+}
+
+/// [`Simd::dot_bf16`] where there is no such instruction.
+#[inline(always)]
+fn dot_widened<S: Simd>(s: S, a: S::V, b: S::V, c: S::V) -> S::V {
+    let low = s.mul_add(s.low_bf16(a), s.low_bf16(b), c);
+    s.mul_add(s.high_bf16(a), s.high_bf16(b), low)
 }
 
 #[inline(always)]
@@ -227,8 +244,12 @@ pub(super) trait Kernel {
 pub(super) fn dispatch<K: Kernel>(kernel: K) -> K::Output {
     #[cfg(target_arch = "x86_64")]
     {
-        if let Some(s) = x86::Avx512::detect() {
+        if let Some(s) = x86::Avx512::<true>::detect() {
             // SAFETY: `detect` found the features that the function is compiled for.
+            return unsafe { x86::run_avx512_bf16(kernel, s) };
+        }
+        if let Some(s) = x86::Avx512::<false>::detect() {
+            // SAFETY: as above.
             return unsafe { x86::run_avx512(kernel, s) };
         }
         if let Some(s) = x86::Avx2::detect() {
@@ -248,13 +269,27 @@ pub fn capability() -> &'static str {
         fn run<S: Simd>(self, _: S) -> &'static str {
             let name = std::any::type_name::<S>();
             match name.rsplit("::").next() {
-                Some("Avx512") => "AVX-512",
+                Some("Avx512<true>") => "AVX-512-BF16",
+                Some("Avx512<false>") => "AVX-512",
                 Some("Avx2") => "AVX2",
                 _ => "portable",
             }
         }
     }
     dispatch(Name)
+}
+
+/// Whether dot products of `bf16` are worth rounding for on this CPU.
+pub(super) fn has_fast_dots() -> bool {
+    struct Ask;
+    impl Kernel for Ask {
+        type Output = bool;
+        #[inline(always)]
+        fn run<S: Simd>(self, _: S) -> bool {
+            S::FAST_DOTS
+        }
+    }
+    dispatch(Ask)
 }
 
 /// No particular instructions.
@@ -324,9 +359,13 @@ pub(super) mod tests {
                 // SAFETY: detected.
                 out.push(unsafe { x86::run_avx2(kernel.clone(), s) });
             }
-            if let Some(s) = x86::Avx512::detect() {
+            if let Some(s) = x86::Avx512::<false>::detect() {
                 // SAFETY: detected.
-                out.push(unsafe { x86::run_avx512(kernel, s) });
+                out.push(unsafe { x86::run_avx512(kernel.clone(), s) });
+            }
+            if let Some(s) = x86::Avx512::<true>::detect() {
+                // SAFETY: detected.
+                out.push(unsafe { x86::run_avx512_bf16(kernel, s) });
             }
         }
         out
@@ -425,6 +464,9 @@ pub(super) mod tests {
             }));
             out.extend(s.to_array(s.low_bf16(pairs)));
             out.extend(s.to_array(s.high_bf16(pairs)));
+            // Exact in every order.
+            let twos = s.splat(f32::from_bits(0x4000_c000));
+            out.extend(s.to_array(s.dot_bf16(pairs, twos, s.splat(0.5))));
             out.extend([s.sum(v), s.largest(v)]);
             let above = [-3.0, 4.0, 4.5, f32::NAN].map(|limit| s.any_above(v, limit));
             out.extend(above.map(|above| f32::from(u8::from(above))));

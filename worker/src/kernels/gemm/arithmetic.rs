@@ -1,0 +1,190 @@
+//! How a product takes in a pair of inputs: in `f32`, or rounded where that is twice as fast.
+//!
+//! Which of them it is depends on the type of the weights and on the CPU, and on nothing else:
+//! not on the number of rows, so that a row is computed the same in every company.
+
+use std::cell::Cell;
+
+use half::bf16;
+
+use super::panels::{Line, Packable};
+use crate::kernels::parallel::{Disjoint, Threads};
+use crate::kernels::simd::{Element, Kernel, Simd, dispatch};
+
+/// Rows that one task rounds. What they take is little beside the multiplication of as many, and
+/// so few are not worth waking threads for.
+const ROWS: usize = 16;
+
+/// What happens between a row of activations and the weights of type `T`.
+pub(super) trait Arithmetic<T> {
+    /// Values of a prepared row that stand for a pair of inputs.
+    const VALUES: usize;
+
+    /// Values of a prepared row of so many inputs.
+    fn width(inputs: usize) -> usize;
+
+    /// Calls `product` with the rows of `x`, each of `inputs` values, as [`add`](Self::add) takes
+    /// them.
+    fn prepare(threads: &Threads, x: &[f32], inputs: usize, product: impl FnOnce(&[f32]));
+
+    /// `sums` plus the products of a pair of inputs, for `R` rows by `V` vectors of outputs. The
+    /// rows `x` are prepared ones, and the pair is their `number`-th.
+    ///
+    /// By value, and without closures: so the sums stay in registers, and everything is compiled
+    /// for the instruction set.
+    ///
+    /// # Safety
+    /// Every `x` must have a value at `number * VALUES`, and all must be equally long.
+    unsafe fn add<S: Simd, const R: usize, const V: usize>(
+        s: S,
+        sums: [[S::V; V]; R],
+        pair: &[Line],
+        vector: usize,
+        x: &[&[f32]; R],
+        number: usize,
+    ) -> [[S::V; V]; R];
+}
+
+/// Activations stay in `f32`, and weights are widened in registers, which is exact.
+#[derive(Clone)]
+pub struct Widened;
+
+impl<T: Packable> Arithmetic<T> for Widened {
+    const VALUES: usize = 2;
+
+    fn width(inputs: usize) -> usize {
+        inputs
+    }
+
+    fn prepare(_: &Threads, x: &[f32], _: usize, product: impl FnOnce(&[f32])) {
+        product(x);
+    }
+
+    #[inline(always)]
+    unsafe fn add<S: Simd, const R: usize, const V: usize>(
+        s: S,
+        sums: [[S::V; V]; R],
+        pair: &[Line],
+        vector: usize,
+        x: &[&[f32]; R],
+        number: usize,
+    ) -> [[S::V; V]; R] {
+        let first = 2 * number;
+        // SAFETY: the caller's promise.
+        let sums = unsafe { add_half::<S, T, R, V, 0>(s, sums, pair, vector, x, first) };
+        // The second half of the last pair is padding where the inputs are odd in number.
+        if first + 1 == x[0].len() {
+            return sums;
+        }
+        // SAFETY: the caller's promise, and this is not the end.
+        unsafe { add_half::<S, T, R, V, 1>(s, sums, pair, vector, x, first + 1) }
+    }
+}
+
+/// `sums` plus the products of one input of a pair.
+///
+/// # Safety
+/// Every `x` must have a value at `input`.
+#[inline(always)]
+unsafe fn add_half<S: Simd, T: Packable, const R: usize, const V: usize, const HALF: usize>(
+    s: S,
+    mut sums: [[S::V; V]; R],
+    pair: &[Line],
+    vector: usize,
+    x: &[&[f32]; R],
+    input: usize,
+) -> [[S::V; V]; R] {
+    let mut weights = [s.splat(0.0); V];
+    for (v, weights) in weights.iter_mut().enumerate() {
+        *weights = T::widen::<S, HALF>(s, pair, vector + v);
+    }
+    for r in 0..R {
+        // SAFETY: the caller's promise.
+        let x = s.splat(unsafe { *x[r].get_unchecked(input) });
+        for v in 0..V {
+            sums[r][v] = s.mul_add(x, weights[v], sums[r][v]);
+        }
+    }
+    sums
+}
+
+/// Activations are rounded to `bf16`, to nearest even, once for each product, and multiplied by
+/// [`Simd::dot_bf16`], which says what that does to the sums.
+///
+/// A prepared row has both inputs of a pair in the bits of one value, as lines have weights, with
+/// zero for an input that is missing.
+#[derive(Clone)]
+pub struct Rounded;
+
+thread_local! {
+    /// Room for rounded rows, kept from one product to the next.
+    static ROOM: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+impl Arithmetic<bf16> for Rounded {
+    const VALUES: usize = 1;
+
+    fn width(inputs: usize) -> usize {
+        inputs.div_ceil(2)
+    }
+
+    fn prepare(threads: &Threads, x: &[f32], inputs: usize, product: impl FnOnce(&[f32])) {
+        let (rows, width) = (x.len() / inputs.max(1), Self::width(inputs));
+        let mut room = ROOM.take();
+        if room.len() < rows * width {
+            room.resize(rows * width, 0.0);
+        }
+        let rounded = Disjoint::new(&mut room[..rows * width]);
+        threads.run(rows.div_ceil(ROWS), |task| {
+            for row in task * ROWS..rows.min((task + 1) * ROWS) {
+                // SAFETY: each row is written by one task.
+                let into = unsafe { rounded.slice(row * width..(row + 1) * width) };
+                let x = &x[row * inputs..][..inputs];
+                dispatch(Round { x, into });
+            }
+        });
+        product(&room[..rows * width]);
+        ROOM.set(room);
+    }
+
+    #[inline(always)]
+    unsafe fn add<S: Simd, const R: usize, const V: usize>(
+        s: S,
+        mut sums: [[S::V; V]; R],
+        pair: &[Line],
+        vector: usize,
+        x: &[&[f32]; R],
+        number: usize,
+    ) -> [[S::V; V]; R] {
+        let mut weights = [s.splat(0.0); V];
+        for (v, weights) in weights.iter_mut().enumerate() {
+            *weights = s.load(&pair[vector + v].0);
+        }
+        for r in 0..R {
+            // SAFETY: the caller's promise.
+            let x = s.splat(unsafe { *x[r].get_unchecked(number) });
+            for v in 0..V {
+                sums[r][v] = s.dot_bf16(x, weights[v], sums[r][v]);
+            }
+        }
+        sums
+    }
+}
+
+/// Rounds a row.
+struct Round<'a> {
+    x: &'a [f32],
+    into: &'a mut [f32],
+}
+
+impl Kernel for Round<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        let (into, padding) = bytemuck::cast_slice_mut(self.into).split_at_mut(self.x.len());
+        for (to, x) in into.iter_mut().zip(self.x) {
+            *to = <bf16 as Element>::from_f32(*x);
+        }
+        padding.fill(bf16::ZERO);
+    }
+}
