@@ -228,7 +228,8 @@ pub(crate) struct ModelMetrics {
 }
 
 impl ModelMetrics {
-    pub(crate) fn new(name: &str) -> Self {
+    /// `ends` are the reasons for which workers may end.
+    pub(crate) fn new(name: &str, ends: &[&'static str]) -> Self {
         let label = || [("model_name", name.to_owned())];
         let finished = |reason: &'static str| counter!("vllm:request_success_total", "model_name" => name.to_owned(), "finished_reason" => reason);
         let sum = lock(&STANDINGS).entry(name.to_owned()).or_default().clone();
@@ -259,12 +260,20 @@ impl ModelMetrics {
             step_time: histogram!(STEP_TIME, &label()),
         };
         metrics.show(&lock(&metrics.sum));
+        // From 0 on: a series that begins with 1 does not increase, and alerts miss the first.
+        for reason in ends {
+            metrics.worker_ends(reason).increment(0);
+        }
         metrics
     }
 
     pub(crate) fn worker_ended(&self, reason: &'static str) {
+        self.worker_ends(reason).increment(1);
+    }
+
+    fn worker_ends(&self, reason: &'static str) -> Counter {
         let name = self.name.clone();
-        counter!("realm_worker_ends_total", "model_name" => name, "reason" => reason).increment(1);
+        counter!("realm_worker_ends_total", "model_name" => name, "reason" => reason)
     }
 
     /// Takes over how things stand in the scheduler.
@@ -398,10 +407,10 @@ mod tests {
             ..Stats::default()
         };
         metrics::with_local_recorder(&recorder, || {
-            let mut old = ModelMetrics::new("versions add up");
+            let mut old = ModelMetrics::new("versions add up", &[]);
             assert_eq!(shown("vllm:num_requests_running"), 0.0);
             old.record(&standing(3, 1, 5, 2));
-            let mut new = ModelMetrics::new("versions add up");
+            let mut new = ModelMetrics::new("versions add up", &[]);
             assert_eq!(shown("vllm:num_requests_running"), 3.0);
             new.record(&standing(2, 0, 4, 1));
             old.record(&standing(1, 0, 2, 2));
@@ -414,5 +423,22 @@ mod tests {
             assert_eq!(shown("vllm:kv_cache_usage_perc"), 0.4);
             assert_eq!(shown("vllm:num_preemptions_total"), 3.0);
         });
+    }
+
+    #[test]
+    fn ends_of_workers_are_counted_from_zero() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        metrics::with_local_recorder(&recorder, || {
+            let metrics = ModelMetrics::new("from zero", &["hung", "died"]);
+            metrics.worker_ended("died");
+        });
+        let text = handle.render();
+        for (reason, count) in [("hung", 0), ("died", 1)] {
+            let line = format!(
+                r#"realm_worker_ends_total{{model_name="from zero",reason="{reason}"}} {count}"#
+            );
+            assert!(text.lines().any(|shown| shown == line), "{text}");
+        }
     }
 }

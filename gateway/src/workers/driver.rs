@@ -79,7 +79,7 @@ impl Driver {
         shared: Arc<Shared>,
         inbox: mpsc::UnboundedReceiver<Command>,
     ) -> Self {
-        let metrics = ModelMetrics::new(&spec.name);
+        let metrics = ModelMetrics::new(&spec.name, &WorkerError::KINDS);
         Driver {
             spec,
             scheduler: Scheduler::new(Config {

@@ -103,6 +103,17 @@ impl WorkerError {
         }
     }
 
+    /// All that [`kind`](Self::kind) may be.
+    pub(super) const KINDS: [&'static str; 7] = [
+        "setup",
+        "handshake",
+        "failed",
+        "violation",
+        "hung",
+        "absent",
+        "died",
+    ];
+
     /// In a word, for metrics.
     pub(super) fn kind(&self) -> &'static str {
         match self {

@@ -37,7 +37,7 @@ impl Desk {
         Desk {
             runs: Runs::default(),
             scheduler,
-            metrics: ModelMetrics::new("test"),
+            metrics: ModelMetrics::new("test", &[]),
             last_id: 0,
         }
     }
