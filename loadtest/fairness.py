@@ -15,7 +15,6 @@ import argparse
 import http.client
 import json
 import random
-import socket
 import subprocess
 import tempfile
 import threading
@@ -23,6 +22,7 @@ import time
 from pathlib import Path
 
 from prompts import percentile
+from serving import serving
 
 PROMPT, OUTPUT = 128, 64
 THINKS = 0.2  # longest time that a client takes for its next request, in seconds
@@ -110,12 +110,6 @@ def jain(values):
     return sum(values) ** 2 / (len(values) * sum(value * value for value in values))
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("realm")
@@ -139,27 +133,9 @@ def main():
             shown = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             key = next(word for word in shown.split() if word.startswith("sk-"))
             tenants.append(Tenant(name, key))
-        port, admin = free_port(), free_port()
-        command = [args.realm, "serve", "--model", f"m={args.model}", "--port", str(port), "--log", "warn"]
-        command += ["--admin-addr", f"127.0.0.1:{admin}", "--api-keys", str(keys), *args.serve]
-        server = subprocess.Popen(command)
-        try:
-            while True:
-                try:
-                    connection = http.client.HTTPConnection("127.0.0.1", admin, timeout=5)
-                    connection.request("GET", "/ready")
-                    if connection.getresponse().status == 200:
-                        break
-                except OSError:
-                    pass
-                if server.poll() is not None:
-                    raise SystemExit("the server has ended")
-                time.sleep(0.2)
+        with serving(args.realm, args.model, "--api-keys", str(keys), *args.serve) as port:
             equal = run(args, tenants, port, 1)
             flooded = run(args, tenants, port, args.times)
-        finally:
-            server.terminate()
-            server.wait()
 
     for title, had in (("all the same", equal), (f"one {args.times} times", flooded)):
         steady = had[:-1]

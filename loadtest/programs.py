@@ -12,13 +12,12 @@ import http.client
 import json
 import random
 import statistics
-import subprocess
 import tempfile
 import threading
 import time
 from pathlib import Path
 
-from fairness import free_port
+from serving import serving
 
 
 class Server:
@@ -85,66 +84,50 @@ def main():
     def words(length):
         return "".join(chance.choice("abcdefghij ") for _ in range(length))
 
-    with tempfile.TemporaryDirectory() as directory:
-        port, admin = free_port(), free_port()
-        command = [args.realm, "serve", "--model", f"m={args.model}", "--port", str(port), "--log", "warn"]
-        command += ["--admin-addr", f"127.0.0.1:{admin}", "--programs", directory]
-        process = subprocess.Popen(command)
-        try:
-            server = Server(port)
-            while True:
-                try:
-                    connection = http.client.HTTPConnection("127.0.0.1", admin, timeout=5)
-                    connection.request("GET", "/ready")
-                    if connection.getresponse().status == 200:
-                        break
-                except OSError:
-                    pass
-                if process.poll() is not None:
-                    raise SystemExit("the server has ended")
-                time.sleep(0.2)
-            for name in ("chat", "best-of"):
-                component = (args.programs / f"{name}.wasm").read_bytes()
-                server.post(f"/v1/programs?name={name}", component, "application/wasm")
-            server.chat(words(100), 8)
+    with (
+        tempfile.TemporaryDirectory() as directory,
+        serving(args.realm, args.model, "--programs", directory) as port,
+    ):
+        server = Server(port)
+        for name in ("chat", "best-of"):
+            component = (args.programs / f"{name}.wasm").read_bytes()
+            server.post(f"/v1/programs?name={name}", component, "application/wasm")
+        server.chat(words(100), 8)
 
-            for seed in range(4):
-                request = dict(prompt=words(100), tokens=args.tokens, seed=seed)
-                if server.chat(**request) != server.chat(**request, model="chat"):
-                    raise SystemExit("a program answered otherwise than the model")
+        for seed in range(4):
+            request = dict(prompt=words(100), tokens=args.tokens, seed=seed)
+            if server.chat(**request) != server.chat(**request, model="chat"):
+                raise SystemExit("a program answered otherwise than the model")
 
-            for streams in (1, 32):
+        for streams in (1, 32):
 
-                def way(model):
-                    def run(_):
-                        # No prompt is sent twice: it would be found in the prefix cache.
-                        requests = [dict(prompt=words(100), tokens=args.tokens, model=model) for _ in range(streams)]
-                        took, tokens = server.all_at_once(requests)
-                        return tokens / took
+            def way(model):
+                def run(_):
+                    # No prompt is sent twice: it would be found in the prefix cache.
+                    requests = [dict(prompt=words(100), tokens=args.tokens, model=model) for _ in range(streams)]
+                    took, tokens = server.all_at_once(requests)
+                    return tokens / took
 
-                    return run
+                return run
 
-                ways = {"the model": way("m"), "chat": way("chat"), "the model again": way("m")}
-                show(f"{streams} streams", compare(args.rounds, ways))
+            ways = {"the model": way("m"), "chat": way("chat"), "the model again": way("m")}
+            show(f"{streams} streams", compare(args.rounds, ways))
 
-            def best_of(_):
-                more = dict(model="best-of", program=dict(args=dict(n=4)))
-                took, tokens = server.all_at_once([dict(prompt=words(1000), tokens=64, **more)])
-                return tokens / took
+        def best_of(_):
+            more = dict(model="best-of", program=dict(args=dict(n=4)))
+            took, tokens = server.all_at_once([dict(prompt=words(1000), tokens=64, **more)])
+            return tokens / took
 
-            def choices(_):
-                took, tokens = server.all_at_once([dict(prompt=words(1000), tokens=64, n=4)])
-                return tokens / took
+        def choices(_):
+            took, tokens = server.all_at_once([dict(prompt=words(1000), tokens=64, n=4)])
+            return tokens / took
 
-            def separate(_):
-                took, tokens = server.all_at_once([dict(prompt=words(1000), tokens=64) for _ in range(4)])
-                return tokens / took
+        def separate(_):
+            took, tokens = server.all_at_once([dict(prompt=words(1000), tokens=64) for _ in range(4)])
+            return tokens / took
 
-            ways = {"four requests, nothing shared": separate, "n=4": choices, "best-of": best_of}
-            show("four answers", compare(args.rounds, ways))
-        finally:
-            process.terminate()
-            process.wait()
+        ways = {"four requests, nothing shared": separate, "n=4": choices, "best-of": best_of}
+        show("four answers", compare(args.rounds, ways))
 
 
 if __name__ == "__main__":
