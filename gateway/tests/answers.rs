@@ -3,12 +3,10 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
 use common::client::{End, Transcript};
-use common::requests::{Request, kinds};
-use common::shop::{Shop, content};
-use common::{Answer, chat, setting, wait_until};
+use common::requests::Request;
+use common::shop::{Shop, code, content};
+use common::{chat, setting, wait_until};
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
@@ -24,11 +22,6 @@ fn call(model: &str, question: &str, args: Value) -> Value {
 fn request(body: Value) -> Request {
     let (name, path) = (body["model"].to_string(), "/v1/chat/completions");
     Request { name, path, body }
-}
-
-fn code(answer: &Answer) -> (u16, String) {
-    let code = answer.json()["error"]["code"].take();
-    (answer.status, code.as_str().unwrap_or_default().to_owned())
 }
 
 /// The yardstick: `chat` does what the model does without it.
@@ -167,34 +160,19 @@ fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
     ];
     let names: Vec<_> = attacks.iter().map(|attack| attack.0).collect();
     let shop = Shop::open(&names);
-    let neighbours = kinds(4, 48);
-    let alone: Vec<Transcript> = neighbours.iter().map(|r| shop.server.ask(r)).collect();
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let attackers = scope.spawn(|| {
-            for _ in 0..setting("REALM_TEST_ATTACKS", 2) {
-                for (name, wanted) in attacks {
-                    let body = call(name, "hi", Value::Null);
-                    let answer = shop.server.post("/v1/chat/completions", &body);
-                    assert_eq!(
-                        code(&answer),
-                        (422, wanted.into()),
-                        "{name}: {}",
-                        answer.body
-                    );
-                    assert_eq!(answer.json()["error"]["type"], "program_error");
-                }
-            }
-            over.store(true, Ordering::Release);
-        });
-        while !over.load(Ordering::Acquire) && !attackers.is_finished() {
-            for (request, alone) in neighbours.iter().zip(&alone) {
-                assert_eq!(&shop.server.ask(request), alone, "{}", request.name);
-            }
+    shop.attacked(4, || {
+        for (name, wanted) in attacks {
+            let body = call(name, "hi", Value::Null);
+            let answer = shop.server.post("/v1/chat/completions", &body);
+            assert_eq!(
+                code(&answer),
+                (422, wanted.into()),
+                "{name}: {}",
+                answer.body
+            );
+            assert_eq!(answer.json()["error"]["type"], "program_error");
         }
-        attackers.join().expect("every attack ends as it should");
     });
-    assert_eq!(shop.server.metric("realm_worker_ends_total"), 0.0);
 }
 
 /// Sequences that are asked for a token and dropped are no way to have more of the worker.

@@ -5,11 +5,9 @@
 
 mod common;
 
-use std::sync::atomic::{AtomicBool, Ordering};
-
-use common::client::{End, Transcript};
+use common::client::End;
 use common::requests::{Request, kinds};
-use common::shop::{Shop, content};
+use common::shop::{Shop, code, content};
 use common::{Answer, Server, chat, setting, wait_until};
 use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
@@ -58,12 +56,8 @@ fn an_answer_is_one_of_the_choices() {
 #[test]
 fn what_cannot_be_used_is_told_before_anything_is_done() {
     let shop = Shop::open(&["choice"]);
-    let code = |answer: Answer| {
-        let code = answer.json()["error"]["code"].take();
-        (answer.status, code.as_str().unwrap_or_default().to_owned())
-    };
     let missing = ask(&shop, "hi", processor("nobody", json!(null)));
-    assert_eq!(code(missing), (404, "program_not_found".into()));
+    assert_eq!(code(&missing), (404, "program_not_found".into()));
     for wrong in [
         json!("choice"),
         json!({}),
@@ -118,32 +112,17 @@ fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
     ];
     let names: Vec<_> = attacks.iter().map(|attack| attack.0).collect();
     let shop = Shop::open(&names);
-    let neighbours = kinds(3, 48);
-    let alone: Vec<Transcript> = neighbours.iter().map(|r| shop.server.ask(r)).collect();
-    let over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let attackers = scope.spawn(|| {
-            for _ in 0..setting("REALM_TEST_ATTACKS", 2) {
-                for (name, code) in attacks {
-                    let answer = ask(&shop, "hi", processor(name, Value::Null));
-                    let error = &answer.json()["error"];
-                    assert_eq!(error["code"], code, "{name}: {}", answer.body);
-                    assert_eq!(
-                        (answer.status, &error["type"]),
-                        (422, &json!("processor_error"))
-                    );
-                }
-            }
-            over.store(true, Ordering::Release);
-        });
-        while !over.load(Ordering::Acquire) && !attackers.is_finished() {
-            for (request, alone) in neighbours.iter().zip(&alone) {
-                assert_eq!(&shop.server.ask(request), alone, "{}", request.name);
-            }
+    shop.attacked(3, || {
+        for (name, code) in attacks {
+            let answer = ask(&shop, "hi", processor(name, Value::Null));
+            let error = &answer.json()["error"];
+            assert_eq!(error["code"], code, "{name}: {}", answer.body);
+            assert_eq!(
+                (answer.status, &error["type"]),
+                (422, &json!("processor_error"))
+            );
         }
-        attackers.join().expect("every attack ends as it should");
     });
-    assert_eq!(shop.server.metric("realm_worker_ends_total"), 0.0);
 }
 
 /// `echo-state` forces text that depends on all tokens so far and on how they came, and fails if it

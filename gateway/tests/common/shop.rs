@@ -3,10 +3,13 @@
 //! `cargo xtask programs` makes them; `REALM_PROGRAMS` says where they are.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tempfile::TempDir;
 
-use super::{Answer, Server};
+use super::client::Transcript;
+use super::requests::kinds;
+use super::{Answer, Server, setting};
 
 /// Programs that no one tenant can push in an hour are none of these.
 const MANY: &str = "[tenant_defaults]\nprogram_call_ms = 50\n";
@@ -42,6 +45,37 @@ impl Shop {
         self.server
             .post_component(&format!("/v1/programs?name={name}"), &bytes)
     }
+}
+
+impl Shop {
+    /// Has `attack` called again and again while requests of every kind are answered, which must notice
+    /// nothing of it; and neither must the worker.
+    pub(crate) fn attacked(&self, seed: u64, attack: impl Fn() + Sync) {
+        let neighbours = kinds(seed, 48);
+        let alone: Vec<Transcript> = neighbours.iter().map(|r| self.server.ask(r)).collect();
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let attackers = scope.spawn(|| {
+                for _ in 0..setting("REALM_TEST_ATTACKS", 2) {
+                    attack();
+                }
+                over.store(true, Ordering::Release);
+            });
+            while !over.load(Ordering::Acquire) && !attackers.is_finished() {
+                for (request, alone) in neighbours.iter().zip(&alone) {
+                    assert_eq!(&self.server.ask(request), alone, "{}", request.name);
+                }
+            }
+            attackers.join().expect("every attack ends as it should");
+        });
+        assert_eq!(self.server.metric("realm_worker_ends_total"), 0.0);
+    }
+}
+
+/// The status and code of an answer that is an error.
+pub(crate) fn code(answer: &Answer) -> (u16, String) {
+    let code = answer.json()["error"]["code"].take();
+    (answer.status, code.as_str().unwrap_or_default().to_owned())
 }
 
 /// The text of an answer that is one.
