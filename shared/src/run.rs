@@ -10,7 +10,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::wire::Fault;
+use crate::wire::{Fault, MAX_TOP_LOGPROBS, Sampling};
 
 /// Most tokens of a message, so that it fits a slot: as JSON, each is eleven bytes at most.
 pub const PORTION: usize = 4096;
@@ -140,6 +140,22 @@ pub struct Open {
     pub key: u64,
     /// Alternatives to report; `None` for no log-probabilities at all.
     pub alternatives: Option<u32>,
+}
+
+impl Open {
+    /// How its tokens are drawn, in the worker's terms.
+    pub fn sampling(&self) -> Sampling {
+        let most = MAX_TOP_LOGPROBS as u32;
+        Sampling {
+            key: self.key,
+            temperature: self.dials.temperature,
+            top_p: self.dials.top_p,
+            top_k: self.dials.top_k,
+            min_p: self.dials.min_p,
+            top_logprobs: self.alternatives.map_or(-1, |n| n.min(most) as i32),
+            ..Sampling::default()
+        }
+    }
 }
 
 /// Why an answer is over.

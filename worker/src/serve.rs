@@ -149,7 +149,7 @@ impl Session {
                 CLOSE => engine.close(first)?,
                 FORGET => programs.forget(first),
                 RUN => run(&tensors()?, engine, programs, outbox, message.args)?,
-                JOIN => join(&tensors()?, engine, programs.join(second), first)?,
+                JOIN => set(&tensors()?, engine, first, Some(programs.join(second)))?,
                 END => programs.end(first, outbox),
                 LISTEN => outbox.lend(message.output)?,
                 kind => bail!("message of unknown kind {kind}"),
@@ -316,16 +316,6 @@ fn open(
         }));
     }
     set(tensors, engine, slot, steering)
-}
-
-/// Opens a slot for a sequence of a program.
-fn join(
-    tensors: &TensorReader<'_>,
-    engine: &mut Engine,
-    steering: Steering,
-    slot: u64,
-) -> anyhow::Result<()> {
-    set(tensors, engine, slot, Some(steering))
 }
 
 /// Sets the state of a slot.

@@ -13,7 +13,7 @@ use super::run::{Format, Run, respond_stream, respond_whole};
 use crate::batching::sequence::{FinishReason, Sequence, Steering};
 use crate::programs::Programs;
 use crate::tenants::Caller;
-use crate::workers::{Model, ModelLimits};
+use crate::workers::{Generation, Model, ModelLimits};
 
 /// Bodies up to this many bytes are cut into tokens in place, as that takes less time than
 /// handing the work to another thread is worth.
@@ -113,7 +113,15 @@ pub(super) async fn submit<F: Format>(
         sequence.priority = params.urgency.within(settings.priority());
     }
     let reservation = caller.reserve(id, &model.name, sequences.len(), tokens)?;
-    let generation = model.generate(sequences, Some(reservation))?;
+    respond(run, model.generate(sequences, Some(reservation))?, params).await
+}
+
+/// Responds with a generation as the request asked.
+pub(super) async fn respond<F: Format>(
+    run: Run<F>,
+    generation: Generation,
+    params: &Params,
+) -> Result<Response<Body>, ApiError> {
     if params.stream {
         Ok(respond_stream(run, generation, params.include_usage))
     } else {

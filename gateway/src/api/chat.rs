@@ -15,7 +15,7 @@ use super::fields::Fields;
 use super::logprobs::ChatLogprobs;
 use super::messages::{self, Message};
 use super::params::{MAX_COUNT, Params, count};
-use super::program::{self, Answerer, Asked};
+use super::program::{self, Asked};
 use super::run::{Events, Format, Run, Usage};
 use super::unsupported::{CHAT, refuse};
 use crate::batching::sequence::Sequence;
@@ -83,10 +83,7 @@ pub(super) async fn respond(
     body: &Bytes,
 ) -> Result<Response<Body>, ApiError> {
     let request = Request::parse(body)?;
-    let (program, model) = match program::find(models, programs, caller, &request.model).await? {
-        Answerer::Model(model) => (None, model),
-        Answerer::Program(program, model) => (Some(program), model),
-    };
+    let (program, model) = program::find(models, programs, caller, &request.model).await?;
     let limits = limits(&model, caller)?;
     request.check(limits)?;
     if program.is_some() {

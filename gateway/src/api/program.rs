@@ -6,6 +6,7 @@ use http::Response;
 use realm_shared::run::{Dials, Message as Said, Request, Role as Speaker};
 use serde_json::Value;
 
+use super::answer::respond;
 use super::body::Body;
 use super::error::ApiError;
 use super::fields::Fields;
@@ -13,7 +14,7 @@ use super::messages::{Message, Role};
 use super::models;
 use super::params::Params;
 use super::processor::{allotment, args};
-use super::run::{Format, Run, respond_stream, respond_whole};
+use super::run::{Format, Run};
 use crate::batching::sequence::Sequence;
 use crate::programs::{Kind, Program, ProgramError, ProgramRecord, Programs};
 use crate::tenants::Caller;
@@ -29,21 +30,16 @@ pub(super) fn take_args(fields: &mut Fields) -> Result<Option<String>, ApiError>
     Ok(Some(args))
 }
 
-/// What answers requests that name it: a model, or a program and the model that it draws from.
-pub(super) enum Answerer {
-    Model(Arc<Model>),
-    Program(Arc<Program>, Arc<Model>),
-}
-
-/// What a caller means by the name of a model. A model goes before a program of its name.
+/// What a caller means by the name of a model: one, or a program and the model that it draws from. A
+/// model goes before a program of its name.
 pub(super) async fn find(
     models: &Models,
     programs: &Programs,
     caller: &Caller,
     name: &str,
-) -> Result<Answerer, ApiError> {
+) -> Result<(Option<Arc<Program>>, Arc<Model>), ApiError> {
     let missing = match models::find(models, caller, name) {
-        Ok(model) => return Ok(Answerer::Model(model)),
+        Ok(model) => return Ok((None, model)),
         Err(missing) => missing,
     };
     let program = match programs.find(&caller.tenant.name, name).await {
@@ -61,7 +57,7 @@ pub(super) async fn find(
         ));
     }
     let model = base(models, caller, program.base.as_deref())?;
-    Ok(Answerer::Program(program, model))
+    Ok((Some(program), model))
 }
 
 /// The model that a program draws from: the one that it is made for, or the default one.
@@ -163,12 +159,7 @@ pub(super) async fn submit<F: Format>(
         allotment,
         request,
     };
-    let generation = model.run(task, Some(reservation))?;
-    if params.stream {
-        Ok(respond_stream(run, generation, params.include_usage))
-    } else {
-        respond_whole(run, generation).await
-    }
+    respond(run, model.run(task, Some(reservation))?, params).await
 }
 
 /// A message as programs see it.

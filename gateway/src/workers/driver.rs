@@ -421,7 +421,6 @@ impl Driver {
                             .is_some_and(|before| Arc::ptr_eq(&before, &sequence.prompt)),
                         reservation: start.reservation.clone(),
                         place: start.places.split_one(),
-                        has_started: false,
                     };
                     if let Err(refused) = self.scheduler.submit(sequence) {
                         tracing::error!(%refused, "a sequence that was admitted is refused");
@@ -449,7 +448,6 @@ impl Driver {
                     shares_prompt: false,
                     reservation: start.reservation,
                     place: Some(start.places),
-                    has_started: false,
                 };
                 self.metrics.admitted();
                 self.runs.start(*start.task, live);

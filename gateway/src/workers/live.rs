@@ -26,8 +26,6 @@ pub(super) struct Live {
     pub(super) reservation: Option<Arc<Reservation>>,
     /// Given back when the sequence ends.
     pub(super) place: Option<Places>,
-    /// Whether something of it was computed.
-    pub(super) has_started: bool,
 }
 
 impl Live {
@@ -72,15 +70,6 @@ impl Live {
 // === Of a run of a program ===
 
 impl Live {
-    /// Something of it is computed. Whether for the first time.
-    pub(super) fn started(&mut self, now: Instant) -> bool {
-        let first = !std::mem::replace(&mut self.has_started, true);
-        if let Some(reservation) = self.reservation.as_ref().filter(|_| first) {
-            reservation.queued(now - self.submitted);
-        }
-        first
-    }
-
     /// A token was drawn for it.
     pub(super) fn count_token(&mut self, now: Instant, metrics: &ModelMetrics) {
         self.measure_token(now, metrics);
@@ -89,7 +78,7 @@ impl Live {
         }
     }
 
-    /// It is over: all is given back.
+    /// It is over: all is given back, before its end of `events` goes, which its request may wait for.
     pub(super) fn over(mut self, outcome: Outcome) {
         if let Some(reservation) = self.reservation.take() {
             reservation.all_ended(outcome);

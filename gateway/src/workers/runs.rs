@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use realm_shared::run::{Drawn, Finish, Journal, Open, Request, Said, What};
-use realm_shared::wire::{Allotment, Fault, MAX_TOP_LOGPROBS, Sampling};
+use realm_shared::wire::{Allotment, Fault};
 
 use super::live::Live;
 use crate::batching::{
@@ -50,12 +50,10 @@ pub(super) struct Run {
     pub(super) task: Task,
     live: Live,
     pub(super) journal: Journal,
-    /// Tokens in it.
-    written: u64,
+    /// Tokens in it that the request was not told of.
+    untold: u32,
     /// Tokens that the program has taken, by sequence, as far as that counts.
     taken: HashMap<u32, usize>,
-    /// Those of them that the request was told of.
-    told: u64,
     /// What was said, the oldest first, that does not count yet.
     said: VecDeque<Said>,
     /// What came of the prompts of sequences that are to be opened.
@@ -68,6 +66,8 @@ pub(super) struct Run {
     sequences: Vec<SequenceId>,
     /// A worker died while it computed for this.
     is_suspect: bool,
+    /// Something of it was computed.
+    has_started: bool,
     /// The request reads slowly: its sequences are held.
     is_held: bool,
     /// The worker has it.
@@ -100,15 +100,15 @@ impl Runs {
         let run = Run {
             task,
             journal: Journal::default(),
-            written: 0,
+            untold: 0,
             taken: HashMap::new(),
-            told: 0,
             said: VecDeque::new(),
             prompts: HashMap::new(),
             sent: 0,
             repeated: 0,
             sequences: Vec::new(),
             is_suspect: false,
+            has_started: false,
             is_held: false,
             is_sent: false,
             live,
@@ -193,7 +193,7 @@ impl Runs {
                     // The worker knows only that it was steered.
                     *kind = Kind::Program;
                 }
-                self.finish(number, Event::Failed(reason), hands);
+                self.fail(number, reason, hands);
             }
             Event::PromptLogprobs { .. } | Event::Text { .. } => {}
         }
@@ -209,49 +209,20 @@ impl Runs {
         let numbers: Vec<u64> = self.runs.keys().copied().collect();
         for number in numbers {
             while let Some(run) = self.runs.get_mut(&number)
-                && let Some(what) = run.next()
+                && let Some(what) = run.next(hands.scheduler.room() > 0)
             {
-                let wrong = |what: &str| format!("a program of run {number} {what}");
-                match what {
+                let wrong = |what: String| format!("a program of run {number} {what}");
+                acted |= match what {
                     What::Prompt { lease, tokens } => {
-                        let prompt = run.prompts.entry(lease).or_default();
-                        prompt.extend(tokens);
-                        if prompt.len() > run.task.request.context as usize {
-                            return Err(wrong("opened a sequence that is too long"));
-                        }
+                        run.begin_prompt(lease, tokens).map_err(wrong)?;
+                        false
                     }
                     What::Open(open) => {
-                        // Those that its program let go of make room as they end.
-                        let most = run.task.allotment.sequences as usize * SLACK;
-                        if hands.scheduler.room() == 0 || run.sequences.len() >= most {
-                            let what = What::Open(open);
-                            run.said.push_front(Said {
-                                run: number,
-                                took: Vec::new(),
-                                what,
-                            });
-                            break;
-                        }
-                        let (ordinal, sequence) = run
-                            .open(open, hands)
-                            .ok_or_else(|| wrong("opened a sequence that cannot be"))?;
-                        let id = sequence.id;
+                        let (ordinal, id) = run.open(open, hands).map_err(wrong)?;
                         self.sequences.insert(id, (number, ordinal));
-                        run.sequences.push(id);
-                        let suspect = run.is_suspect;
-                        hands
-                            .scheduler
-                            .submit(sequence)
-                            .map_err(|e| wrong(&format!("opened a sequence: {e}")))?;
-                        if suspect {
-                            hands.scheduler.suspect(id);
-                        }
-                        if run.is_held {
-                            hands.scheduler.hold(id);
-                        }
-                        acted = true;
+                        true
                     }
-                    What::Emit(text) => acted |= run.emit(&text, hands.scheduler),
+                    What::Emit(text) => run.emit(&text, hands.scheduler),
                     What::Finished(finish) => {
                         let reason = match finish {
                             Finish::Stop => FinishReason::Stop,
@@ -259,21 +230,21 @@ impl Runs {
                         };
                         run.is_sent = false;
                         self.finish(number, Event::Finished(reason), hands);
-                        acted = true;
+                        true
                     }
                     What::Failed(fault, message) => {
                         let fault = Fault::from_number(fault)
-                            .ok_or_else(|| wrong("failed in a way that there is not"))?;
+                            .ok_or_else(|| wrong("failed in a way that there is not".into()))?;
                         let reason = FailReason::Program {
                             kind: Kind::Program,
                             fault,
                             message: message.into(),
                         };
                         run.is_sent = false;
-                        self.finish(number, Event::Failed(reason), hands);
-                        acted = true;
+                        self.fail(number, reason, hands);
+                        true
                     }
-                }
+                };
             }
         }
         Ok(acted)
@@ -300,11 +271,11 @@ impl Runs {
     /// No worker will come.
     pub(super) fn fail_all(&mut self, hands: &mut Hands<'_>) {
         while let Some(&number) = self.runs.keys().next() {
-            self.finish(number, Event::Failed(FailReason::WorkerGone), hands);
+            self.fail(number, FailReason::WorkerGone, hands);
         }
     }
 
-    /// A run could not be handed to the worker, and never will.
+    /// Ends a run that cannot go on, or never could be handed to the worker.
     pub(super) fn fail(&mut self, number: u64, reason: FailReason, hands: &mut Hands<'_>) {
         self.finish(number, Event::Failed(reason), hands);
     }
@@ -370,12 +341,14 @@ impl Run {
     /// A sequence is being computed.
     fn started(&mut self, id: SequenceId, cached: usize, now: Instant, scheduler: &Scheduler) {
         let length = scheduler.sequence(id).map_or(0, |view| view.prompt.len());
-        let first = self.live.started(now);
+        let first = !std::mem::replace(&mut self.has_started, true);
         if let Some(reservation) = &self.live.reservation {
-            match first {
-                true => reservation.prompt(length as u64, cached as u64),
+            if first {
+                reservation.queued(now - self.live.submitted);
+                reservation.prompt(length as u64, cached as u64);
+            } else {
                 // What the program's other sequences have read is not counted again.
-                false => reservation.prompt(length.saturating_sub(cached) as u64, 0),
+                reservation.prompt(length.saturating_sub(cached) as u64, 0);
             }
         }
         if first {
@@ -390,12 +363,19 @@ impl Run {
             self.journal.0.resize_with(at + 1, Vec::new);
         }
         self.journal.0[at].push(drawn);
-        self.written += 1;
+        self.untold = self.untold.saturating_add(1);
     }
 
-    /// What was said next, if all tokens that it follows from are written down.
-    fn next(&mut self) -> Option<What> {
+    /// What was said next, if all tokens that it follows from are written down. `has_room` tells whether
+    /// the scheduler takes a sequence.
+    fn next(&mut self, has_room: bool) -> Option<What> {
         let said = self.said.front()?;
+        // Those that its program let go of make room as they end.
+        let most = self.task.allotment.sequences as usize * SLACK;
+        let has_room = has_room && self.sequences.len() < most;
+        if matches!(said.what, What::Open(_)) && !has_room {
+            return None;
+        }
         let is_written = |&(ordinal, count): &(u32, u32)| {
             let written = self.journal.0.get(ordinal as usize).map_or(0, Vec::len);
             let before = self.taken.get(&ordinal).copied().unwrap_or(0);
@@ -411,8 +391,18 @@ impl Run {
         Some(what)
     }
 
-    /// What the scheduler is to compute. None if that cannot be asked for.
-    fn open(&mut self, open: Open, hands: &mut Hands<'_>) -> Option<(u32, Sequence)> {
+    /// Takes tokens of a sequence that is to be opened.
+    fn begin_prompt(&mut self, lease: u64, tokens: Vec<u32>) -> Result<(), String> {
+        let prompt = self.prompts.entry(lease).or_default();
+        prompt.extend(tokens);
+        match prompt.len() > self.task.request.context as usize {
+            true => Err("opened a sequence that is too long".into()),
+            false => Ok(()),
+        }
+    }
+
+    /// Has the scheduler compute a sequence.
+    fn open(&mut self, open: Open, hands: &mut Hands<'_>) -> Result<(u32, SequenceId), String> {
         let Task {
             tenant,
             allowance,
@@ -430,34 +420,35 @@ impl Run {
             && dials.top_p > 0.0
             && dials.top_p <= 1.0
             && (0.0..=1.0).contains(&dials.min_p);
+        if !right {
+            return Err("opened a sequence that cannot be".into());
+        }
         // At least one: the worker counts what it draws, and asks for no more than there is.
         let taken: usize = self.taken.values().sum();
         let left = request.budget.saturating_sub(taken as u64).max(1);
-        let alternatives = open.alternatives.map(|n| n.min(MAX_TOP_LOGPROBS as u32));
-        *hands.last_id += u64::from(right);
-        right.then(|| {
-            let sequence = Sequence {
-                id: SequenceId(*hands.last_id),
-                tenant,
-                allowance,
-                priority,
-                prompt: prompt.into(),
-                max_tokens: u32::try_from(left).unwrap_or(u32::MAX),
-                sampling: Sampling {
-                    key: open.key,
-                    temperature: dials.temperature,
-                    top_p: dials.top_p,
-                    top_k: dials.top_k,
-                    min_p: dials.min_p,
-                    top_logprobs: alternatives.map_or(-1, |n| n as i32),
-                    ..Sampling::default()
-                },
-                bias: Arc::new([]),
-                prompt_logprobs: false,
-                steering: Some(Steering::Lease(open.lease)),
-            };
-            (open.sequence, sequence)
-        })
+        *hands.last_id += 1;
+        let id = SequenceId(*hands.last_id);
+        let submitted = hands.scheduler.submit(Sequence {
+            id,
+            tenant,
+            allowance,
+            priority,
+            prompt: prompt.into(),
+            max_tokens: u32::try_from(left).unwrap_or(u32::MAX),
+            sampling: open.sampling(),
+            bias: Arc::new([]),
+            prompt_logprobs: false,
+            steering: Some(Steering::Lease(open.lease)),
+        });
+        submitted.map_err(|e| format!("opened a sequence: {e}"))?;
+        self.sequences.push(id);
+        if self.is_suspect {
+            hands.scheduler.suspect(id);
+        }
+        if self.is_held {
+            hands.scheduler.hold(id);
+        }
+        Ok((open.sequence, id))
     }
 
     /// Sends what the request does not have yet of a text. True if its sequences were held for that.
@@ -483,11 +474,10 @@ impl Run {
 
     /// Tells the request of a text and of the tokens drawn since. True if it reads too slowly.
     fn tell(&mut self, text: String) -> bool {
-        let tokens = self.written - std::mem::replace(&mut self.told, self.written);
+        let tokens = std::mem::take(&mut self.untold);
         if text.is_empty() && tokens == 0 {
             return false;
         }
-        let tokens = u32::try_from(tokens).unwrap_or(u32::MAX);
         self.live.send(Event::Text { text, tokens })
     }
 }

@@ -66,7 +66,6 @@ impl Desk {
             shares_prompt: false,
             reservation: None,
             place: None,
-            has_started: false,
         };
         self.runs.start(task(), live);
         self.send();

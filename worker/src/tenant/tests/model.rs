@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use realm_shared::run::{Finish, Open, What};
+use realm_shared::run::{Finish, What};
 use realm_shared::wire::Sampling;
 use realm_shared::wire::result::{LATE, STOPPED};
 use realm_shared::wire::step::{PARKED, SAMPLE, STEERED};
@@ -98,27 +98,12 @@ fn play(engine: &mut Engine, answer: Answer) -> Play {
         assert!(begun.elapsed() < LONG);
         play.hear(&mut rig);
         while let Some((lease, computed)) = play.live.pop_first() {
-            let Open {
-                prompt,
-                dials,
-                key,
-                alternatives,
-                ..
-            } = computed.open;
-            let sampling = Sampling {
-                key,
-                temperature: dials.temperature,
-                top_p: dials.top_p,
-                top_k: dials.top_k,
-                min_p: dials.min_p,
-                top_logprobs: alternatives.map_or(-1, |n| n as i32),
-                ..Sampling::default()
-            };
+            let sampling = computed.open.sampling();
             let steering = Some(computed.steering);
             let opened = engine.open(lease, sampling, std::iter::empty(), &[], steering);
             opened.expect("valid");
             let lane = Lane {
-                tokens: prompt,
+                tokens: computed.open.prompt,
                 drawn: 0,
                 late: false,
             };
