@@ -79,6 +79,17 @@ pub(super) enum Code {
 }
 
 impl Code {
+    /// Whether it imports an interface.
+    pub(super) fn imports(&self, interface: &str) -> bool {
+        let component = match self {
+            Code::Processor(code) => code.instance_pre().component(),
+            Code::Program(code) => code.instance_pre().component(),
+        };
+        let component_type = component.component_type();
+        let mut imports = component_type.imports(component.engine());
+        imports.any(|(name, _)| name == interface)
+    }
+
     /// Links a component, as what it exports says.
     fn link(engine: &Engine, component: &Component) -> wasmtime::Result<Code> {
         let exports = |name| component.get_export_index(None, name).is_some();

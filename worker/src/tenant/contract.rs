@@ -11,8 +11,14 @@ pub(super) mod processor {
     wasmtime::component::bindgen!({
         path: "../shared/wit",
         world: "processor",
-        imports: { default: trappable },
+        imports: {
+            "realm:program/grammars.[static]matcher.compile": async | trappable,
+            default: trappable,
+        },
         exports: { default: async },
+        with: {
+            "realm:program/grammars.matcher": crate::tenant::grammar::Matcher,
+        },
     });
 }
 
@@ -30,6 +36,7 @@ pub(super) mod program {
         with: {
             "realm:program/types": super::processor::realm::program::types,
             "realm:program/text": super::processor::realm::program::text,
+            "realm:program/grammars": super::processor::realm::program::grammars,
             "realm:program/control": super::processor::realm::program::control,
             "realm:program/sequences.sequence": crate::tenant::sequences::Sequence,
         },
@@ -40,6 +47,8 @@ pub(super) mod program {
 pub(super) const STEERING: &str = "realm:program/steering@0.1.0";
 /// The same of a program that answers requests.
 pub(super) const ANSWERING: &str = "realm:program/answering@0.1.0";
+/// What a component imports that compiles grammars.
+pub(super) const GRAMMARS: &str = "realm:program/grammars@0.1.0";
 
 /// Adds everything that a processor may import.
 pub(super) fn offer_processor(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
@@ -48,11 +57,12 @@ pub(super) fn offer_processor(linker: &mut Linker<Guest>) -> wasmtime::Result<()
 
 /// Adds everything that a program which answers requests may import.
 pub(super) fn offer_program(linker: &mut Linker<Run>) -> wasmtime::Result<()> {
-    use processor::realm::program::{control, text, types};
+    use processor::realm::program::{control, grammars, text, types};
     use program::realm::program::{client, sequences};
 
     types::add_to_linker::<Run, HasSelf<Guest>>(linker, |run| &mut run.guest)?;
     text::add_to_linker::<Run, HasSelf<Guest>>(linker, |run| &mut run.guest)?;
+    grammars::add_to_linker::<Run, HasSelf<Guest>>(linker, |run| &mut run.guest)?;
     control::add_to_linker::<Run, HasSelf<Guest>>(linker, |run| &mut run.guest)?;
     sequences::add_to_linker::<Run, HasSelf<Run>>(linker, |run| run)?;
     client::add_to_linker::<Run, HasSelf<Run>>(linker, |run| run)

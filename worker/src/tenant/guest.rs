@@ -9,6 +9,7 @@ use std::time::Duration;
 use realm_shared::control::PROGRAM_LOG;
 use realm_shared::wire::Fault;
 use rustix::time::{ClockId, clock_gettime};
+use wasmtime::component::ResourceTable;
 use wasmtime::{
     PoolConcurrencyLimitError, ResourceLimiter, Store, StoreContextMut, Trap, UpdateDeadline,
 };
@@ -21,7 +22,7 @@ use crate::sampler::mix;
 /// Longest message of an error that a tenant's code gives, in bytes.
 const MAX_MESSAGE: usize = 1024;
 /// Longest text that is encoded, in bytes.
-const MAX_TEXT: usize = 64 << 10;
+pub(super) const MAX_TEXT: usize = 64 << 10;
 /// Most tokens that are decoded at once, and most bytes that they may spell. What the host does for a
 /// call takes no turns, so it has to be short.
 const MAX_TOKENS: usize = 64 << 10;
@@ -72,6 +73,11 @@ pub(super) fn made_way() -> bool {
     MADE_WAY.get()
 }
 
+/// What comes now takes longer than calls should.
+pub(super) fn make_way() {
+    MADE_WAY.set(true);
+}
+
 /// Processor time that this thread has had: what others do on a busy machine costs a tenant nothing.
 fn processor_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
@@ -93,11 +99,13 @@ pub(super) struct Guest {
     /// The program's name, for the log.
     pub(super) name: Arc<str>,
     pub(super) meter: Meter,
+    /// Places in texts of some grammars.
+    pub(super) matchers: ResourceTable,
 }
 
 /// What it took, and may take.
 pub(super) struct Meter {
-    /// Bytes of linear memory.
+    /// Bytes of linear memory, and of what the host keeps for it.
     pub(super) memory: usize,
     pub(super) most_memory: usize,
     pub(super) table_entries: usize,
@@ -130,6 +138,20 @@ impl Meter {
         }
     }
 
+    /// What the host keeps for it takes `after` bytes instead of `before`.
+    pub(super) fn keep(&mut self, before: usize, after: usize) -> Result<(), Failure> {
+        self.memory = self.memory.saturating_sub(before).saturating_add(after);
+        match after > before && self.memory > self.most_memory {
+            true => Err(self.full()),
+            false => Ok(()),
+        }
+    }
+
+    fn full(&self) -> Failure {
+        let message = format!("it needs more than {} bytes of memory", self.most_memory);
+        Failure::new(Fault::Memory, message)
+    }
+
     /// From now on the code has its full time: what it waited for is there.
     pub(super) fn begin_stretch(&mut self) {
         self.used = Duration::ZERO;
@@ -151,7 +173,7 @@ impl Meter {
         if now.saturating_sub(BEGUN.get()) < LEAST {
             return Ok(UpdateDeadline::Continue(SLICE));
         }
-        MADE_WAY.set(true);
+        make_way();
         Ok(UpdateDeadline::Yield(SLICE))
     }
 }
@@ -210,8 +232,7 @@ impl ResourceLimiter for Meter {
     ) -> wasmtime::Result<bool> {
         let total = self.memory.saturating_add(desired.saturating_sub(current));
         if total > self.most_memory {
-            let message = format!("it needs more than {} bytes of memory", self.most_memory);
-            return Err(wasmtime::Error::new(Failure::new(Fault::Memory, message)));
+            return Err(wasmtime::Error::new(self.full()));
         }
         self.memory = total;
         Ok(true)

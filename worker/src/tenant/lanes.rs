@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use wasmtime::Engine;
 
-use super::guest::{begin_slice, made_way};
+use super::guest::{begin_slice, made_way, make_way};
 use crate::linear::cores;
 
 /// Most threads of a lane.
@@ -233,6 +233,12 @@ pub(super) async fn take_turns() {
         Poll::Pending
     })
     .await
+}
+
+/// Goes on in the slow lane: before what the host is to do takes long in one piece.
+pub(super) async fn slow_down() {
+    make_way();
+    take_turns().await;
 }
 
 /// Counts the engine's epoch while something runs.

@@ -24,10 +24,12 @@
 mod answering;
 mod code;
 mod contract;
+mod grammar;
 mod guest;
 mod lanes;
 mod lease;
 mod life;
+mod matchers;
 mod outbox;
 mod plan;
 mod processor;

@@ -13,10 +13,12 @@ use wasmtime::Engine;
 
 use super::answering::{self, Limits, Run};
 use super::code::{self, Code, MEMORY};
+use super::contract::GRAMMARS;
 use super::guest::{self, Guest, Meter};
 use super::lanes::Lanes;
 use super::lease::Leases;
 use super::life::Life;
+use super::matchers;
 use super::outbox::{Outbox, Voice};
 use super::processor::{self, Beginning, Handle, Mail};
 use super::runs::Runs;
@@ -141,12 +143,22 @@ impl Programs {
 
     /// Takes in a program. One that cannot be used fails the sequences that want it.
     pub fn add(&self, number: u64, name: &str, compiled: OwnedFd) {
-        let vocabulary = self.vocabulary.tokenizer();
-        let code = vocabulary.and_then(|_| code::load(&host()?.engine, compiled));
+        let code = self.load(compiled);
         let name = name.into();
         let mut sent = lock(&self.sent);
         sent.programs.insert(number, Program { name, code });
         Sent::wake(sent);
+    }
+
+    /// Loads a program, and makes what its instances need of the vocabulary: none is to wait for that
+    /// while it runs.
+    fn load(&self, compiled: OwnedFd) -> Result<Code, Failure> {
+        self.vocabulary.tokenizer()?;
+        let code = code::load(&host()?.engine, compiled)?;
+        if code.imports(GRAMMARS) {
+            self.vocabulary.grammars()?;
+        }
+        Ok(code)
     }
 
     /// Lets go of a program. Its instances go on.
@@ -284,6 +296,7 @@ impl Programs {
             taken: 0,
             name: "".into(),
             meter: Meter::new(memory.min(MEMORY), time, life.flag()),
+            matchers: matchers::table(),
         }
     }
 

@@ -6,6 +6,7 @@ use realm_shared::tokenizer::Tokenizer;
 use realm_shared::wire::Fault;
 
 use super::Failure;
+use super::grammar::Grammars;
 use crate::embedded;
 use crate::engine::ModelSource;
 
@@ -13,6 +14,7 @@ use crate::engine::ModelSource;
 pub struct Vocabulary {
     source: ModelSource,
     read: OnceLock<Result<Tokenizer, String>>,
+    grammars: OnceLock<Result<Grammars, String>>,
 }
 
 impl Vocabulary {
@@ -21,6 +23,7 @@ impl Vocabulary {
         Vocabulary {
             source,
             read: OnceLock::new(),
+            grammars: OnceLock::new(),
         }
     }
 
@@ -40,7 +43,21 @@ impl Vocabulary {
             };
             Tokenizer::from_bytes(&bytes).map_err(|e| e.to_string())
         });
-        read.as_ref()
-            .map_err(|message| Failure::new(Fault::Unusable, message.as_str()))
+        usable(read)
     }
+
+    /// What compiles grammars for it. That is made when it is asked for first, which takes a second for
+    /// a large vocabulary.
+    ///
+    /// # Errors
+    /// If the model has no vocabulary that can be used.
+    pub(super) fn grammars(&self) -> Result<&Grammars, Failure> {
+        let tokenizer = self.tokenizer()?;
+        usable(self.grammars.get_or_init(|| Grammars::of(tokenizer)))
+    }
+}
+
+fn usable<T>(made: &Result<T, String>) -> Result<&T, Failure> {
+    let made = made.as_ref();
+    made.map_err(|message| Failure::new(Fault::Unusable, message.as_str()))
 }

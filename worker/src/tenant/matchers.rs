@@ -1,0 +1,112 @@
+//! Places in texts in the hands of a tenant's code.
+
+use realm_shared::wire::Fault;
+use wasmtime::component::{Resource, ResourceTable, ResourceTableError};
+
+use super::Failure;
+use super::contract::processor::realm::program::grammars::{Grammar, Host, HostMatcher};
+use super::grammar::{Matcher, Source};
+use super::guest::{Guest, MAX_TEXT};
+use super::lanes::slow_down;
+
+/// Most matchers of an instance at once.
+const MATCHERS: usize = 64;
+
+/// For the matchers of an instance.
+pub(super) fn table() -> ResourceTable {
+    let mut table = ResourceTable::new();
+    table.set_max_capacity(MATCHERS);
+    table
+}
+
+impl Guest {
+    fn add(&mut self, matcher: Matcher) -> wasmtime::Result<Resource<Matcher>> {
+        let bytes = matcher.bytes();
+        let (shared, others) = matcher.shared_bytes();
+        let more = if others { bytes } else { bytes + shared };
+        let handle = self.matchers.push(matcher).map_err(|e| match e {
+            ResourceTableError::Full => {
+                let message = format!("it has more than {MATCHERS} matchers at once");
+                wasmtime::Error::new(Failure::new(Fault::Output, message))
+            }
+            e => e.into(),
+        })?;
+        self.meter.keep(0, more)?;
+        Ok(handle)
+    }
+
+    /// Does something with a matcher, and counts what memory that takes.
+    fn with<T>(
+        &mut self,
+        handle: &Resource<Matcher>,
+        call: impl FnOnce(&mut Matcher, &[u32]) -> T,
+    ) -> wasmtime::Result<T> {
+        let matcher = self.matchers.get_mut(handle)?;
+        let size = |matcher: &Matcher| matcher.bytes() + matcher.shared_bytes().0;
+        let before = size(matcher);
+        let result = call(matcher, &self.end_tokens);
+        self.meter.keep(before, size(matcher))?;
+        Ok(result)
+    }
+}
+
+impl Host for Guest {}
+
+impl HostMatcher for Guest {
+    async fn compile(
+        &mut self,
+        grammar: Grammar,
+    ) -> wasmtime::Result<Result<Resource<Matcher>, String>> {
+        let source = match grammar {
+            Grammar::JsonSchema(text) => Source::JsonSchema(text),
+            Grammar::Regex(text) => Source::Regex(text),
+            Grammar::Lark(text) => Source::Lark(text),
+        };
+        if source.text().len() > MAX_TEXT {
+            let message = format!("a grammar has at most {MAX_TEXT} bytes");
+            return Err(Failure::new(Fault::Trap, message).into());
+        }
+        slow_down().await;
+        let compiled = self.vocabulary.grammars()?.compile(&source);
+        match compiled {
+            Ok(matcher) => Ok(Ok(self.add(matcher)?)),
+            Err(message) => Ok(Err(message)),
+        }
+    }
+
+    fn fork(&mut self, this: Resource<Matcher>) -> wasmtime::Result<Resource<Matcher>> {
+        let fork = self.matchers.get(&this)?.fork();
+        self.add(fork)
+    }
+
+    fn mask(&mut self, this: Resource<Matcher>) -> wasmtime::Result<Result<Vec<u32>, String>> {
+        self.with(&this, |matcher, ends| matcher.mask(ends))
+    }
+
+    fn accept(
+        &mut self,
+        this: Resource<Matcher>,
+        tokens: Vec<u32>,
+    ) -> wasmtime::Result<Result<u32, String>> {
+        self.with(&this, |matcher, ends| matcher.accept(&tokens, ends))
+    }
+
+    fn rollback(&mut self, this: Resource<Matcher>, tokens: u32) -> wasmtime::Result<()> {
+        let tokens = usize::try_from(tokens).unwrap_or(usize::MAX);
+        let done = self.with(&this, |matcher, _| matcher.rollback(tokens))?;
+        Ok(done.map_err(|message| Failure::new(Fault::Plan, message))?)
+    }
+
+    fn complete(&mut self, this: Resource<Matcher>) -> wasmtime::Result<bool> {
+        let complete = self.with(&this, |matcher, _| matcher.is_complete())?;
+        // What cannot go on cannot be over.
+        Ok(complete.unwrap_or(false))
+    }
+
+    fn drop(&mut self, this: Resource<Matcher>) -> wasmtime::Result<()> {
+        let matcher = self.matchers.delete(this)?;
+        let (shared, others) = matcher.shared_bytes();
+        let bytes = matcher.bytes() + if others { 0 } else { shared };
+        Ok(self.meter.keep(bytes, 0)?)
+    }
+}
