@@ -145,6 +145,46 @@ fn the_best_of_several_is_drawn_side_by_side() {
     );
 }
 
+/// A form that the embedded model, which has never seen JSON, would not keep to by itself.
+const FORM: &str = r#"{"type": "object", "additionalProperties": false, "required": ["animal", "legs"],
+    "properties": {"animal": {"enum": ["cat", "dog", "hen"]}, "legs": {"type": "integer",
+    "minimum": 0, "maximum": 99}}}"#;
+
+fn form() -> Value {
+    serde_json::from_str(FORM).expect("JSON")
+}
+
+fn assert_has_form(text: &str) {
+    let value: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));
+    assert_eq!(value.as_object().expect("an object").len(), 2, "{text}");
+    assert!(["cat", "dog", "hen"].contains(&value["animal"].as_str().expect("a text")));
+    assert!(value["legs"].as_u64().is_some_and(|legs| legs < 100));
+}
+
+#[test]
+fn json_has_the_form_that_was_asked_for() {
+    let shop = Shop::open(&["json-extract", "grammar"]);
+    for (seed, temperature) in [(1, 0.0), (2, 0.7), (3, 1.5)] {
+        let args = json!({"schema": form(), "attempts": 8});
+        let mut program = call("json-extract", "What animal is this?", args);
+        let mut processor = chat("What animal is this?");
+        processor["processor"] = json!({"name": "grammar", "args": {"json_schema": form()}});
+        for body in [&mut program, &mut processor] {
+            body["seed"] = json!(seed);
+            body["temperature"] = json!(temperature);
+            body["max_tokens"] = json!(64);
+            let answer = shop.server.post("/v1/chat/completions", body);
+            assert_has_form(&content(&answer));
+            assert_eq!(answer.json()["choices"][0]["finish_reason"], "stop");
+        }
+    }
+    let wrong = call("json-extract", "hi", json!({"schema": {"type": "thing"}}));
+    let wrong = shop.server.post("/v1/chat/completions", &wrong);
+    assert_eq!(code(&wrong), (422, "program_error".into()));
+    let message = wrong.json()["error"]["message"].to_string();
+    assert!(message.contains("program.args.schema"), "{message}");
+}
+
 #[test]
 fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
     let attacks = [
@@ -158,16 +198,38 @@ fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
         ("answer-take-unasked", "program_invalid_call"),
         ("answer-impossible", "program_invalid_call"),
     ];
-    let names: Vec<_> = attacks.iter().map(|attack| attack.0).collect();
+    let mut calls: Vec<_> = attacks
+        .iter()
+        .map(|(name, wanted)| (*name, Value::Null, *wanted))
+        .collect();
+    let deep = format!("start: {}", "(".repeat(30_000));
+    let small = "start: \"a\"";
+    calls.extend(
+        [
+            (json!({"lark": small, "forks": 64}), "program_output_limit"),
+            (
+                json!({"lark": small, "tokens": 1, "rollback": 2}),
+                "program_invalid_call",
+            ),
+            (json!({"lark": deep}), "program_error"),
+            (
+                json!({"lark": small, "compile": 100_000}),
+                "program_time_limit",
+            ),
+        ]
+        .map(|(args, wanted)| ("answer-matchers", args, wanted)),
+    );
+    let mut names: Vec<_> = calls.iter().map(|call| call.0).collect();
+    names.dedup();
     let shop = Shop::open(&names);
     shop.attacked(4, || {
-        for (name, wanted) in attacks {
-            let body = call(name, "hi", Value::Null);
+        for (name, args, wanted) in &calls {
+            let body = call(name, "hi", args.clone());
             let answer = shop.server.post("/v1/chat/completions", &body);
             assert_eq!(
                 code(&answer),
-                (422, wanted.into()),
-                "{name}: {}",
+                (422, (*wanted).into()),
+                "{name} {args}: {}",
                 answer.body
             );
             assert_eq!(answer.json()["error"]["type"], "program_error");
@@ -204,11 +266,12 @@ fn what_is_not_waited_for_ends_with_its_program() {
 /// The program runs anew with what it has seen: nothing is said twice, and nothing is lost.
 #[test]
 fn an_answer_survives_its_worker() {
-    let shop = Shop::open(&["chat", "answer-edit", "best-of"]);
+    let shop = Shop::open(&["chat", "answer-edit", "best-of", "json-extract"]);
     let server = &shop.server;
     for (model, args) in [
         ("chat", Value::Null),
         ("answer-edit", Value::Null),
+        ("json-extract", json!({"schema": form(), "attempts": 8})),
         ("best-of", json!({"n": 3})),
     ] {
         let mut body = call(model, "Tell me a story.", args);
@@ -217,10 +280,11 @@ fn an_answer_survives_its_worker() {
         let request = request(body);
         let undisturbed = server.ask(&request);
         let stride = setting("REALM_TEST_STRIDE", 6).max(1) as usize;
-        // By chunks of text; `best-of` has but few, so there it is by what was computed.
-        let points = match model {
-            "best-of" => vec![0; 5],
-            _ => (0..undisturbed.tokens()).step_by(stride).collect(),
+        // By chunks of text; some have but few, so there it is by what was computed.
+        let whole = ["best-of", "json-extract"].contains(&model);
+        let points = match whole {
+            true => vec![0; 5],
+            false => (0..undisturbed.tokens()).step_by(stride).collect(),
         };
         for (round, point) in points.into_iter().enumerate() {
             let (ended, worker) = (
@@ -230,8 +294,9 @@ fn an_answer_survives_its_worker() {
             let generated = || server.metric("vllm:generation_tokens_total");
             let before = generated();
             std::thread::scope(|scope| {
-                if model == "best-of" {
-                    let after = before + (round * 11) as f64;
+                if whole {
+                    let drawn = undisturbed.usage["completion_tokens"].as_f64();
+                    let after = before + round as f64 / 5.0 * drawn.expect("a number");
                     scope.spawn(move || {
                         wait_until("it is under way", || generated() > after);
                         // It may be over already.
@@ -239,7 +304,7 @@ fn an_answer_survives_its_worker() {
                     });
                 }
                 let answer = server.ask_with(&request, |chunks| {
-                    if model != "best-of" && chunks == point {
+                    if !whole && chunks == point {
                         kill(worker, Signal::SIGKILL).expect("the worker runs");
                     }
                 });

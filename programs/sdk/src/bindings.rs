@@ -16,6 +16,7 @@ pub mod answering {
         with: {
             "realm:program/types@0.1.0": crate::bindings::realm::program::types,
             "realm:program/text@0.1.0": crate::bindings::realm::program::text,
+            "realm:program/grammars@0.1.0": crate::bindings::realm::program::grammars,
             "realm:program/control@0.1.0": crate::bindings::realm::program::control,
         },
         pub_export_macro: true,

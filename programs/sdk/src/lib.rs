@@ -65,6 +65,7 @@ use serde::de::DeserializeOwned;
 pub mod bindings;
 #[doc(hidden)]
 pub mod entry;
+pub mod grammar;
 pub mod program;
 pub mod text;
 

@@ -18,6 +18,7 @@ use super::*;
 use crate::engine::ModelSource;
 
 mod answering;
+mod grammars;
 mod model;
 mod rig;
 

@@ -280,8 +280,16 @@ impl Computed {
 pub(super) fn model(tokens: &[u32], key: u64, number: u32, draw: &Draw) -> u32 {
     let hash = tokens.iter().fold(mix(key), |h, t| mix(h ^ u64::from(*t)));
     let hash = mix(hash.wrapping_add(number.into()));
+    let of = |tokens: &[u32]| tokens[hash as usize % tokens.len()];
     match &draw.allowed {
-        Allowed::Tokens(tokens) => tokens[hash as usize % tokens.len()],
-        _ => hash as u32 % VOCABULARY as u32,
+        Allowed::All => hash as u32 % VOCABULARY as u32,
+        Allowed::Tokens(tokens) => of(tokens),
+        Allowed::Mask(words) => of(&set(words)),
     }
+}
+
+/// Tokens whose bits are set.
+fn set(words: &[u32]) -> Vec<u32> {
+    let is_set = |token: &u32| words[*token as usize / 32] >> (token % 32) & 1 == 1;
+    (0..words.len() as u32 * 32).filter(is_set).collect()
 }
