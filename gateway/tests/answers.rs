@@ -185,6 +185,26 @@ fn json_has_the_form_that_was_asked_for() {
     assert!(message.contains("program.args.schema"), "{message}");
 }
 
+/// Two sequences' logits are combined in the worker.
+#[test]
+fn an_answer_is_drawn_from_logits_that_a_program_made() {
+    let shop = Shop::open(&["contrastive"]);
+    let ask = |args: Value, temperature: f32| {
+        let mut body = call("contrastive", "Tell me a story about a cat.", args);
+        body["temperature"] = json!(temperature);
+        content(&shop.server.post("/v1/chat/completions", &body))
+    };
+    let args = json!({"strength": 0.0, "cutoff": 1e-30});
+    let mut plain = chat("Tell me a story about a cat.");
+    plain["max_tokens"] = json!(24);
+    plain["temperature"] = json!(0.0);
+    let plain = content(&shop.server.post("/v1/chat/completions", &plain));
+    assert_eq!(ask(args, 0.0), plain);
+    let one = ask(json!({"strength": 2.0, "window": 1}), 0.9);
+    assert!(!one.is_empty());
+    assert_eq!(ask(json!({"strength": 2.0, "window": 1}), 0.9), one);
+}
+
 #[test]
 fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
     let attacks = [
@@ -218,6 +238,27 @@ fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
             ),
         ]
         .map(|(args, wanted)| ("answer-matchers", args, wanted)),
+    );
+    let tensor = json!({"tensor": [[2], [1, 2]]});
+    let large = json!({"gather": [0, vec![0; 1 << 20]]});
+    calls.extend(
+        [
+            (json!([tensor, large]), "program_trap"),
+            (
+                json!([tensor, {"gather": [0, vec![0; 4096]]}, {"matmul": [1, 1]}]),
+                "program_invalid_call",
+            ),
+            (
+                json!([tensor, {"gather": [0, [2]]}]),
+                "program_invalid_call",
+            ),
+            (json!(vec![tensor.clone(); 1025]), "program_tensor_limit"),
+            (
+                json!([{"new": {}}, tensor, {"ask-from": [0, 0]}]),
+                "program_invalid_call",
+            ),
+        ]
+        .map(|(args, wanted)| ("program-script", args, wanted)),
     );
     let mut names: Vec<_> = calls.iter().map(|call| call.0).collect();
     names.dedup();
@@ -266,11 +307,18 @@ fn what_is_not_waited_for_ends_with_its_program() {
 /// The program runs anew with what it has seen: nothing is said twice, and nothing is lost.
 #[test]
 fn an_answer_survives_its_worker() {
-    let shop = Shop::open(&["chat", "answer-edit", "best-of", "json-extract"]);
+    let shop = Shop::open(&[
+        "chat",
+        "answer-edit",
+        "best-of",
+        "contrastive",
+        "json-extract",
+    ]);
     let server = &shop.server;
     for (model, args) in [
         ("chat", Value::Null),
         ("answer-edit", Value::Null),
+        ("contrastive", json!({"window": 2})),
         ("json-extract", json!({"schema": form(), "attempts": 8})),
         ("best-of", json!({"n": 3})),
     ] {

@@ -2,10 +2,11 @@
 //! to be good as well as bad.
 
 use realm_program::program::{Exhausted, Finish, Request, Sampling, Sequence, emit, emit_tokens};
+use realm_program::tensor::Tensor;
 use realm_program::{Allowed, Draw, Error, program, random, text};
 use serde::Deserialize;
 
-/// A step. Sequences are named by how many were made before.
+/// A step. Sequences and tensors are named by how many were made before.
 #[derive(Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum Step {
@@ -19,6 +20,22 @@ enum Step {
     AskWith(usize, How),
     Take(usize),
     Drop(usize),
+    AskLogits(usize),
+    /// Makes a tensor.
+    TakeLogits(usize),
+    /// Draws from a tensor: sequence, tensor.
+    AskFrom(usize, usize),
+    /// Makes a tensor.
+    Tensor(Vec<u32>, Vec<f32>),
+    /// Makes a tensor of others.
+    Add(usize, usize),
+    Matmul(usize, usize),
+    Scale(usize, f32),
+    Gather(usize, Vec<u32>),
+    Concat(Vec<usize>),
+    DropTensor(usize),
+    Read(usize),
+    Top(usize, u32),
     /// Asks for a token and takes it, so many times, and writes what the tokens spell.
     Speak(usize, u32),
     Emit(String),
@@ -88,7 +105,9 @@ fn of(all: &mut [Option<Sequence>], n: usize) -> &mut Sequence {
 fn answer(request: Request) -> Result<Finish, Error> {
     let steps: Vec<Step> = serde_json::from_str(&request.args)?;
     let mut all: Vec<Option<Sequence>> = Vec::new();
+    let mut tensors: Vec<Option<Tensor>> = Vec::new();
     for step in steps {
+        let tensor = |n: usize| tensors[n].as_ref().expect("not dropped");
         match step {
             Step::New(new) => {
                 let sampling = Sampling {
@@ -120,6 +139,22 @@ fn answer(request: Request) -> Result<Finish, Error> {
                 }
             }
             Step::Drop(n) => all[n] = None,
+            Step::AskLogits(n) => of(&mut all, n).ask_logits()?,
+            Step::TakeLogits(n) => tensors.push(Some(of(&mut all, n).take_logits())),
+            Step::AskFrom(n, from) => of(&mut all, n).ask_from(tensor(from), &Draw::free())?,
+            Step::Tensor(shape, values) => tensors.push(Some(Tensor::new(&shape, &values))),
+            Step::Add(a, b) => tensors.push(Some(tensor(a) + tensor(b))),
+            Step::Matmul(a, b) => tensors.push(Some(tensor(a).matmul(tensor(b)))),
+            Step::Scale(n, by) => tensors.push(Some(tensor(n) * by)),
+            Step::Gather(n, places) => tensors.push(Some(tensor(n).gather(places))),
+            Step::Concat(parts) => {
+                let parts: Vec<_> = parts.into_iter().map(tensor).collect();
+                let whole = Tensor::concat(&parts, 0);
+                tensors.push(Some(whole));
+            }
+            Step::DropTensor(n) => tensors[n] = None,
+            Step::Read(n) => emit(&format!("{:?}", tensor(n).read())),
+            Step::Top(n, count) => emit(&format!("{:?}", tensor(n).top(count))),
             Step::Speak(n, count) => {
                 for _ in 0..count {
                     if !ask(of(&mut all, n), How::default()) {

@@ -137,6 +137,8 @@ pub struct Allotment {
     pub choice: u32,
     /// Sequences that a program may have at once.
     pub sequences: u32,
+    /// Bytes of tensors that a program may have at once.
+    pub tensors: u64,
 }
 
 impl Default for Allotment {
@@ -148,6 +150,7 @@ impl Default for Allotment {
             tenant: 0,
             choice: 0,
             sequences: 8,
+            tensors: 64 << 20,
         }
     }
 }
@@ -174,11 +177,13 @@ pub enum Fault {
     Late = 8,
     /// It gave out more than it may: text, or sequences.
     Output = 9,
+    /// It has more tensors than it may.
+    Tensors = 10,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 9] = [
+    pub const ALL: [Fault; 10] = [
         Fault::Error,
         Fault::Trap,
         Fault::Time,
@@ -188,6 +193,7 @@ impl Fault {
         Fault::Unusable,
         Fault::Late,
         Fault::Output,
+        Fault::Tensors,
     ];
 
     /// The one with this number.

@@ -103,16 +103,23 @@ impl Slot {
             None => self.sampler.draw(logits, index).ok_or(NO_NUMBER),
             Some(Verdict::Draw(draw)) => match self.sampler.draw_steered(logits, number, &draw) {
                 Some(token) => Ok(token),
-                None => {
-                    let message = "the model can draw none of the tokens that it allows";
-                    return self.fail(Failure::new(Fault::Plan, message));
-                }
+                None => return self.fail(nothing_to_draw()),
             },
+            Some(Verdict::DrawFrom(draw, own)) => {
+                let mut own = own.to_vec();
+                match self.sampler.draw_steered(&mut own, number, &draw) {
+                    Some(token) => Ok(token),
+                    None => return self.fail(nothing_to_draw()),
+                }
+            }
             Some(Verdict::Force(token)) => {
                 self.sampler.take(token);
                 Ok(token)
             }
-            Some(Verdict::Late) => {
+            Some(verdict @ (Verdict::Show | Verdict::Late)) => {
+                if let (Verdict::Show, Some(steering)) = (verdict, &self.steering) {
+                    steering.show(logits);
+                }
                 let logits = logits.to_vec();
                 self.parked = Some(Parked { logits, index });
                 Err(LATE)
@@ -154,6 +161,11 @@ impl Slot {
             failure: Some(failure),
         }
     }
+}
+
+fn nothing_to_draw() -> Failure {
+    let message = "the model can draw none of the tokens that it allows";
+    Failure::new(Fault::Plan, message)
 }
 
 /// Asks the code of all steered sequences that are to draw, and waits a little for those that are

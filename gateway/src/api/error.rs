@@ -484,6 +484,7 @@ fn program_failure(fault: Fault) -> (StatusCode, [&'static str; 2]) {
         Fault::Memory => (own, ["processor_memory_limit", "program_memory_limit"]),
         Fault::Plan => (own, ["processor_invalid_plan", "program_invalid_call"]),
         Fault::Output => (own, ["processor_output_limit", "program_output_limit"]),
+        Fault::Tensors => (own, ["processor_tensor_limit", "program_tensor_limit"]),
         Fault::Instances => (
             StatusCode::TOO_MANY_REQUESTS,
             ["processor_instances_limit", "program_instances_limit"],

@@ -56,6 +56,7 @@ pub(super) fn allotment(settings: &TenantSettings) -> Allotment {
         call_micros: u64::try_from(limits.call.as_micros()).unwrap_or(u64::MAX),
         instances: limits.instances.get(),
         sequences: limits.sequences.get(),
+        tensors: limits.tensors,
         ..Allotment::default()
     }
 }

@@ -18,6 +18,7 @@ const PROGRAM_LIMITS: ProgramLimits = ProgramLimits {
     call: Duration::from_millis(50),
     instances: NonZeroU32::new(64).unwrap(),
     sequences: NonZeroU32::new(8).unwrap(),
+    tensors: 64 << 20,
 };
 /// How many programs a tenant may store where nothing is said.
 const PROGRAMS: usize = 64;
@@ -66,6 +67,9 @@ pub struct TenantSettings {
     /// Most sequences that one program has at once.
     #[serde(deserialize_with = "program_sequences")]
     pub program_sequences: Option<NonZeroU32>,
+    /// Most bytes that the tensors of one program have at once.
+    #[serde(deserialize_with = "program_tensors")]
+    pub program_tensors: Option<ByteSize>,
 }
 
 /// What one tenant's programs may use in a worker.
@@ -79,6 +83,8 @@ pub struct ProgramLimits {
     pub instances: NonZeroU32,
     /// Sequences of one of them at once.
     pub sequences: NonZeroU32,
+    /// Bytes of tensors of one of them at once.
+    pub tensors: u64,
 }
 
 fn weight<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
@@ -111,6 +117,11 @@ fn program_call<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error
         is_time,
         "a program's call may take between 1 and 10000 ms",
     )
+}
+
+fn program_tensors<'de, D: Deserializer<'de>>(d: D) -> Result<Option<ByteSize>, D::Error> {
+    let is_size = |size: &ByteSize| size.0 <= 1 << 30;
+    checked(d, is_size, "a program's tensors have at most 1GiB")
 }
 
 fn program_sequences<'de, D: Deserializer<'de>>(d: D) -> Result<Option<NonZeroU32>, D::Error> {
@@ -150,6 +161,7 @@ impl TenantSettings {
             program_call_ms: self.program_call_ms.or(d.program_call_ms),
             program_instances: self.program_instances.or(d.program_instances),
             program_sequences: self.program_sequences.or(d.program_sequences),
+            program_tensors: self.program_tensors.or(d.program_tensors),
         }
     }
 
@@ -177,6 +189,7 @@ impl TenantSettings {
                 .map_or(usual.call, Duration::from_millis),
             instances: self.program_instances.unwrap_or(usual.instances),
             sequences: self.program_sequences.unwrap_or(usual.sequences),
+            tensors: self.program_tensors.map_or(usual.tensors, |size| size.0),
         }
     }
 

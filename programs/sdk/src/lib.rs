@@ -67,6 +67,7 @@ pub mod bindings;
 pub mod entry;
 pub mod grammar;
 pub mod program;
+pub mod tensor;
 pub mod text;
 
 pub use bindings::exports::realm::program::steering::{Plan, Request};

@@ -31,6 +31,7 @@ use std::fmt::{Display, Formatter};
 use serde::de::DeserializeOwned;
 
 use crate::bindings::answering::realm::program::{client, sequences};
+use crate::tensor::Tensor;
 use crate::{Draw, Error, Token};
 
 pub use crate::bindings::answering::exports::realm::program::answering::{
@@ -107,13 +108,39 @@ impl Sequence {
         Ok(self.take())
     }
 
+    /// Draws its next token from these logits, as if the model had given them.
+    pub fn draw_from(&mut self, logits: &Tensor, how: &Draw) -> Result<Drawn, Exhausted> {
+        self.ask_from(logits, how)?;
+        Ok(self.take())
+    }
+
+    /// The logits of its next token: a number for each token of the vocabulary. None is drawn by that.
+    pub fn logits(&mut self) -> Result<Tensor, Exhausted> {
+        self.ask_logits()?;
+        Ok(self.take_logits())
+    }
+
     /// Asks for its next token. Ask several sequences before you take of the first, and the model
     /// computes for all of them at once.
     pub fn ask(&mut self, how: &Draw) -> Result<(), Exhausted> {
-        self.0.ask(how).map_err(|exhausted| match exhausted {
-            sequences::Exhausted::Context => Exhausted::Context,
-            sequences::Exhausted::Tokens => Exhausted::Tokens,
-        })
+        Ok(self.0.ask(how)?)
+    }
+
+    /// Asks for its next token, drawn from these logits.
+    pub fn ask_from(&mut self, logits: &Tensor, how: &Draw) -> Result<(), Exhausted> {
+        Ok(self.0.ask_from(&logits.0, how)?)
+    }
+
+    /// Asks for the logits of its next token: of several sequences, before you take those of the first.
+    pub fn ask_logits(&mut self) -> Result<(), Exhausted> {
+        Ok(self.0.ask_logits()?)
+    }
+
+    /// Waits for the logits that were asked for. What follows best is a token drawn from them or from
+    /// what was made of them: then they need not be computed again.
+    #[must_use]
+    pub fn take_logits(&mut self) -> Tensor {
+        Tensor(self.0.take_logits())
     }
 
     /// Waits for the token that was asked for.
@@ -129,6 +156,15 @@ pub enum Exhausted {
     Context,
     /// The request has drawn as many tokens as it may, over all its sequences.
     Tokens,
+}
+
+impl From<sequences::Exhausted> for Exhausted {
+    fn from(exhausted: sequences::Exhausted) -> Self {
+        match exhausted {
+            sequences::Exhausted::Context => Exhausted::Context,
+            sequences::Exhausted::Tokens => Exhausted::Tokens,
+        }
+    }
 }
 
 impl Display for Exhausted {

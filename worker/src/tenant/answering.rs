@@ -16,6 +16,7 @@ use super::contract::program::{ProgramPre, realm};
 use super::guest::{self, Guest};
 use super::lease::Leases;
 use super::outbox::{PIECE, Voice};
+use super::tensors;
 
 /// Most sequences that one message can name: it must fit a slot.
 const MAX_TOOK: usize = 1024;
@@ -29,11 +30,16 @@ pub(super) struct Run {
     pub(super) leases: Arc<Leases>,
     /// Its sequences.
     pub(super) table: ResourceTable,
+    pub(super) tensors: ResourceTable,
+    /// Bytes that its tensors may still have.
+    pub(super) tensor_room: u64,
     /// Sequences that it has made.
     pub(super) made: u32,
     pub(super) limits: Limits,
     /// What was drawn in an earlier life, for each sequence that it makes.
     journal: Vec<Vec<Drawn>>,
+    /// How many of those it has not asked for again.
+    unplayed: usize,
     /// Tokens that it asked for, over all sequences.
     pub(super) asked: u64,
     /// Of which sequences it took how many since it said something last.
@@ -56,6 +62,8 @@ pub(super) struct Limits {
     pub(super) budget: u64,
     /// Sequences at once.
     pub(super) sequences: u32,
+    /// Bytes of tensors.
+    pub(super) tensors: u64,
 }
 
 impl AsMut<Guest> for Run {
@@ -79,8 +87,11 @@ impl Run {
             voice,
             leases,
             table,
+            tensors: tensors::table(),
+            tensor_room: limits.tensors,
             made: 0,
             limits,
+            unplayed: journal.iter().map(Vec::len).sum(),
             journal,
             asked: 0,
             took: BTreeMap::new(),
@@ -95,6 +106,16 @@ impl Run {
         let sequence = usize::try_from(sequence).unwrap_or(usize::MAX);
         let drawn = self.journal.get_mut(sequence).map(std::mem::take);
         drawn.unwrap_or_default()
+    }
+
+    /// Whether it does again what it did in an earlier life.
+    pub(super) fn is_replaying(&self) -> bool {
+        self.unplayed > 0
+    }
+
+    /// So much of an earlier life is behind it.
+    pub(super) fn replayed(&mut self, draws: usize) {
+        self.unplayed = self.unplayed.saturating_sub(draws);
     }
 
     /// Says what text there is: before anything is said that comes after it, and before any wait.

@@ -29,7 +29,12 @@ pub(super) mod program {
         path: "../shared/wit",
         world: "program",
         imports: {
+            "realm:program/sequences.[method]sequence.ask-from": async | trappable,
             "realm:program/sequences.[method]sequence.take": async | trappable,
+            "realm:program/sequences.[method]sequence.take-logits": async | trappable,
+            "realm:program/tensors.[method]tensor.read": async | trappable,
+            "realm:program/tensors.[method]tensor.top": async | trappable,
+            "realm:program/tensors.apply": async | trappable,
             default: trappable,
         },
         exports: { default: async },
@@ -38,6 +43,7 @@ pub(super) mod program {
             "realm:program/text": super::processor::realm::program::text,
             "realm:program/grammars": super::processor::realm::program::grammars,
             "realm:program/control": super::processor::realm::program::control,
+            "realm:program/tensors.tensor": crate::tenant::tensors::Tensor,
             "realm:program/sequences.sequence": crate::tenant::sequences::Sequence,
         },
     });
@@ -58,12 +64,13 @@ pub(super) fn offer_processor(linker: &mut Linker<Guest>) -> wasmtime::Result<()
 /// Adds everything that a program which answers requests may import.
 pub(super) fn offer_program(linker: &mut Linker<Run>) -> wasmtime::Result<()> {
     use processor::realm::program::{control, grammars, text, types};
-    use program::realm::program::{client, sequences};
+    use program::realm::program::{client, sequences, tensors};
 
     types::add_to_linker::<Run, HasSelf<Guest>>(linker, |run| &mut run.guest)?;
     text::add_to_linker::<Run, HasSelf<Guest>>(linker, |run| &mut run.guest)?;
     grammars::add_to_linker::<Run, HasSelf<Guest>>(linker, |run| &mut run.guest)?;
     control::add_to_linker::<Run, HasSelf<Guest>>(linker, |run| &mut run.guest)?;
+    tensors::add_to_linker::<Run, HasSelf<Run>>(linker, |run| run)?;
     sequences::add_to_linker::<Run, HasSelf<Run>>(linker, |run| run)?;
     client::add_to_linker::<Run, HasSelf<Run>>(linker, |run| run)
 }

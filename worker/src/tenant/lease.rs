@@ -51,12 +51,28 @@ struct State {
 enum Turn {
     /// The program's, which asks for nothing.
     Idle,
-    /// The engine's: a token is to be drawn like this.
-    Asked(Arc<Draw>),
-    /// The program's, which is to take this.
+    /// The engine's.
+    Asked(Question),
+    /// The program's, which is to take this, or to hear that there is nothing.
+    Answered(Result<Answer, Failure>),
+}
+
+/// What a program asks of its sequence.
+#[derive(Debug, Clone)]
+pub(super) enum Question {
+    /// A token, drawn like this.
+    Draw(Arc<Draw>),
+    /// The same, from these logits.
+    DrawFrom(Arc<Draw>, Arc<[f32]>),
+    /// The logits of the next token.
+    Logits,
+}
+
+/// What it gets.
+#[derive(Debug)]
+pub(super) enum Answer {
     Drawn(Drawn),
-    /// The program's, which is to hear that no token could be drawn.
-    Failed(Failure),
+    Logits(Vec<f32>),
 }
 
 impl Lease {
@@ -64,14 +80,18 @@ impl Lease {
     /// not a token that was drawn.
     pub(super) fn verdict(&self) -> Verdict {
         let mut state = self.lock();
-        if let Turn::Idle | Turn::Drawn(_) = &state.turn {
+        if let Turn::Idle | Turn::Answered(Ok(_)) = &state.turn {
             state.over |= state.since.elapsed() > IDLE;
         }
         match &state.turn {
             _ if state.over => Verdict::Stop,
-            Turn::Idle | Turn::Drawn(_) => Verdict::Late,
-            Turn::Asked(draw) => Verdict::Draw(draw.clone()),
-            Turn::Failed(failure) => Verdict::Failed(failure.clone()),
+            Turn::Idle | Turn::Answered(Ok(_)) => Verdict::Late,
+            Turn::Asked(Question::Draw(draw)) => Verdict::Draw(draw.clone()),
+            Turn::Asked(Question::DrawFrom(draw, logits)) => {
+                Verdict::DrawFrom(draw.clone(), logits.clone())
+            }
+            Turn::Asked(Question::Logits) => Verdict::Show,
+            Turn::Answered(Err(failure)) => Verdict::Failed(failure.clone()),
         }
     }
 
@@ -83,43 +103,48 @@ impl Lease {
     /// What was drawn.
     pub(super) fn give(&self, token: u32, logprob: f32, alternatives: &[Scored]) {
         let alternatives = alternatives.iter().map(|a| (a.token, a.logprob));
-        self.answer(Turn::Drawn(Drawn {
+        self.answer(Ok(Answer::Drawn(Drawn {
             token,
             logprob,
             alternatives: alternatives.collect(),
-        }));
+        })));
+    }
+
+    /// The logits that were asked for.
+    pub(super) fn show(&self, logits: &[f32]) {
+        self.answer(Ok(Answer::Logits(logits.to_vec())));
     }
 
     /// No token can be drawn as the program asks.
     pub(super) fn fail(&self, failure: Failure) {
-        self.answer(Turn::Failed(failure));
+        self.answer(Err(failure));
     }
 
     /// Answers a question, unless it was taken back.
-    fn answer(&self, turn: Turn) {
+    fn answer(&self, answer: Result<Answer, Failure>) {
         let mut state = self.lock();
         if let Turn::Asked(_) = &state.turn {
-            state.turn = turn;
+            state.turn = Turn::Answered(answer);
             state.since = Instant::now();
             drop(state);
             self.life.wake();
         }
     }
 
-    /// Asks for a token. False if the lease is over.
-    fn ask(&self, draw: &Arc<Draw>) -> bool {
+    /// Asks. False if the lease is over.
+    fn ask(&self, question: &Question) -> bool {
         let mut state = self.lock();
         if state.over || !matches!(&state.turn, Turn::Idle) {
             return false;
         }
-        state.turn = Turn::Asked(draw.clone());
+        state.turn = Turn::Asked(question.clone());
         drop(state);
         self.bell.ring();
         true
     }
 
-    /// The token that was asked for; None when the program is to end instead.
-    async fn drawn(&self) -> Option<Result<Drawn, Failure>> {
+    /// What was asked for; None when the program is to end instead.
+    async fn answered(&self) -> Option<Result<Answer, Failure>> {
         poll_fn(|context| {
             if self.life.is_over_or_will_wake(context.waker()) {
                 return Poll::Ready(None);
@@ -129,8 +154,7 @@ impl Lease {
                 return Poll::Pending;
             }
             Poll::Ready(match std::mem::replace(&mut state.turn, Turn::Idle) {
-                Turn::Drawn(drawn) => Some(Ok(drawn)),
-                Turn::Failed(failure) => Some(Err(failure)),
+                Turn::Answered(answer) => Some(answer),
                 // Only what was asked for is waited for.
                 Turn::Idle | Turn::Asked(_) => None,
             })
@@ -174,11 +198,11 @@ impl Leases {
         self.lock().get(&name).cloned()
     }
 
-    /// Makes one whose first draw is this.
-    pub(super) fn make(self: &Arc<Self>, voice: Voice, draw: Arc<Draw>, before: u32) -> Held {
+    /// Makes one of which this is asked first.
+    pub(super) fn make(self: &Arc<Self>, voice: Voice, question: Question, before: u32) -> Held {
         let lease = Arc::new(Lease {
             state: Mutex::new(State {
-                turn: Turn::Asked(draw),
+                turn: Turn::Asked(question),
                 since: Instant::now(),
                 over: false,
             }),
@@ -215,14 +239,14 @@ impl Held {
     }
 
     /// See [`Lease::ask`].
-    pub(super) fn ask(&self, draw: &Arc<Draw>) -> bool {
-        self.lease.ask(draw)
+    pub(super) fn ask(&self, question: &Question) -> bool {
+        self.lease.ask(question)
     }
 
-    /// See [`Lease::drawn`].
-    pub(super) fn drawn(&self) -> impl Future<Output = Option<Result<Drawn, Failure>>> + use<> {
+    /// See [`Lease::answered`].
+    pub(super) fn answered(&self) -> impl Future<Output = Option<Result<Answer, Failure>>> + use<> {
         let lease = self.lease.clone();
-        async move { lease.drawn().await }
+        async move { lease.answered().await }
     }
 }
 
@@ -239,12 +263,12 @@ mod tests {
     use super::super::steering::Allowed;
     use super::*;
 
-    fn draw() -> Arc<Draw> {
-        Arc::new(Draw {
+    fn draw() -> Question {
+        Question::Draw(Arc::new(Draw {
             allowed: Allowed::All,
             bias: Vec::new(),
             temperature: None,
-        })
+        }))
     }
 
     /// One of which nothing was asked for so long.

@@ -30,6 +30,7 @@ mod lanes;
 mod lease;
 mod life;
 mod matchers;
+mod operation;
 mod outbox;
 mod plan;
 mod processor;
@@ -38,6 +39,7 @@ mod runs;
 mod seats;
 mod sequences;
 mod steering;
+mod tensors;
 mod vocabulary;
 
 use std::fmt::{self, Display, Formatter};

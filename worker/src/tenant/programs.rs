@@ -239,6 +239,7 @@ impl Programs {
             context: request.context,
             budget: request.budget,
             sequences: allotment.sequences,
+            tensors: allotment.tensors,
         };
         let mut last = self.runs.begin(voice.clone(), seat);
         let leases = self.leases.clone();

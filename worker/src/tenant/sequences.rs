@@ -17,10 +17,11 @@ use super::contract::program::realm::program::sequences::{
 };
 use super::guest::OVER;
 use super::lanes::take_turns;
-use super::lease::Held;
+use super::lease::{Answer, Held, Question};
 use super::plan::{drawable, known, temperature};
 use super::steering::Draw;
-use crate::sampler::mix;
+use super::tensors::{Tensor, Value};
+use crate::sampler::{clean, mix};
 
 /// Sequences that a program may make, one after the other: the gateway keeps what was drawn for each.
 const MAX_MADE: u32 = 1 << 16;
@@ -52,9 +53,34 @@ enum Asked {
     Before(run::Drawn),
     /// A token of the lease.
     Lease,
+    /// Logits of the lease.
+    Logits,
+    /// Logits that were seen in an earlier life, and are hardly needed now.
+    LogitsBefore,
+}
+
+/// What a sequence is computed from.
+#[derive(Clone)]
+pub(super) struct Wanted {
+    number: u32,
+    tokens: Vec<u32>,
+    dials: Dials,
+    alternatives: Option<u32>,
+    /// Draws before.
+    draws: u32,
 }
 
 impl Sequence {
+    fn wanted(&self) -> Wanted {
+        Wanted {
+            number: self.number,
+            tokens: self.tokens.clone(),
+            dials: self.dials,
+            alternatives: self.alternatives,
+            draws: self.draws,
+        }
+    }
+
     /// Refuses a change while a token is asked for.
     fn at_rest(&self, what: &str) -> Result<(), Failure> {
         match self.asked {
@@ -66,8 +92,13 @@ impl Sequence {
     }
 }
 
-fn plan(message: impl Into<String>) -> Failure {
+pub(super) fn plan(message: impl Into<String>) -> Failure {
     Failure::new(Fault::Plan, message)
+}
+
+/// Nobody waits for the program any more.
+fn over() -> wasmtime::Error {
+    Failure::new(Fault::Trap, OVER).into()
 }
 
 impl Run {
@@ -107,6 +138,84 @@ impl Run {
         })?;
         self.made += 1;
         Ok(handle)
+    }
+
+    /// Whether a token may be asked for.
+    fn may_draw(
+        &mut self,
+        this: &Resource<Sequence>,
+        what: &str,
+    ) -> wasmtime::Result<Result<(), Exhausted>> {
+        let context = u64::from(self.limits.context);
+        let exhausted = self.asked >= self.limits.budget;
+        let sequence = self.sequence(this)?;
+        sequence.at_rest(what)?;
+        if sequence.tokens.len() as u64 >= context {
+            return Ok(Err(Exhausted::Context));
+        }
+        Ok(match exhausted {
+            true => Err(Exhausted::Tokens),
+            false => Ok(()),
+        })
+    }
+
+    /// Asks for a token that was drawn in an earlier life, if there is one.
+    fn ask_journal(&mut self, this: &Resource<Sequence>) -> wasmtime::Result<bool> {
+        let sequence = self.sequence(this)?;
+        let Some(drawn) = sequence.journal.next() else {
+            return Ok(false);
+        };
+        sequence.draws = sequence.draws.wrapping_add(1);
+        sequence.asked = Asked::Before(drawn);
+        self.asked += 1;
+        self.replayed(1);
+        Ok(true)
+    }
+
+    /// Asks the engine, by a new lease where the sequence has none that goes on.
+    fn ask_lease(&mut self, this: &Resource<Sequence>, question: Question) -> wasmtime::Result<()> {
+        let sequence = self.sequence(this)?;
+        let draws = !matches!(question, Question::Logits);
+        sequence.asked = match draws {
+            true => Asked::Lease,
+            false => Asked::Logits,
+        };
+        let goes_on = |lease: &Held| lease.ask(&question);
+        if !sequence.lease.as_ref().is_some_and(goes_on) {
+            let wanted = sequence.wanted();
+            let lease = self.open(wanted, question);
+            self.sequence(this)?.lease = Some(lease);
+        }
+        let sequence = self.sequence(this)?;
+        sequence.draws = sequence.draws.wrapping_add(draws.into());
+        self.asked += u64::from(draws);
+        Ok(())
+    }
+
+    /// Has a sequence computed.
+    fn open(&mut self, wanted: Wanted, question: Question) -> Held {
+        let lease = self.leases.make(self.voice.clone(), question, wanted.draws);
+        let open = Open {
+            lease: lease.name(),
+            sequence: wanted.number,
+            prompt: wanted.tokens,
+            dials: wanted.dials,
+            key: self.key(wanted.number),
+            alternatives: wanted.alternatives,
+        };
+        self.say_text();
+        self.voice.open(open);
+        lease
+    }
+
+    /// The logits of a sequence as it was.
+    pub(super) async fn logits_of(&mut self, wanted: Wanted) -> wasmtime::Result<Vec<f32>> {
+        let lease = self.open(wanted, Question::Logits);
+        match lease.answered().await {
+            Some(Ok(Answer::Logits(logits))) => Ok(logits),
+            Some(Err(failure)) => Err(failure.into()),
+            Some(Ok(Answer::Drawn(_))) | None => Err(over()),
+        }
     }
 
     /// Tokens that there are.
@@ -231,50 +340,40 @@ impl HostSequence for Run {
         this: Resource<Sequence>,
         how: Draw,
     ) -> wasmtime::Result<Result<(), Exhausted>> {
-        let context = u64::from(self.limits.context);
-        let exhausted = self.asked >= self.limits.budget;
+        drawable(&how, self.limits.vocabulary).map_err(plan)?;
+        if let Err(exhausted) = self.may_draw(&this, "ask")? {
+            return Ok(Err(exhausted));
+        }
+        if !self.ask_journal(&this)? {
+            self.ask_lease(&this, Question::Draw(Arc::new(how)))?;
+        }
+        Ok(Ok(()))
+    }
+
+    async fn ask_from(
+        &mut self,
+        this: Resource<Sequence>,
+        logits: Resource<Tensor>,
+        how: Draw,
+    ) -> wasmtime::Result<Result<(), Exhausted>> {
         let vocabulary = self.limits.vocabulary;
-        let sequence = self.sequence(&this)?;
-        sequence.at_rest("ask")?;
         drawable(&how, vocabulary).map_err(plan)?;
-        if sequence.tokens.len() as u64 >= context {
-            return Ok(Err(Exhausted::Context));
+        let logits = self.tensors.get(&logits)?.value();
+        if logits.shape() != [i64::from(vocabulary)].as_slice() {
+            let shape = logits.shape();
+            let message = format!("`ask-from` logits of shape {shape:?}, not [{vocabulary}]");
+            return Err(plan(message).into());
         }
-        if exhausted {
-            return Ok(Err(Exhausted::Tokens));
+        if let Err(exhausted) = self.may_draw(&this, "ask-from")? {
+            return Ok(Err(exhausted));
         }
-        let before = sequence.draws;
-        sequence.draws = before.wrapping_add(1);
-        if let Some(drawn) = sequence.journal.next() {
-            sequence.asked = Asked::Before(drawn);
-            self.asked += 1;
-            return Ok(Ok(()));
-        }
-        sequence.asked = Asked::Lease;
-        let how = Arc::new(how);
-        let open = match &sequence.lease {
-            Some(lease) if lease.ask(&how) => None,
-            _ => Some((
-                sequence.number,
-                sequence.tokens.clone(),
-                sequence.dials,
-                sequence.alternatives,
-            )),
-        };
-        self.asked += 1;
-        if let Some((number, prompt, dials, alternatives)) = open {
-            let lease = self.leases.make(self.voice.clone(), how, before);
-            let open = Open {
-                lease: lease.name(),
-                sequence: number,
-                prompt,
-                dials,
-                key: self.key(number),
-                alternatives,
-            };
-            self.sequence(&this)?.lease = Some(lease);
-            self.say_text();
-            self.voice.open(open);
+        if !self.ask_journal(&this)? {
+            let mut logits = self.numbers(&logits).await?;
+            if !clean(&mut logits) {
+                return Err(plan("`ask-from` logits of which none is a number").into());
+            }
+            let question = Question::DrawFrom(Arc::new(how), logits.into());
+            self.ask_lease(&this, question)?;
         }
         Ok(Ok(()))
     }
@@ -289,11 +388,12 @@ impl HostSequence for Run {
                 take_turns().await;
                 drawn
             }
-            (Asked::Lease, Some(lease)) => match lease.drawn().await {
-                Some(drawn) => drawn?,
-                None => return Err(Failure::new(Fault::Trap, OVER).into()),
+            (Asked::Lease, Some(lease)) => match lease.answered().await {
+                Some(Ok(Answer::Drawn(drawn))) => drawn,
+                Some(Err(failure)) => return Err(failure.into()),
+                Some(Ok(Answer::Logits(_))) | None => return Err(over()),
             },
-            (Asked::Nothing | Asked::Lease, _) => {
+            (_, _) => {
                 return Err(plan("`take` of a token that was not asked for").into());
             }
         };
@@ -309,8 +409,48 @@ impl HostSequence for Run {
         })
     }
 
+    fn ask_logits(&mut self, this: Resource<Sequence>) -> wasmtime::Result<Result<(), Exhausted>> {
+        if let Err(exhausted) = self.may_draw(&this, "ask-logits")? {
+            return Ok(Err(exhausted));
+        }
+        if self.is_replaying() {
+            self.sequence(&this)?.asked = Asked::LogitsBefore;
+        } else {
+            self.ask_lease(&this, Question::Logits)?;
+        }
+        Ok(Ok(()))
+    }
+
+    async fn take_logits(
+        &mut self,
+        this: Resource<Sequence>,
+    ) -> wasmtime::Result<Resource<Tensor>> {
+        self.say_text();
+        let sequence = self.sequence(&this)?;
+        let asked = std::mem::replace(&mut sequence.asked, Asked::Nothing);
+        match (asked, &sequence.lease) {
+            (Asked::LogitsBefore, _) => {
+                take_turns().await;
+                let wanted = self.sequence(&this)?.wanted();
+                let shape = vec![self.limits.vocabulary.into()];
+                self.add_tensor(Value::logits_of(wanted, shape))
+            }
+            (Asked::Logits, Some(lease)) => {
+                let logits = match lease.answered().await {
+                    Some(Ok(Answer::Logits(logits))) => logits,
+                    Some(Err(failure)) => return Err(failure.into()),
+                    Some(Ok(Answer::Drawn(_))) | None => return Err(over()),
+                };
+                self.guest.meter.begin_stretch();
+                self.add_tensor(Value::of(&logits, &[self.limits.vocabulary.into()])?)
+            }
+            (_, _) => Err(plan("`take-logits` that were not asked for").into()),
+        }
+    }
+
     fn drop(&mut self, this: Resource<Sequence>) -> wasmtime::Result<()> {
-        self.table.delete(this)?;
+        let sequence = self.table.delete(this)?;
+        self.replayed(sequence.journal.len());
         Ok(())
     }
 }

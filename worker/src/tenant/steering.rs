@@ -16,6 +16,10 @@ pub enum Verdict {
     Late,
     /// Draw a token like this.
     Draw(Arc<Draw>),
+    /// The same, from these logits.
+    DrawFrom(Arc<Draw>, Arc<[f32]>),
+    /// Show it the logits, and draw later.
+    Show,
     /// Take this token.
     Force(u32),
     /// The sequence is over.
@@ -92,6 +96,13 @@ impl Steering {
             By::None(_) => {}
             By::Processor(handle) => handle.accept(token),
             By::Program(lease) => lease.give(token, logprob, alternatives),
+        }
+    }
+
+    /// The logits that it wants to see.
+    pub fn show(&self, logits: &[f32]) {
+        if let By::Program(lease) = &self.by {
+            lease.show(logits);
         }
     }
 

@@ -21,6 +21,7 @@ mod answering;
 mod grammars;
 mod model;
 mod rig;
+mod tensors;
 
 /// Far beyond what anything here takes, also on a busy machine.
 const LONG: Duration = Duration::from_secs(120);

@@ -89,8 +89,8 @@ struct Lane {
 }
 
 /// Computes an answer as a gateway has it computed.
-fn play(engine: &mut Engine, answer: Answer) -> Play {
-    let mut rig = Rig::new(&["program-script"]);
+fn play(engine: &mut Engine, program: &str, answer: Answer) -> Play {
+    let mut rig = Rig::new(&[program]);
     let mut play = Play::begin(&rig, answer);
     let mut lanes: BTreeMap<u64, Lane> = BTreeMap::new();
     let begun = Instant::now();
@@ -147,7 +147,7 @@ fn a_program_draws_what_a_request_without_one_does() {
         request.request.dials.temperature = temperature;
         let prompt = request.request.prompt.len();
         let expected = native(&mut engine, temperature, &request.request.prompt);
-        let played = play(&mut engine, request);
+        let played = play(&mut engine, "program-script", request);
         assert_eq!(played.text, expected);
         assert_eq!(played.last, Some(What::Finished(Finish::Stop)));
         // In one lease after the other, beside a sequence that goes its own way.
@@ -158,8 +158,55 @@ fn a_program_draws_what_a_request_without_one_does() {
         }
         let mut request = answer(&format!("[{steps}]"));
         request.request.dials.temperature = temperature;
-        let played = play(&mut engine, request);
+        let played = play(&mut engine, "program-script", request);
         assert_eq!(played.text, expected);
         assert_eq!(played.opened.len(), 1 + TOKENS);
     }
+}
+
+/// Logits that were seen, and what is drawn from them or from a copy, are the model's.
+#[test]
+fn what_is_drawn_from_the_models_own_logits_is_what_the_model_draws() {
+    let _some = PLACES.read();
+    let mut engine = engine();
+    for (temperature, draw) in [
+        (0.0, r#"{"ask": 0}"#),
+        (1.0, r#"{"ask": 0}"#),
+        (0.0, r#"{"ask-from": [0, N]}"#),
+        (1.0, r#"{"ask-from": [0, N]}"#),
+    ] {
+        let mut steps = r#"{"new": {"alternatives": 2}}"#.to_owned();
+        for n in 0..TOKENS {
+            let draw = draw.replace('N', &n.to_string());
+            steps +=
+                &format!(r#", {{"ask-logits": 0}}, {{"take-logits": 0}}, {draw}, {{"take": 0}}"#);
+        }
+        let mut request = answer(&format!("[{steps}]"));
+        request.request.dials.temperature = temperature;
+        let expected = native(&mut engine, temperature, &request.request.prompt);
+        let played = play(&mut engine, "program-script", request);
+        assert_eq!(played.text, expected, "{draw} at {temperature}");
+        assert_eq!(played.last, Some(What::Finished(Finish::Stop)));
+        assert_eq!(played.opened.len(), 1, "nothing is computed twice");
+    }
+}
+
+#[test]
+fn an_amateur_without_weight_changes_nothing() {
+    let _some = PLACES.read();
+    let mut engine = engine();
+    let mut contrast = |strength: f32| {
+        let args = format!(r#"{{"strength": {strength}, "window": 1, "cutoff": 1e-30}}"#);
+        let mut request = answer(&args);
+        request.request.dials.temperature = 0.0;
+        request.request.max_tokens = TOKENS as u32;
+        play(&mut engine, "contrastive", request).text
+    };
+    let [without, with] = [0.0, 3.0].map(&mut contrast);
+    assert_ne!(with, without);
+    let mut request = answer(&format!(r#"[{{"new": {{}}}}, {{"speak": [0, {TOKENS}]}}]"#));
+    request.request.dials.temperature = 0.0;
+    let plain = play(&mut engine, "program-script", request).text;
+    assert!(!plain.is_empty());
+    assert!(plain.starts_with(&without), "{without:?} is not {plain:?}");
 }

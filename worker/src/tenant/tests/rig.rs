@@ -142,6 +142,8 @@ pub(super) struct Play {
     /// In the order in which they were drawn, with their sequences.
     pub(super) drawn: Vec<(u32, Drawn)>,
     pub(super) last: Option<What>,
+    /// How often logits were shown.
+    pub(super) shown: usize,
     /// Sequences that are not computed for now.
     pub(super) held: Vec<u32>,
     /// Tokens taken, by sequence, and those of them that were drawn in an earlier life.
@@ -194,6 +196,18 @@ impl Play {
                     idle = false;
                     let drawn = sequence.draw(&draw);
                     self.drawn.push((sequence.open.sequence, drawn));
+                }
+                Verdict::DrawFrom(_, logits) => {
+                    idle = false;
+                    let token = likeliest(&logits);
+                    let drawn = sequence.give(token);
+                    self.drawn.push((sequence.open.sequence, drawn));
+                }
+                Verdict::Show => {
+                    idle = false;
+                    self.shown += 1;
+                    let tokens = [&sequence.open.prompt[..], &sequence.drawn].concat();
+                    sequence.steering.show(&logits(&tokens));
                 }
                 Verdict::Stop => over.push(*lease),
                 other => panic!("{other:?}"),
@@ -256,7 +270,10 @@ impl Computed {
     fn draw(&mut self, draw: &Draw) -> Drawn {
         let number = self.steering.drawn_before() + self.drawn.len() as u32;
         let tokens = [&self.open.prompt[..], &self.drawn].concat();
-        let token = model(&tokens, self.open.key, number, draw);
+        self.give(model(&tokens, self.open.key, number, draw))
+    }
+
+    fn give(&mut self, token: u32) -> Drawn {
         let alternatives: Vec<_> = (0..self.open.alternatives.unwrap_or(0))
             .map(|n| (n + 1, -1.5 - n as f32))
             .collect();
@@ -292,4 +309,17 @@ pub(super) fn model(tokens: &[u32], key: u64, number: u32, draw: &Draw) -> u32 {
 fn set(words: &[u32]) -> Vec<u32> {
     let is_set = |token: &u32| words[*token as usize / 32] >> (token % 32) & 1 == 1;
     (0..words.len() as u32 * 32).filter(is_set).collect()
+}
+
+/// What the model thinks of each token that may follow these.
+pub(super) fn logits(tokens: &[u32]) -> Vec<f32> {
+    let hash = tokens.iter().fold(KEY, |h, t| mix(h ^ u64::from(*t)));
+    let number = |token: u64| mix(hash.wrapping_add(token)) as u32 as f32 / u32::MAX as f32;
+    (0..VOCABULARY as u64).map(number).collect()
+}
+
+/// Where the largest stands.
+pub(super) fn likeliest(logits: &[f32]) -> u32 {
+    let largest = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1));
+    largest.map_or(0, |(token, _)| token as u32)
 }

@@ -1,0 +1,292 @@
+//! Tensors in the hands of a program.
+//!
+//! They are there as soon as they are made, but for a program that runs anew after its worker died: the
+//! logits that it saw before are computed again only if something that is not in its journal depends on
+//! them, and so is what it made of them.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use realm_shared::wire::Fault;
+use wasmtime::component::{Resource, ResourceTable, ResourceTableError};
+
+use super::Failure;
+use super::answering::Run;
+use super::contract::program::realm::program::tensors::{Host, HostTensor};
+use super::operation::{Operation, Shape, compute, count, result, shape};
+use super::sequences::{Wanted, plan};
+
+/// Most tensors of a program at once.
+const TENSORS: usize = 1024;
+/// Most numbers that are read at once, and of which the largest are asked for.
+const READ: i64 = 1 << 16;
+const TOP: u32 = 1024;
+/// Most steps from a tensor back to logits that are not there. A program that goes farther has them
+/// computed.
+const DEPTH: u32 = 64;
+
+/// For the tensors of a program.
+pub(super) fn table() -> ResourceTable {
+    let mut table = ResourceTable::new();
+    table.set_max_capacity(TENSORS);
+    table
+}
+
+/// A tensor that the program holds. Its bytes count for as long as it does.
+#[expect(
+    unreachable_pub,
+    reason = "what is generated names it as if it were public"
+)]
+pub struct Tensor(Arc<Value>);
+
+impl Tensor {
+    pub(super) fn value(&self) -> Arc<Value> {
+        self.0.clone()
+    }
+
+    fn bytes(&self) -> u64 {
+        bytes(&self.0.shape)
+    }
+}
+
+fn bytes(shape: &[i64]) -> u64 {
+    count(shape).unsigned_abs() * size_of::<f32>() as u64
+}
+
+/// What is in a tensor.
+pub(super) struct Value {
+    shape: Shape,
+    /// Steps from here back to logits that are not there.
+    depth: u32,
+    content: Mutex<Content>,
+}
+
+enum Content {
+    Here(tch::Tensor),
+    /// Logits of a sequence as it was.
+    Logits(Wanted),
+    /// What comes of others.
+    Result(Operation, Vec<Arc<Value>>),
+}
+
+impl Value {
+    fn new(shape: Shape, depth: u32, content: Content) -> Arc<Value> {
+        Arc::new(Value {
+            shape,
+            depth,
+            content: Mutex::new(content),
+        })
+    }
+
+    /// These numbers.
+    pub(super) fn of(numbers: &[f32], shape: &[i64]) -> Result<Arc<Value>, Failure> {
+        let made = tch::Tensor::f_from_slice(numbers).and_then(|made| made.f_reshape(shape));
+        let made = made.map_err(|error| plan(format!("no tensor could be made: {error}")))?;
+        Ok(Value::new(shape.to_vec(), 0, Content::Here(made)))
+    }
+
+    /// The logits of a sequence, when they are needed.
+    pub(super) fn logits_of(wanted: Wanted, shape: Shape) -> Arc<Value> {
+        Value::new(shape, 1, Content::Logits(wanted))
+    }
+
+    pub(super) fn shape(&self) -> &[i64] {
+        &self.shape
+    }
+
+    fn content<T>(&self, look: impl FnOnce(&mut Content) -> T) -> T {
+        look(&mut self.content.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The tensor, if it is there.
+    fn here(&self) -> Option<tch::Tensor> {
+        self.content(|content| match content {
+            Content::Here(tensor) => Some(tensor.shallow_clone()),
+            _ => None,
+        })
+    }
+
+    /// Logits that this depends on and that are not there.
+    fn missing(self: &Arc<Value>, found: &mut Vec<Arc<Value>>) {
+        let of = self.content(|content| match content {
+            Content::Here(_) => Vec::new(),
+            Content::Logits(_) => {
+                found.push(self.clone());
+                Vec::new()
+            }
+            Content::Result(_, of) => of.clone(),
+        });
+        // Not deeper than `DEPTH`.
+        for value in of {
+            value.missing(found);
+        }
+    }
+
+    /// The tensor; all logits that it depends on are there.
+    fn computed(&self) -> Result<tch::Tensor, Failure> {
+        if let Some(here) = self.here() {
+            return Ok(here);
+        }
+        let made_of = self.content(|content| match content {
+            Content::Result(operation, of) => Some((operation.clone(), of.clone())),
+            _ => None,
+        });
+        let (operation, of) = made_of.ok_or_else(|| plan("logits are not there"))?;
+        let of: Vec<_> = of
+            .iter()
+            .map(|value| value.computed())
+            .collect::<Result<_, _>>()?;
+        let tensor = compute(&operation, &of).map_err(plan)?;
+        self.content(|content| *content = Content::Here(tensor.shallow_clone()));
+        Ok(tensor)
+    }
+}
+
+impl Run {
+    /// Has the program hold a tensor.
+    pub(super) fn add_tensor(&mut self, value: Arc<Value>) -> wasmtime::Result<Resource<Tensor>> {
+        let tensor = Tensor(value);
+        let bytes = tensor.bytes();
+        self.has_room(&tensor.0.shape)?;
+        let handle = self.tensors.push(tensor).map_err(|e| match e {
+            ResourceTableError::Full => {
+                let message = format!("it has more than {TENSORS} tensors at once");
+                wasmtime::Error::new(Failure::new(Fault::Tensors, message))
+            }
+            e => e.into(),
+        })?;
+        self.tensor_room -= bytes;
+        Ok(handle)
+    }
+
+    /// Whether it may have another tensor of this shape: asked before that is made.
+    fn has_room(&self, shape: &[i64]) -> Result<(), Failure> {
+        if bytes(shape) > self.tensor_room {
+            let most = self.limits.tensors;
+            let message = format!("its tensors need more than {most} bytes");
+            return Err(Failure::new(Fault::Tensors, message));
+        }
+        Ok(())
+    }
+
+    /// Sees to it that a tensor is there.
+    async fn fetch(&mut self, value: &Arc<Value>) -> wasmtime::Result<tch::Tensor> {
+        let mut missing = Vec::new();
+        value.missing(&mut missing);
+        for leaf in missing {
+            let wanted = leaf.content(|content| match content {
+                Content::Logits(wanted) => Some(wanted.clone()),
+                _ => None,
+            });
+            // Else it was found twice.
+            if let Some(wanted) = wanted {
+                let logits = self.logits_of(wanted).await?;
+                let made = Value::of(&logits, &leaf.shape)?;
+                let made = made.here().ok_or_else(|| plan("logits are not there"))?;
+                leaf.content(|content| *content = Content::Here(made));
+                self.guest.meter.begin_stretch();
+            }
+        }
+        Ok(value.computed()?)
+    }
+
+    /// The numbers of a tensor.
+    pub(super) async fn numbers(&mut self, value: &Arc<Value>) -> wasmtime::Result<Vec<f32>> {
+        let all = self.fetch(value).await?;
+        let numbers = all.f_reshape([-1]).and_then(|all| Vec::try_from(&all));
+        Ok(numbers.map_err(|error| plan(format!("a tensor could not be read: {error}")))?)
+    }
+
+    fn value(&self, handle: &Resource<Tensor>) -> wasmtime::Result<Arc<Value>> {
+        Ok(self.tensors.get(handle)?.value())
+    }
+}
+
+impl Host for Run {
+    async fn apply(
+        &mut self,
+        operation: Operation,
+        tensors: Vec<Resource<Tensor>>,
+    ) -> wasmtime::Result<Resource<Tensor>> {
+        let of = tensors.iter().map(|handle| self.value(handle));
+        let of: Vec<_> = of.collect::<wasmtime::Result<_>>()?;
+        let shapes: Vec<_> = of.iter().map(|value| value.shape()).collect();
+        let shape = result(&operation, &shapes).map_err(plan)?;
+        self.has_room(&shape)?;
+        let depth = of.iter().map(|value| value.depth).max().unwrap_or(0);
+        let later = of.iter().any(|value| value.here().is_none());
+        let value = match later {
+            true => Value::new(shape, depth + 1, Content::Result(operation, of)),
+            false => {
+                let of: Vec<_> = of.iter().filter_map(|value| value.here()).collect();
+                let made = compute(&operation, &of).map_err(plan)?;
+                Value::new(shape, 0, Content::Here(made))
+            }
+        };
+        if value.depth > DEPTH {
+            let made = self.fetch(&value).await?;
+            let shape = value.shape().to_vec();
+            return self.add_tensor(Value::new(shape, 0, Content::Here(made)));
+        }
+        self.add_tensor(value)
+    }
+}
+
+impl HostTensor for Run {
+    fn new(&mut self, extents: Vec<u32>, values: Vec<f32>) -> wasmtime::Result<Resource<Tensor>> {
+        let shape = shape(&extents).map_err(plan)?;
+        if count(&shape).unsigned_abs() != values.len() as u64 {
+            let given = values.len();
+            return Err(plan(format!("a tensor of shape {shape:?} from {given} numbers")).into());
+        }
+        self.has_room(&shape)?;
+        self.add_tensor(Value::of(&values, &shape)?)
+    }
+
+    fn shape(&mut self, this: Resource<Tensor>) -> wasmtime::Result<Vec<u32>> {
+        let value = self.value(&this)?;
+        let extents = value
+            .shape()
+            .iter()
+            .map(|extent| u32::try_from(*extent).unwrap_or(u32::MAX));
+        Ok(extents.collect())
+    }
+
+    async fn read(&mut self, this: Resource<Tensor>) -> wasmtime::Result<Vec<f32>> {
+        let value = self.value(&this)?;
+        let numbers = count(value.shape());
+        if numbers > READ {
+            return Err(plan(format!("`read` of {numbers} numbers, more than {READ}")).into());
+        }
+        self.numbers(&value).await
+    }
+
+    async fn top(
+        &mut self,
+        this: Resource<Tensor>,
+        most: u32,
+    ) -> wasmtime::Result<Vec<(u32, f32)>> {
+        if most > TOP {
+            return Err(plan(format!("`top` of {most} numbers, more than {TOP}")).into());
+        }
+        let value = self.value(&this)?;
+        let numbers = self.numbers(&value).await?;
+        let mut placed: Vec<(u32, f32)> = (0..)
+            .zip(numbers)
+            .filter(|(_, number)| !number.is_nan())
+            .collect();
+        let most = (most as usize).min(placed.len());
+        let larger = |a: &(u32, f32), b: &(u32, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        if 0 < most && most < placed.len() {
+            placed.select_nth_unstable_by(most - 1, larger);
+        }
+        placed.truncate(most);
+        placed.sort_unstable_by(larger);
+        Ok(placed)
+    }
+
+    fn drop(&mut self, this: Resource<Tensor>) -> wasmtime::Result<()> {
+        let tensor = self.tensors.delete(this)?;
+        self.tensor_room += tensor.bytes();
+        Ok(())
+    }
+}
