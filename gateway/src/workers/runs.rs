@@ -64,7 +64,7 @@ pub(super) struct Run {
     repeated: usize,
     /// Its sequences in the scheduler.
     sequences: Vec<SequenceId>,
-    /// A worker died while it computed for this.
+    /// A worker died while it computed for this, and no sequence has been cleared of it since.
     is_suspect: bool,
     /// Something of it was computed.
     has_started: bool,
@@ -168,6 +168,8 @@ impl Runs {
         };
         let run = self.runs.get_mut(&number)?;
         let now = Instant::now();
+        // One that is over is unknown there, and killed nobody.
+        run.is_suspect &= hands.scheduler.is_suspect(id);
         match event {
             Event::Started { cached } => run.started(id, cached, now, hands.scheduler),
             Event::Token { token, logprobs } => {
@@ -426,6 +428,9 @@ impl Run {
         // At least one: the worker counts what it draws, and asks for no more than there is.
         let taken: usize = self.taken.values().sum();
         let left = request.budget.saturating_sub(taken as u64).max(1);
+        // Those whose plans are late were cleared without an event.
+        let is_suspect = |&id: &SequenceId| hands.scheduler.is_suspect(id);
+        self.is_suspect &= self.sequences.is_empty() || self.sequences.iter().any(is_suspect);
         *hands.last_id += 1;
         let id = SequenceId(*hands.last_id);
         let submitted = hands.scheduler.submit(Sequence {

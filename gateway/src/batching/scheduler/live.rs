@@ -26,7 +26,8 @@ pub(super) struct Live {
     /// Those of them that draw a token.
     draws_in_flight: usize,
     /// A worker died while this was in flight, and may have died of it. It is a suspect until it
-    /// has this many tokens: then everything that was in flight has been computed again.
+    /// has this many tokens: then everything that was in flight has been computed again. Or until
+    /// its plan is late with nothing in flight: then there is nothing more to compute.
     suspect_until: Option<usize>,
 }
 
@@ -227,6 +228,13 @@ impl Live {
     /// A worker may have died of this; or not, once it has so many tokens on another one.
     pub(super) fn suspect(&mut self, until: usize) {
         self.suspect_until = Some(until);
+    }
+
+    /// All that there is of it was computed, and the worker lives: it is no suspect any more.
+    pub(super) fn acquit_if_computed(&mut self) {
+        if self.rows_in_flight == 0 {
+            self.suspect_until = None;
+        }
     }
 
     pub(super) fn is_suspect(&self) -> bool {

@@ -126,6 +126,13 @@ impl Scheduler {
             row.end -= 1;
             count += 1;
         }
+        if let Some(live) = self.live_mut(id) {
+            // What it waits for may be another suspect's token.
+            live.acquit_if_computed();
+        }
+        let Some(worker) = &mut self.worker else {
+            return;
+        };
         // One that was preempted starts again from what is known.
         if let Some(running) = worker.running.get_mut(&id) {
             running.computed -= count;

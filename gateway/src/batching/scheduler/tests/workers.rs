@@ -1,5 +1,7 @@
 //! Workers come and go.
 
+use realm_shared::wire::result::LATE;
+
 use super::*;
 
 #[test]
@@ -107,6 +109,41 @@ fn a_suspect_that_is_alone_in_a_second_death_fails() {
     for ids in [&[late][..], &[late], &[late, innocent]] {
         assert_eq!(rig.step(1).ids, ids);
     }
+}
+
+/// What steers it may wait for another suspect, of the same program: both would wait for ever.
+#[test]
+fn a_suspect_whose_plan_is_late_has_no_more_to_compute_and_is_cleared() {
+    let mut rig = Rig::new(LIMITS);
+    let steered = |rig: &mut Rig| {
+        let sequence = Sequence {
+            steering: Some(steering()),
+            ..rig.sequence(3, 5)
+        };
+        let id = sequence.id;
+        rig.scheduler.submit(sequence).expect("accepted");
+        id
+    };
+    let (first, second) = (steered(&mut rig), steered(&mut rig));
+    rig.plan();
+    rig.scheduler.worker_lost();
+    rig.scheduler.worker_ready(LIMITS).expect("valid limits");
+    let late = LATE as u32;
+    let prefill = rig.plan();
+    assert_eq!(prefill.ids, [first]);
+    let ahead = rig.plan();
+    assert_eq!(ahead.ids, [first]);
+    rig.complete(&prefill, late);
+    assert!(rig.scheduler.is_suspect(first), "the rest is in flight");
+    rig.complete(&ahead, late);
+    assert!(!rig.scheduler.is_suspect(first));
+    // Now the other one's turn, alone.
+    let prefill = rig.plan();
+    assert_eq!(prefill.ids, [second]);
+    let ahead = rig.plan();
+    rig.complete(&prefill, late);
+    rig.complete(&ahead, late);
+    assert_eq!(rig.plan().ids, [first, second]);
 }
 
 #[test]
