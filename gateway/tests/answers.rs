@@ -240,10 +240,8 @@ fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
         .map(|(args, wanted)| ("answer-matchers", args, wanted)),
     );
     let tensor = json!({"tensor": [[2], [1, 2]]});
-    let large = json!({"gather": [0, vec![0; 1 << 20]]});
     calls.extend(
         [
-            (json!([tensor, large]), "program_trap"),
             (
                 json!([tensor, {"gather": [0, vec![0; 4096]]}, {"matmul": [1, 1]}]),
                 "program_invalid_call",
@@ -328,8 +326,8 @@ fn an_answer_survives_its_worker() {
         let request = request(body);
         let undisturbed = server.ask(&request);
         let stride = setting("REALM_TEST_STRIDE", 6).max(1) as usize;
-        // By chunks of text; some have but few, so there it is by what was computed.
-        let whole = ["best-of", "json-extract"].contains(&model);
+        // By chunks of text; some have fewer than tokens, so there it is by what was computed.
+        let whole = ["best-of", "contrastive", "json-extract"].contains(&model);
         let points = match whole {
             true => vec![0; 5],
             false => (0..undisturbed.tokens()).step_by(stride).collect(),
