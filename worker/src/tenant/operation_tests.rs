@@ -23,7 +23,8 @@ fn operations_compute_what_they_say() {
     let a = || tensor(&[2, 3], &[1.0, -2.0, 3.0, 0.0, 5.0, -6.0]);
     let b = || tensor(&[3], &[2.0, 4.0, -1.0]);
     let c = || tensor(&[2, 1], &[10.0, 20.0]);
-    let cases: [(Operation, Vec<Tensor>, &[i64], &[f32]); 23] = [
+    type Case<'a> = (Operation, Vec<Tensor>, &'a [i64], &'a [f32]);
+    let cases: [Case<'_>; 23] = [
         (
             O::Add,
             vec![a(), b()],
