@@ -65,7 +65,7 @@ pub struct Request {
     pub dials: Dials,
     /// Tokens that it wants in the answer at most.
     pub max_tokens: u32,
-    /// Tokens that may be drawn over all sequences.
+    /// Tokens that may be drawn, and logits asked for, over all sequences.
     pub budget: u64,
     /// Key of its random numbers.
     pub key: u64,

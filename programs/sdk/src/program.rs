@@ -154,7 +154,8 @@ impl Sequence {
 pub enum Exhausted {
     /// The sequence is as long as the model's context.
     Context,
-    /// The request has drawn as many tokens as it may, over all its sequences.
+    /// The request has drawn as many tokens as it may, over all its sequences. Logits that are asked for
+    /// count like tokens.
     Tokens,
 }
 

@@ -40,7 +40,7 @@ pub(super) struct Run {
     journal: Vec<Vec<Drawn>>,
     /// How many of those it has not asked for again.
     unplayed: usize,
-    /// Tokens that it asked for, over all sequences.
+    /// Tokens and logits that it asked for, over all sequences.
     pub(super) asked: u64,
     /// Of which sequences it took how many since it said something last.
     pub(super) took: BTreeMap<u32, u32>,
@@ -58,7 +58,7 @@ pub(super) struct Limits {
     pub(super) vocabulary: u32,
     /// Tokens of a sequence.
     pub(super) context: u32,
-    /// Tokens over all sequences.
+    /// Tokens and logits over all sequences.
     pub(super) budget: u64,
     /// Sequences at once.
     pub(super) sequences: u32,

@@ -86,7 +86,7 @@ impl Sequence {
         match self.asked {
             Asked::Nothing => Ok(()),
             _ => Err(plan(format!(
-                "`{what}` while a token is asked for and not taken"
+                "`{what}` while something is asked for and not taken"
             ))),
         }
     }
@@ -188,7 +188,7 @@ impl Run {
         }
         let sequence = self.sequence(this)?;
         sequence.draws = sequence.draws.wrapping_add(draws.into());
-        self.asked += u64::from(draws);
+        self.asked += 1;
         Ok(())
     }
 
@@ -415,6 +415,7 @@ impl HostSequence for Run {
         }
         if self.is_replaying() {
             self.sequence(&this)?.asked = Asked::LogitsBefore;
+            self.asked += 1;
         } else {
             self.ask_lease(&this, Question::Logits)?;
         }

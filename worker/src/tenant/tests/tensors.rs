@@ -5,10 +5,21 @@ use realm_shared::run::{Finish, What};
 use super::rig::{Rig, answer, likeliest, logits};
 use super::*;
 
+/// A request to play a script, however long it takes.
+fn patient(script: &str) -> Answer {
+    let mut patient = answer(script);
+    patient.allotment.call_micros = LONG.as_micros() as u64;
+    patient
+}
+
 /// An answer to a script that ends well.
 fn said(rig: &mut Rig, script: &str) -> String {
-    let play = rig.play(answer(script));
-    assert_eq!(play.last, Some(What::Finished(Finish::Stop)), "{script}");
+    let play = rig.play(patient(script));
+    assert_eq!(
+        play.last,
+        Some(What::Finished(Finish::Stop)),
+        "{script:.90}"
+    );
     play.text
 }
 
@@ -215,13 +226,13 @@ fn tensors_have_limits() {
             "`fork`",
         ),
     ] {
-        let failure = rig.failure(answer(&script));
+        let failure = rig.failure(patient(&script));
         assert_eq!(failure.fault, fault, "{failure} of {script:.90}");
         assert!(failure.message.contains(part), "{failure} of {script:.90}");
     }
     // What is dropped does not count.
     let dropped = r#", {"concat": [[2], 0]}, {"drop-tensor": N}"#;
-    let turns: String = (3..203)
+    let turns: String = (3..30)
         .map(|n| {
             dropped
                 .replace("[[2], 0]", "[2, 2, 2, 2]")
@@ -229,4 +240,32 @@ fn tensors_have_limits() {
         })
         .collect();
     assert_eq!(said(&mut rig, &format!("[{mib}{turns}]")), "");
+}
+
+/// What is computed is bounded, whether anything is drawn or not.
+#[test]
+fn logits_count_like_tokens() {
+    let _some = PLACES.read();
+    let mut rig = Rig::new(&["program-script"]);
+    let seen = r#"{"ask-logits": 0}, {"take-logits": 0}"#;
+    let script =
+        format!(r#"[{{"new": {{}}}}, {seen}, {{"ask": 0}}, {{"take": 0}}, {seen}, {seen}]"#);
+    let limited = |budget| {
+        let mut limited = answer(&script);
+        limited.request.budget = budget;
+        limited
+    };
+    assert_eq!(
+        rig.play(limited(4)).last,
+        Some(What::Finished(Finish::Stop))
+    );
+    let whole = rig.play(limited(3));
+    for cut in 0..=whole.drawn.len() {
+        let again = rig.failure(Answer {
+            journal: whole.journal(cut),
+            ..limited(3)
+        });
+        assert_eq!(again.fault, Fault::Error, "{again}");
+        assert!(again.message.contains("as many tokens"), "{again}");
+    }
 }
