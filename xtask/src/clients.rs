@@ -1,19 +1,19 @@
 //! The client suites in `tests/clients`: what they need, and how each is run.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, anyhow, bail};
 
+use crate::install::{install_once, version};
 use crate::pip;
 use crate::server::Server;
 use crate::workspace::{Workspace, on_path, run};
 
 /// Oldest Node.js that the SDK supports.
 const NODE: u32 = 20;
-/// Oldest Python that every package in requirements.txt supports.
-const PYTHON: (u32, u32) = (3, 10);
 
 /// The suites and the packages they use, installed below the target folder.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub(crate) struct Clients {
 impl Clients {
     /// Sees that Python, Node.js and curl are there. Cheap, so that it can go before an hour of builds.
     pub(crate) fn new(workspace: &Workspace) -> anyhow::Result<Self> {
-        check_python()?;
+        pip::check_python()?;
         check_node()?;
         if !on_path("curl") {
             bail!(
@@ -48,9 +48,15 @@ impl Clients {
         })
     }
 
-    /// Where the server that the suites call writes its log.
-    pub(crate) fn server_log(&self) -> PathBuf {
-        self.scratch.join("server.log")
+    /// Starts the server that the suites call, with an empty folder of programs.
+    pub(crate) fn serve(&self, realm: &Path) -> anyhow::Result<Server> {
+        let programs = self.scratch.join("programs");
+        if programs.exists() {
+            fs::remove_dir_all(&programs)
+                .with_context(|| format!("cannot empty {}", programs.display()))?;
+        }
+        let args = [OsStr::new("--programs"), programs.as_os_str()];
+        Server::start(realm, self.scratch.join("server.log"), args)
     }
 
     /// The OpenAI SDK for Python, curl, and the admin listener.
@@ -115,30 +121,8 @@ impl Clients {
 
     /// A virtual environment with the pinned packages; returns its `bin`.
     fn install_python(&self) -> anyhow::Result<PathBuf> {
-        let venv = self.scratch.join("venv");
-        let bin = venv.join("bin");
         let pins = self.source.join("requirements.txt");
-        install_once(&venv, &pins, || {
-            run(Command::new("python3").args(["-m", "venv"]).arg(&venv).stdout(Stdio::null())).context(
-                "python3 cannot make a virtual environment: install its venv module (`apt-get install python3-venv` \
-                 on Debian, Ubuntu)",
-            )?;
-            let mut pip = pip::install(bin.join("python"));
-            let output = pip
-                .arg("--requirement")
-                .arg(&pins)
-                .output()
-                .context("cannot start the pip of the venv")?;
-            if !output.status.success() {
-                let log = String::from_utf8_lossy(&output.stderr);
-                bail!(
-                    "{}",
-                    pip::explain("the packages of tests/clients/requirements.txt", &log)
-                );
-            }
-            Ok(())
-        })?;
-        Ok(bin)
+        pip::environment(&self.scratch.join("venv"), &pins)
     }
 
     /// A copy of the suite beside the packages it imports, which Node.js looks for there.
@@ -182,26 +166,6 @@ impl Clients {
     }
 }
 
-/// Fills `folder` by `install` unless that was done before from the same `pins`.
-fn install_once(
-    folder: &Path,
-    pins: &Path,
-    install: impl FnOnce() -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    let stamp = folder.join("installed-from");
-    let wanted = fs::read(pins).with_context(|| format!("cannot read {}", pins.display()))?;
-    if fs::read(&stamp).is_ok_and(|installed| installed == wanted) {
-        return Ok(());
-    }
-    if folder.exists() {
-        fs::remove_dir_all(folder)
-            .with_context(|| format!("cannot remove {}", folder.display()))?;
-    }
-    println!("installing the packages of {}", pins.display());
-    install()?;
-    fs::write(&stamp, wanted).with_context(|| format!("cannot write {}", stamp.display()))
-}
-
 fn entries(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let read = || {
         fs::read_dir(folder)?
@@ -211,47 +175,6 @@ fn entries(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut paths = read().with_context(|| format!("cannot list {}", folder.display()))?;
     paths.sort();
     Ok(paths)
-}
-
-/// What a program says its version is, in numbers; none if there is no such program.
-fn version(program: &str) -> Option<Vec<u32>> {
-    let output = Command::new(program)
-        .arg("--version")
-        .stdin(Stdio::null())
-        .output()
-        .ok()?;
-    Some(numbers(&String::from_utf8_lossy(&output.stdout)))
-}
-
-/// The numbers in `v20.1.2` or `Python 3.11.7`.
-fn numbers(version: &str) -> Vec<u32> {
-    let version = version.trim_start_matches(|c: char| !c.is_ascii_digit());
-    version
-        .split(|c: char| !c.is_ascii_digit())
-        .map_while(|number| number.parse().ok())
-        .collect()
-}
-
-fn check_python() -> anyhow::Result<()> {
-    let wanted = format!(
-        "the client suites need Python {}.{} or later with venv: install them with `apt-get install python3 \
-         python3-venv` (Debian, Ubuntu) or `dnf install python3` (Fedora)",
-        PYTHON.0, PYTHON.1
-    );
-    match version("python3").as_deref() {
-        Some([major, minor, ..]) if (*major, *minor) >= PYTHON => {}
-        Some([major, minor, ..]) => bail!("python3 is Python {major}.{minor}; {wanted}"),
-        _ => bail!("python3 is missing; {wanted}"),
-    }
-    // Debian splits `ensurepip`, without which a new environment has no pip, into a package.
-    let venv = Command::new("python3")
-        .args(["-c", "import venv, ensurepip"])
-        .stderr(Stdio::null())
-        .status();
-    if !venv.is_ok_and(|status| status.success()) {
-        bail!("python3 has no venv module; {wanted}");
-    }
-    Ok(())
 }
 
 fn check_node() -> anyhow::Result<()> {
@@ -267,50 +190,4 @@ fn check_node() -> anyhow::Result<()> {
         bail!("npm is missing; {wanted}");
     }
     Ok(())
-}
-
-#[cfg(test)]
-mod tests {
-    use std::cell::Cell;
-    use std::fs;
-
-    use super::{install_once, numbers};
-
-    #[test]
-    fn versions_are_read() {
-        assert_eq!(numbers("Python 3.11.7\n"), [3, 11, 7]);
-        assert_eq!(numbers("v20.1.2"), [20, 1, 2]);
-        assert_eq!(numbers("Python 3.15.0rc1"), [3, 15, 0]);
-        assert!(numbers("none").is_empty());
-    }
-
-    #[test]
-    fn packages_are_installed_again_only_when_their_pins_change() {
-        let dir = tempfile::tempdir().expect("temporary folder");
-        let (folder, pins) = (dir.path().join("packages"), dir.path().join("pins"));
-        let installs = Cell::new(0);
-        let install = || {
-            installs.set(installs.get() + 1);
-            Ok(fs::create_dir(&folder)?)
-        };
-        for (text, expected) in [("a", 1), ("a", 1), ("b", 2), ("b", 2)] {
-            fs::write(&pins, text).expect("written");
-            install_once(&folder, &pins, install).expect("installs");
-            assert_eq!(installs.get(), expected);
-        }
-    }
-
-    #[test]
-    fn an_installation_that_failed_is_begun_anew() {
-        let dir = tempfile::tempdir().expect("temporary folder");
-        let (folder, pins) = (dir.path().join("packages"), dir.path().join("pins"));
-        fs::write(&pins, "a").expect("written");
-        let fail = || {
-            fs::create_dir(&folder)?;
-            anyhow::bail!("no network")
-        };
-        install_once(&folder, &pins, fail).expect_err("fails");
-        install_once(&folder, &pins, || Ok(fs::create_dir(&folder)?))
-            .expect("begins without the old folder");
-    }
 }

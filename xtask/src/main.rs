@@ -1,9 +1,11 @@
-//! The commands of the README: `cargo xtask setup`, `build`, `programs`, `serve`, `test` and
-//! `faults`.
+//! The commands of the README: `cargo xtask setup`, `build`, `programs`, `serve`, `test`,
+//! `faults` and `loadtest`.
 
 mod clients;
 mod faults;
+mod install;
 mod libtorch;
+mod loadtest;
 mod pip;
 mod programs;
 mod server;
@@ -52,6 +54,10 @@ enum Xtask {
     },
     /// Run the long forms of the tests that take workers and servers away
     Faults(faults::Args),
+    /// Put a server under load, and see that what it promises holds
+    ///
+    /// Settings are LOAD_* in the environment; loadtest/README.md lists them.
+    Loadtest(loadtest::Args),
 }
 
 fn main() -> ExitCode {
@@ -87,6 +93,7 @@ fn run(command: Xtask) -> anyhow::Result<ExitCode> {
         }
         Xtask::Test { steps } => return test::test(&steps),
         Xtask::Faults(args) => faults::faults(&args)?,
+        Xtask::Loadtest(args) => return loadtest::loadtest(&args),
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,7 +1,65 @@
-//! Installing Python packages.
+//! Python and its packages.
 
 use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+
+use crate::install::{install_once, version};
+use crate::workspace::run;
+
+/// Oldest Python that every package in any requirements.txt supports.
+const PYTHON: (u32, u32) = (3, 10);
+
+/// Sees that there is a Python that can make virtual environments.
+pub(crate) fn check_python() -> anyhow::Result<()> {
+    let wanted = format!(
+        "the client suites and the load tests need Python {}.{} or later with venv: install them with `apt-get install python3 \
+         python3-venv` (Debian, Ubuntu) or `dnf install python3` (Fedora)",
+        PYTHON.0, PYTHON.1
+    );
+    match version("python3").as_deref() {
+        Some([major, minor, ..]) if (*major, *minor) >= PYTHON => {}
+        Some([major, minor, ..]) => bail!("python3 is Python {major}.{minor}; {wanted}"),
+        _ => bail!("python3 is missing; {wanted}"),
+    }
+    // Debian splits `ensurepip`, without which a new environment has no pip, into a package.
+    let venv = Command::new("python3")
+        .args(["-c", "import venv, ensurepip"])
+        .stderr(Stdio::null())
+        .status();
+    if !venv.is_ok_and(|status| status.success()) {
+        bail!("python3 has no venv module; {wanted}");
+    }
+    Ok(())
+}
+
+/// A virtual environment at `venv` with the packages that the file `pins` names; returns its `bin`.
+pub(crate) fn environment(venv: &Path, pins: &Path) -> anyhow::Result<PathBuf> {
+    let bin = venv.join("bin");
+    install_once(venv, pins, || {
+        run(Command::new("python3").args(["-m", "venv"]).arg(venv).stdout(Stdio::null())).context(
+            "python3 cannot make a virtual environment: install its venv module (`apt-get install python3-venv` \
+             on Debian, Ubuntu)",
+        )?;
+        let mut pip = install(bin.join("python"));
+        let output = pip
+            .arg("--requirement")
+            .arg(pins)
+            .output()
+            .context("cannot start the pip of the venv")?;
+        if !output.status.success() {
+            let log = String::from_utf8_lossy(&output.stderr);
+            bail!(
+                "{}",
+                explain(&format!("the packages of {}", pins.display()), &log)
+            );
+        }
+        Ok(())
+    })?;
+    Ok(bin)
+}
 
 /// `pip install` of a Python, without what differs between users. The caller collects standard
 /// error for [`explain`].

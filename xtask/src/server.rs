@@ -1,6 +1,7 @@
 //! A `realm serve` of our own, on free ports, for client suites to call.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -33,19 +34,18 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts `realm` with its defaults, and an empty folder of programs beside `log`, where it logs
-    /// to; waits until it is ready.
-    pub(crate) fn start(realm: &Path, log: PathBuf) -> anyhow::Result<Self> {
+    /// Starts `realm serve` with its defaults and `args`, which logs to `log`; waits until it is ready.
+    pub(crate) fn start<S: AsRef<OsStr>>(
+        realm: &Path,
+        log: PathBuf,
+        args: impl IntoIterator<Item = S>,
+    ) -> anyhow::Result<Self> {
         let output =
             File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
         let mut command = Command::new(realm);
-        command.args(["serve", "--port", "0", "--admin-addr", "127.0.0.1:0"]);
-        let programs = log.with_file_name("programs");
-        if programs.exists() {
-            fs::remove_dir_all(&programs)
-                .with_context(|| format!("cannot empty {}", programs.display()))?;
-        }
-        command.arg("--programs").arg(programs);
+        command
+            .args(["serve", "--port", "0", "--admin-addr", "127.0.0.1:0"])
+            .args(args);
         // Tests are about the defaults, whatever this shell is set up for.
         for (name, _) in
             env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("REALM_"))
@@ -83,6 +83,10 @@ impl Server {
             std::thread::sleep(POLL);
         }
         Ok(server)
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.process.id()
     }
 
     /// The last lines that the server logged.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 
 use crate::clients::Clients;
+use crate::loadtest;
 use crate::programs;
 use crate::server::Server;
 use crate::workspace::{Profile, Workspace, run};
@@ -35,6 +36,8 @@ pub(crate) enum Step {
     Schema,
     /// The server ends by itself when told to
     Stop,
+    /// Short forms of the load tests, against a server of their own
+    Load,
 }
 
 /// How a step ended.
@@ -57,10 +60,14 @@ pub(crate) fn test(chosen: &[Step]) -> anyhow::Result<ExitCode> {
     let mut steps = Step::value_variants().to_vec();
     if !chosen.is_empty() {
         // What calls a server needs one that is built and, in the end, stopped, and programs for it.
-        let calls = chosen.iter().any(|step| *step >= Step::Python);
+        let calls = chosen
+            .iter()
+            .any(|step| (Step::Python..=Step::Stop).contains(step));
+        let loads = chosen.contains(&Step::Load);
         steps.retain(|step| {
             chosen.contains(step)
-                || calls && matches!(step, Step::Programs | Step::Build | Step::Stop)
+                || calls && matches!(step, Step::Programs | Step::Stop)
+                || (calls || loads) && *step == Step::Build
         });
     }
     let workspace = Workspace::set_up()?;
@@ -195,6 +202,7 @@ impl Run {
                 Some(server) => server.stop().into(),
                 None => Outcome::Skipped("no server was started"),
             },
+            Step::Load => loadtest::short(workspace).into(),
         }
     }
 
@@ -204,7 +212,7 @@ impl Run {
             Some(server) => server,
             None => {
                 let realm = self.workspace.binary(Profile::Dev, "realm");
-                Server::start(&realm, self.clients.server_log())?
+                self.clients.serve(&realm)?
             }
         };
         suite(&self.clients, self.server.insert(server))
