@@ -9,6 +9,7 @@ use anyhow::{Context, anyhow, bail};
 
 use crate::install::{install_once, version};
 use crate::pip;
+use crate::prometheus;
 use crate::server::Server;
 use crate::workspace::{Workspace, on_path, run};
 
@@ -28,10 +29,11 @@ pub(crate) struct Clients {
 }
 
 impl Clients {
-    /// Sees that Python, Node.js and curl are there. Cheap, so that it can go before an hour of builds.
+    /// Sees that Python, Node.js, Go and curl are there. Cheap, so that it can go before an hour of builds.
     pub(crate) fn new(workspace: &Workspace) -> anyhow::Result<Self> {
         pip::check_python()?;
         check_node()?;
+        prometheus::check()?;
         if !on_path("curl") {
             bail!(
                 "curl is missing, which the client suites call: install it with your package manager"
@@ -100,6 +102,19 @@ impl Clients {
             // Where it leaves what it noted.
             .current_dir(&self.scratch);
         self.run(&mut schemathesis, server)
+    }
+
+    /// The alerts and the dashboard in `deploy`, with the `prometheus` in a folder and a server of
+    /// their own.
+    pub(crate) fn monitoring(&self, realm: &Path, prometheus: &Path) -> anyhow::Result<()> {
+        let bin = self.install_python()?;
+        run(Command::new(bin.join("python"))
+            .args(["-m", "pytest", "-p", "no:cacheprovider"])
+            .current_dir(self.root.join("tests/monitoring"))
+            .stdin(Stdio::null())
+            .env("REALM_BINARY", realm)
+            .env("PROMETHEUS", prometheus)
+            .env("PYTHONDONTWRITEBYTECODE", "1"))
     }
 
     fn run(&self, command: &mut Command, server: &Server) -> anyhow::Result<()> {

@@ -65,7 +65,7 @@ fn version(dir: &Path) -> Option<String> {
 }
 
 /// The folder of this project in the user's cache.
-fn cache_folder() -> anyhow::Result<PathBuf> {
+pub(crate) fn cache_folder() -> anyhow::Result<PathBuf> {
     // As the XDG specification has it, a relative path counts as none.
     let absolute = |name| {
         env::var_os(name)
@@ -75,7 +75,7 @@ fn cache_folder() -> anyhow::Result<PathBuf> {
     absolute("XDG_CACHE_HOME")
         .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
         .map(|cache| cache.join("realm"))
-        .context("no folder to keep libtorch in: set HOME or XDG_CACHE_HOME")
+        .context("no folder to keep libtorch and Prometheus in: set HOME or XDG_CACHE_HOME")
 }
 
 /// Whether a folder holds exactly the wheels that this version pins.

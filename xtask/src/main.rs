@@ -8,6 +8,7 @@ mod libtorch;
 mod loadtest;
 mod pip;
 mod programs;
+mod prometheus;
 mod server;
 mod test;
 mod wheels;

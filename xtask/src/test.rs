@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use crate::clients::Clients;
 use crate::loadtest;
 use crate::programs;
+use crate::prometheus;
 use crate::server::Server;
 use crate::workspace::{Profile, Workspace, run};
 
@@ -38,6 +39,8 @@ pub(crate) enum Step {
     Stop,
     /// Short forms of the load tests, against a server of their own
     Load,
+    /// The alerts and the dashboard in deploy, by Prometheus beside a server under load
+    Monitoring,
 }
 
 /// How a step ended.
@@ -63,11 +66,11 @@ pub(crate) fn test(chosen: &[Step]) -> anyhow::Result<ExitCode> {
         let calls = chosen
             .iter()
             .any(|step| (Step::Python..=Step::Stop).contains(step));
-        let loads = chosen.contains(&Step::Load);
+        let starts = chosen.iter().any(|step| *step > Step::Stop);
         steps.retain(|step| {
             chosen.contains(step)
                 || calls && matches!(step, Step::Programs | Step::Stop)
-                || (calls || loads) && *step == Step::Build
+                || (calls || starts) && *step == Step::Build
         });
     }
     let workspace = Workspace::set_up()?;
@@ -203,6 +206,12 @@ impl Run {
                 None => Outcome::Skipped("no server was started"),
             },
             Step::Load => loadtest::short(workspace).into(),
+            Step::Monitoring => {
+                let realm = workspace.binary(Profile::Dev, "realm");
+                prometheus::ensure()
+                    .and_then(|prometheus| self.clients.monitoring(&realm, &prometheus))
+                    .into()
+            }
         }
     }
 
