@@ -260,6 +260,8 @@ def metrics():
         for line in get(f"{ADMIN_URL}/metrics")[1].splitlines():
             if found := re.match(r"([\w:]+)(?:\{.*\})? (\S+)$", line):
                 sums[found[1]] = sums.get(found[1], 0) + float(found[2])
+        if missing := [name for name in BUSY if name not in sums]:
+            raise SystemExit(f"{ADMIN_URL}/metrics has no {missing[0]}: set LOAD_ADMIN_URL to a Realm's admin listener")
     return sums
 
 

@@ -1,5 +1,6 @@
 //! `cargo xtask loadtest`: the scenarios of `loadtest/scenarios`, played by Locust.
 
+use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -95,7 +96,10 @@ pub(crate) fn loadtest(args: &Args) -> anyhow::Result<ExitCode> {
 
 /// The short form of every scenario, against the server that the tests have built.
 pub(crate) fn short(workspace: &Workspace) -> anyhow::Result<()> {
-    let locust = Locust::install(workspace)?;
+    let locust = Locust {
+        defaults: true,
+        ..Locust::install(workspace)?
+    };
     let target = locust.serve(&workspace.binary(Profile::Dev, "realm"))?;
     let mut failed = Vec::new();
     for scenario in chosen(&[]) {
@@ -166,6 +170,8 @@ struct Locust {
     source: PathBuf,
     /// Where the server's settings and the summaries go.
     scratch: PathBuf,
+    /// Whether tests are played, which are about the defaults, whatever this shell is set up for.
+    defaults: bool,
 }
 
 impl Locust {
@@ -180,6 +186,7 @@ impl Locust {
             binary: bin.join("locust"),
             source,
             scratch,
+            defaults: false,
         })
     }
 
@@ -219,6 +226,14 @@ impl Locust {
         let name = scenario.name();
         println!("\n--> {name}");
         let mut locust = Command::new(&self.binary);
+        if self.defaults {
+            for (name, _) in env::vars_os() {
+                let text = name.to_string_lossy();
+                if text.starts_with("LOAD_") || text.starts_with("LOCUST_") {
+                    locust.env_remove(&name);
+                }
+            }
+        }
         locust
             .arg("--locustfile")
             .arg(self.source.join(&name).with_extension("py"))
