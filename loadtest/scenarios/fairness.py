@@ -10,7 +10,7 @@ from load import KEYS, Scenario, ask, together
 
 SECONDS = load.setting("SECONDS", 30.0, short=2.0)
 TIMES = load.setting("TIMES", 10)
-KEPT = load.setting("KEPT", 0.6)
+KEPT = load.setting("KEPT", 0.8)
 JAIN = load.setting("JAIN", 0.9)
 
 

@@ -13,7 +13,7 @@ RATE = load.setting("RATE", 10.0)
 SECONDS = load.setting("SECONDS", 1800.0, short=4.0)
 # The server's process, if it runs on this machine. Its workers are counted with it.
 PID = load.setting("PID", 0)
-GROWTH_MB = load.setting("GROWTH_MB", 64.0)
+GROWTH_MB = load.setting("GROWTH_MB", 16.0)
 
 
 class Soak(Scenario):
@@ -34,7 +34,7 @@ class Soak(Scenario):
         load.measured["requests a second"] = round(len(answers) / (time.perf_counter() - start), 2)
         if watcher:
             watcher.get()
-            # The first fifth is what caches take once.
+            # The first fifth is for what is taken once, such as KV blocks at their first use.
             settled, end = resident[len(resident) // 5], resident[-1]
             load.measured["resident memory at the start, settled and at the end, MB"] = [
                 round(value, 1) for value in (resident[0], settled, end)

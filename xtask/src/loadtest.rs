@@ -16,7 +16,12 @@ use crate::workspace::{Profile, Workspace};
 /// Tenants of the server under load: those of fairness, then those that run into their limits.
 const STEADY: [&str; 3] = ["steady-1", "steady-2", "flood"];
 const LIMITED: [&str; 2] = ["requests", "tokens"];
+/// With so few KV blocks, which are resident once they have been used, that memory is soon settled,
+/// and crowds take blocks from one another.
 const CONFIG: &str = r#"api_keys = "keys.json"
+
+[worker]
+kv_memory = "64MiB"
 
 [[tenant]]
 id = "requests"
