@@ -9,11 +9,10 @@ use anyhow::{Context, anyhow, bail};
 
 use crate::install::{install_once, version};
 use crate::pip;
-use crate::prometheus;
 use crate::server::Server;
 use crate::workspace::{Workspace, on_path, run};
 
-/// Oldest Node.js that the SDK supports.
+/// Oldest Node.js that all packages of the suite support.
 const NODE: u32 = 20;
 
 /// The suites and the packages they use, installed below the target folder.
@@ -29,11 +28,10 @@ pub(crate) struct Clients {
 }
 
 impl Clients {
-    /// Sees that Python, Node.js, Go and curl are there. Cheap, so that it can go before an hour of builds.
+    /// Sees that Python, Node.js and curl are there. Cheap, so that it can go before an hour of builds.
     pub(crate) fn new(workspace: &Workspace) -> anyhow::Result<Self> {
         pip::check_python()?;
         check_node()?;
-        prometheus::check()?;
         if !on_path("curl") {
             bail!(
                 "curl is missing, which the client suites call: install it with your package manager"
@@ -61,7 +59,7 @@ impl Clients {
         Server::start(realm, self.scratch.join("server.log"), args)
     }
 
-    /// The OpenAI SDK for Python, curl, and the admin listener.
+    /// Clients in Python, curl, and the admin listener.
     pub(crate) fn python(&self, server: &Server) -> anyhow::Result<()> {
         let bin = self.install_python()?;
         let mut pytest = Command::new(bin.join("python"));
@@ -71,7 +69,7 @@ impl Clients {
         self.run(&mut pytest, server)
     }
 
-    /// The OpenAI SDK for Node.js.
+    /// Clients in Node.js.
     pub(crate) fn node(&self, server: &Server) -> anyhow::Result<()> {
         let folder = self.install_node()?;
         let mut tests: Vec<_> = entries(&folder)?;
@@ -125,6 +123,8 @@ impl Clients {
             // For suites that need servers with other settings.
             .env("REALM_BINARY", &server.realm)
             .env("REALM_PROGRAMS", &self.programs)
+            // For those that run the examples of the documents.
+            .env("REALM_DOCUMENTS", &self.root)
             .env("PYTHONDONTWRITEBYTECODE", "1");
         run(command).map_err(|error| {
             anyhow!(

@@ -1,6 +1,7 @@
-//! Prometheus, in the cache that all checkouts of this user share. Go fetches its pinned source,
-//! verified, and builds it, once.
+//! The Prometheus that the tests hold `deploy` against: the one that is installed, or one that Go
+//! makes of pinned, verified source, once, in the cache that all checkouts of this user share.
 
+use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, Stdio};
@@ -15,21 +16,19 @@ const VERSION: &str = "0.316.0";
 const GO: &str = "1.26.7";
 const PROGRAMS: [&str; 2] = ["prometheus", "promtool"];
 
-/// Sees that Prometheus is there, or Go to build it with.
-pub(crate) fn check() -> anyhow::Result<()> {
-    if !is_complete(&folder()?) && !on_path("go") {
-        bail!(
-            "go is missing, with which the tests build Prometheus: install Go {GO} or later with your package manager"
-        );
+/// The folder of `prometheus` and `promtool`, which are built first if they have to be; none if
+/// there is no Go to build them with.
+pub(crate) fn ensure() -> anyhow::Result<Option<PathBuf>> {
+    let paths = env::var_os("PATH").unwrap_or_default();
+    if let Some(installed) = env::split_paths(&paths).find(|folder| is_complete(folder)) {
+        return Ok(Some(installed));
     }
-    Ok(())
-}
-
-/// The folder of `prometheus` and `promtool`, which are built first if they have to be.
-pub(crate) fn ensure() -> anyhow::Result<PathBuf> {
-    let folder = folder()?;
+    let folder = cache_folder()?.join(format!("prometheus-{VERSION}"));
     if is_complete(&folder) {
-        return Ok(folder);
+        return Ok(Some(folder));
+    }
+    if !on_path("go") {
+        return Ok(None);
     }
     println!("building Prometheus {VERSION}, once for this user; it takes a few minutes");
     // Built beside its place and moved there in one step, whoever else does the same.
@@ -42,7 +41,7 @@ pub(crate) fn ensure() -> anyhow::Result<PathBuf> {
         fs::remove_dir_all(&partial)
             .with_context(|| format!("cannot remove {}", partial.display()))?;
     }
-    built.map(|()| folder)
+    built.map(|()| Some(folder))
 }
 
 fn build(bin: &Path) -> anyhow::Result<()> {
@@ -58,20 +57,14 @@ fn build(bin: &Path) -> anyhow::Result<()> {
         .env_remove("GOARCH")
         .stdin(Stdio::null());
     // Its own words are not repeated: they may name the hosts of a private proxy.
-    let output = go.output().context(
-        "cannot start go, with which the tests build Prometheus: install it with your package manager",
-    )?;
+    let output = go.output().context("cannot start go")?;
     if !output.status.success() {
         bail!(
             "go cannot build Prometheus {VERSION}: that needs Go {GO} or later (`go version`) and a module proxy that \
-             can be reached (`go env GOPROXY`)"
+             can be reached (`go env GOPROXY`); a Prometheus on the PATH is used instead"
         );
     }
     Ok(())
-}
-
-fn folder() -> anyhow::Result<PathBuf> {
-    Ok(cache_folder()?.join(format!("prometheus-{VERSION}")))
 }
 
 fn is_complete(folder: &Path) -> bool {

@@ -29,9 +29,9 @@ pub(crate) enum Step {
     Rust,
     /// Models of the rings in shared memory under every schedule, by loom
     Loom,
-    /// The OpenAI SDK for Python, curl, and the admin listener, against a running server
+    /// Clients in Python, curl, and the admin listener, against a running server
     Python,
-    /// The OpenAI SDK for Node.js against a running server
+    /// Clients in Node.js against a running server
     Node,
     /// Requests made from openapi.yaml against a running server
     Schema,
@@ -208,9 +208,14 @@ impl Run {
             Step::Load => loadtest::short(workspace).into(),
             Step::Monitoring => {
                 let realm = workspace.binary(Profile::Dev, "realm");
-                prometheus::ensure()
-                    .and_then(|prometheus| self.clients.monitoring(&realm, &prometheus))
-                    .into()
+                match prometheus::ensure() {
+                    Ok(Some(prometheus)) => self.clients.monitoring(&realm, &prometheus).into(),
+                    Ok(None) => Outcome::Skipped(
+                        "prometheus and promtool are missing, and Go to build them with: install either with your \
+                         package manager",
+                    ),
+                    Err(error) => Outcome::Failed(error),
+                }
             }
         }
     }
