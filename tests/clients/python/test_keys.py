@@ -1,4 +1,4 @@
-"""A server that asks for keys, as OpenAI's SDK sees it."""
+"""A server that asks for keys, as OpenAI's SDK sees it, and the clients of the documents."""
 
 import os
 import re
@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 import requests
+from documented import does_what_it_says, examples, start
 
 TIMEOUT = 120
 # Of the tenant "busy", by the minute: a burst of more is above it for a few seconds.
@@ -31,6 +32,10 @@ requests_per_minute = {REQUESTS}
 [[tenant]]
 id = "poor"
 tokens_per_day = 30
+
+[[tenant]]
+id = "single"
+max_concurrent = 1
 """
 
 
@@ -56,8 +61,8 @@ def new_key(place):
 
 
 @pytest.fixture(scope="module")
-def url(place, new_key):
-    """The API of a server that asks for keys."""
+def server(place, new_key):
+    """Addresses of a server that asks for keys: `listening` and `admin`."""
     new_key("acme")
     log = place / "log"
     with open(log, "w") as out:
@@ -71,10 +76,16 @@ def url(place, new_key):
                 ready = requests.get(found["admin"] + "/ready", timeout=TIMEOUT).ok
             assert server.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
-        yield found["listening"] + "/v1"
+        yield found
     finally:
         server.terminate()
         server.wait(TIMEOUT)
+
+
+@pytest.fixture(scope="module")
+def url(server):
+    """Its API."""
+    return server["listening"] + "/v1"
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +153,27 @@ def test_a_quota_that_is_spent_is_not_tried_again(url, client_of, new_key):
             assert error.code == "insufficient_quota"
             break
     assert seen.count(429) == 1
+
+
+@pytest.mark.parametrize("language, code", examples(lambda code: re.search(r"retr(y|ies)\W+\d", code)))
+def test_an_example_that_tries_again_gets_through(server, url, client_of, new_key, tmp_path, language, code):
+    key = new_key("single")
+    client = client_of(key, max_retries=1000)
+    limited = 'realm_tenant_limited_total{tenant="single"} '
+
+    def refused():
+        metrics = requests.get(server["admin"] + "/metrics", timeout=TIMEOUT).text
+        return next((float(line.removeprefix(limited)) for line in metrics.splitlines() if line.startswith(limited)), 0)
+
+    # Its only place is taken, by a stream too long to end while nobody reads it, until the example has been refused.
+    deadline = time.monotonic() + TIMEOUT
+    while requests.get(url + "/models", headers={"authorization": f"Bearer {key}"}, timeout=TIMEOUT).status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with ask(client, stream=True, max_tokens=2000, n=16, extra_body={"ignore_eos": True}):
+        before = refused()
+        example = start(language, code, url, tmp_path, key)
+        while refused() == before:
+            assert example.poll() is None and time.monotonic() < deadline, example.communicate()
+            time.sleep(0.05)
+    assert does_what_it_says(example, code)
