@@ -4,7 +4,7 @@ mod common;
 
 use std::path::Path;
 
-use common::{Server, completion};
+use common::{Server, completion, wait_until};
 use serde_json::{Value, json};
 
 /// The token: a byte that no English text has.
@@ -92,6 +92,10 @@ fn only_the_request_without_a_number_fails() {
         }
     });
     assert_eq!(together, alone, "its neighbour is as it is alone");
+    // Streams as well, whose status was 200, each with the id of its request.
+    wait_until("each failure is in the log", || {
+        server.logged(&["request{id=", "a sequence failed", "not_a_number"]) == 2 * failures.len()
+    });
     let answer = server.post("/v1/completions", &completion("Hi"));
     assert_eq!(answer.status, 200, "{}", answer.body);
     assert_eq!(server.worker_pid(), worker, "the worker was replaced");

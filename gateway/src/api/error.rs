@@ -323,6 +323,11 @@ impl ApiError {
         self.status
     }
 
+    /// What programs tell it by.
+    pub fn code(&self) -> Option<&'static str> {
+        self.code
+    }
+
     /// OpenAI's error object as JSON text.
     pub fn to_json(&self) -> Vec<u8> {
         body::json(&ErrorObject {

@@ -98,7 +98,12 @@ impl<F: Format> Run<F> {
             .get_mut(index)
             .ok_or_else(|| ApiError::internal("an event of an unknown choice"))?;
         let runs_on = !event.is_last();
-        let delta = choice.push(event)?;
+        let delta = choice.push(event).map_err(|reason| {
+            let error = ApiError::from(reason);
+            // A stream that fails has answered with 200, and would leave no trace.
+            tracing::warn!(code = error.code(), "a sequence failed");
+            error
+        })?;
         let cancel = runs_on && delta.finish.is_some();
         Ok((delta, cancel))
     }

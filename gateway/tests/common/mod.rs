@@ -202,6 +202,13 @@ impl Server {
         (choice.text + &scores, choice.finish)
     }
 
+    /// Lines of its log, of the last ones, that have all of these words.
+    pub(crate) fn logged(&self, words: &[&str]) -> usize {
+        let log = self.log.lock().expect("not poisoned");
+        let has_all = |line: &&String| words.iter().all(|word| line.contains(word));
+        log.iter().filter(has_all).count()
+    }
+
     pub(crate) fn pid(&self) -> Pid {
         self.pid
     }
