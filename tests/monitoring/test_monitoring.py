@@ -23,6 +23,7 @@ DEPLOY = HERE.parent.parent / "deploy"
 PROMETHEUS = Path(os.environ["PROMETHEUS"])
 DASHBOARD = json.loads((DEPLOY / "grafana/dashboards/realm.json").read_text())
 RULES = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())["groups"][0]["rules"]
+RUNBOOK = (DEPLOY.parent / "docs/operations.md").read_text()
 
 # Long enough for many scrapes, short enough for the load to fill it.
 VARIABLES = {"$__rate_interval": "30s", "$model": ".*", "$tenant": ".*"}
@@ -57,6 +58,20 @@ def test_every_alert_fires_when_it_should_and_only_then():
     promtool("test", "rules", HERE / "alerts_test.yml")
     cases = (HERE / "alerts_test.yml").read_text()
     assert [rule["alert"] for rule in RULES if f'alertname="{rule["alert"]}"' not in cases] == []
+
+
+def test_the_runbook_speaks_of_what_the_dashboard_has():
+    titles = {kind: [panel["title"] for panel in DASHBOARD["panels"] if panel["type"] == kind] for kind in ("row", "timeseries")}
+    table = RUNBOOK.split("| row | look for |")[1].split("\n\n")[0]
+    assert re.findall(r"^\| (\w[\w ]+) \|", table, re.MULTILINE) == titles["row"]
+    assert set(re.findall(r"\*([^*]+)\*", table)) <= set(titles["timeseries"])
+
+
+def test_every_alert_has_a_place_in_the_runbook():
+    headings = re.findall(r"^### (Realm\w+)$", RUNBOOK, re.MULTILINE)
+    assert headings == [rule["alert"] for rule in RULES]
+    for rule in RULES:
+        assert rule["annotations"]["runbook_url"] == f"docs/operations.md#{rule['alert'].lower()}"
 
 
 def queries():
