@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::net::TcpListener;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,8 +10,9 @@ use std::time::Duration;
 use common::client::End;
 use common::random::Random;
 use common::requests::kinds;
-use common::{Server, setting};
+use common::{Server, census, setting, wait_until};
 use nix::sys::signal::Signal;
+use serde_json::json;
 
 /// Servers that an ordinary run starts.
 const ROUNDS: u64 = 3;
@@ -63,4 +65,25 @@ fn sigterm_fails_no_request() {
         "{cut} connections were cut in {rounds} rounds"
     );
     assert!(finished > 0);
+}
+
+#[test]
+fn the_address_is_free_for_the_next_server_before_the_last_request_is_over() {
+    let server = Server::start(&["--drain-timeout", "600"]);
+    // More than what lies between a server and a client that does not read.
+    let body = json!({
+        "model": "realm-tiny", "prompt": "Once upon a time", "n": 16, "max_tokens": 600,
+        "min_tokens": 600, "logprobs": 5, "stream": true
+    });
+    let mut lines = server.lines("/v1/completions", &body);
+    assert!(lines.next().is_some());
+    server.signal(Signal::SIGTERM);
+    wait_until("the address is free", || {
+        TcpListener::bind(server.api_address()).is_ok()
+    });
+    assert!(census::is_running(server.pid()), "it has cut its request");
+    assert_eq!(server.admin("/health").status, 200);
+    let rest: Vec<_> = lines.map(|line| line.expect("it is not cut")).collect();
+    assert!(rest.iter().any(|line| line == "data: [DONE]"));
+    assert_eq!(server.wait().code(), Some(0));
 }
