@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, anyhow, bail};
 
-use crate::install::{install_once, version};
+use crate::packages::{install_once, version};
 use crate::pip;
 use crate::server::Server;
 use crate::workspace::{Workspace, on_path, run};

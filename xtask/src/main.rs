@@ -3,9 +3,9 @@
 
 mod clients;
 mod faults;
-mod install;
 mod libtorch;
 mod loadtest;
+mod packages;
 mod pip;
 mod programs;
 mod prometheus;

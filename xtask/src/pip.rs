@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 
-use crate::install::{install_once, version};
+use crate::packages::{install_once, version};
 use crate::workspace::run;
 
 /// Oldest Python that every package in any requirements.txt supports.
