@@ -96,7 +96,7 @@ fn main() -> anyhow::Result<()> {
     );
     let mut file = File::from(memfd_create("code", MemfdFlags::CLOEXEC)?);
     file.write_all(&code)?;
-    let programs = Programs::new(Arc::new(Vocabulary::of(ModelSource::Embedded)));
+    let programs = Programs::new(Arc::new(Vocabulary::of(&ModelSource::Embedded)));
     let begun = Instant::now();
     programs.add(1, "bench", file.into());
     println!(

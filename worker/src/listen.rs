@@ -7,14 +7,13 @@ use std::fmt::Display;
 use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, Receiver, Sender};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use nix::sys::signal::{SigSet, Signal, raise};
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 use realm_shared::control::Control;
@@ -24,7 +23,8 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with};
 
 use crate::engine::{Engine, ModelSource, Options};
-use crate::serve::{Session, Watch, load, tell};
+use crate::manager::Manager;
+use crate::serve::{Session, Watch, confine, load, tell};
 use crate::tenant::Vocabulary;
 
 /// How long a step may run on after its gateway is gone: as long as gateways give one by default.
@@ -32,11 +32,14 @@ use crate::tenant::Vocabulary;
 const LAST_STEP: Duration = Duration::from_secs(60);
 /// Gateways that may knock at the same time.
 const BACKLOG: i32 = 16;
+/// How often the service manager hears of a worker that waits.
+const TURN: Duration = Duration::from_millis(250);
 /// Pause after the system refused a connection, for want of descriptors for example.
 const BREATH: Duration = Duration::from_millis(100);
 
 /// Serves a model to one gateway after the other. Ends when none came for `grace` after the last
-/// one went; waits for the first without limit.
+/// one went; waits for the first without limit. The socket's file stays: a confined process deletes
+/// nothing, and the next worker takes the file for what it is.
 ///
 /// # Errors
 /// If it cannot listen, or not load the model.
@@ -45,33 +48,28 @@ pub(crate) fn serve(
     grace: Duration,
     model: &ModelSource,
     options: &Options,
+    require_sandbox: bool,
 ) -> anyhow::Result<()> {
-    let signals = block_signals()?;
-    let (listener, file) = bind(path)?;
-    end_by_signal(signals, file.clone())?;
-    let result = Door::open(listener).and_then(|door| serve_all(&door, grace, model, options));
-    file.remove();
-    result
-}
-
-fn serve_all(
-    door: &Door,
-    grace: Duration,
-    model: &ModelSource,
-    options: &Options,
-) -> anyhow::Result<()> {
-    let mut engine = load(model, options, &|control| door.tell(control)).inspect_err(|error| {
+    let listener = bind(path)?;
+    let mut manager = Manager::find().unwrap_or_else(|error| {
+        say(format_args!("cannot reach the service manager: {error}"));
+        Manager::absent()
+    });
+    let confinement = confine(model, require_sandbox)?;
+    let door = Door::open(listener)?;
+    let loaded = load(model, options, confinement, &|control| door.tell(control));
+    let (mut engine, vocabulary) = loaded.inspect_err(|error| {
         door.tell(&Control::Failed {
             message: format!("{error:#}"),
         });
     })?;
     say("the model is loaded");
-    let vocabulary = Arc::new(Vocabulary::of(model.clone()));
-    let mut next = door.sessions.recv().ok();
+    manager.ready();
+    let mut next = door.wait(None, &mut manager);
     while let Some(session) = next {
-        serve_one(session, &mut engine, &vocabulary);
+        serve_one(session, &mut engine, &vocabulary, &mut manager);
         engine.reset()?;
-        next = door.sessions.recv_timeout(grace).ok();
+        next = door.wait(Some(grace), &mut manager);
     }
     say("no gateway came within the grace time");
     Ok(())
@@ -79,11 +77,16 @@ fn serve_all(
 
 /// Serves a gateway until it is gone, or until it asks for what cannot be: that is its fault, and
 /// costs its connection, not the weights.
-fn serve_one(mut session: Session, engine: &mut Engine, vocabulary: &Arc<Vocabulary>) {
+fn serve_one(
+    mut session: Session,
+    engine: &mut Engine,
+    vocabulary: &Arc<Vocabulary>,
+    manager: &mut Manager,
+) {
     let who = caller(session.socket());
     say(format_args!("{who} is attached"));
     let served = Watch::start(session.socket(), LAST_STEP).and_then(|watch| {
-        let result = session.run(engine, vocabulary, &watch);
+        let result = session.run(engine, vocabulary, &watch, manager);
         session.conclude(&watch, result)
     });
     match served {
@@ -144,6 +147,20 @@ impl Door {
         Ok(door)
     }
 
+    /// Waits for a gateway, for as long as is said or without limit.
+    fn wait(&self, limit: Option<Duration>, manager: &mut Manager) -> Option<Session> {
+        let begun = Instant::now();
+        loop {
+            manager.alive();
+            let left = limit.map_or(TURN, |limit| limit.saturating_sub(begun.elapsed()));
+            match self.sessions.recv_timeout(left.min(TURN)) {
+                Ok(session) => return Some(session),
+                Err(RecvTimeoutError::Timeout) if left > TURN || limit.is_none() => {}
+                Err(_) => return None,
+            }
+        }
+    }
+
     /// Tells the gateway that is attached, if one is. One that is gone will be noticed later.
     fn tell(&self, control: &Control) {
         let guest = self.guest.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -189,25 +206,8 @@ fn caller(socket: BorrowedFd<'_>) -> String {
     }
 }
 
-/// The file of a listening socket.
-#[derive(Clone)]
-struct SocketFile {
-    path: PathBuf,
-    /// Device and inode: by the time it is removed, another worker may have put its own there.
-    identity: Option<(u64, u64)>,
-}
-
-impl SocketFile {
-    fn remove(&self) {
-        if identity(&self.path).ok() == self.identity {
-            // One that cannot be removed is taken for what it is by the next worker.
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
 /// Listens at `path`, open to this user alone. What a dead worker left there is replaced.
-fn bind(path: &Path) -> anyhow::Result<(OwnedFd, SocketFile)> {
+fn bind(path: &Path) -> anyhow::Result<OwnedFd> {
     let fail = || format!("cannot listen on {}", path.display());
     let address = SocketAddrUnix::new(path).with_context(fail)?;
     let listener = socket()?;
@@ -216,23 +216,14 @@ fn bind(path: &Path) -> anyhow::Result<(OwnedFd, SocketFile)> {
     let bound = rustix::net::bind(&listener, &address);
     rustix::process::umask(mask);
     bound.with_context(fail)?;
-    let file = SocketFile {
-        path: path.to_owned(),
-        identity: identity(path).ok(),
-    };
     rustix::net::listen(&listener, BACKLOG).with_context(fail)?;
-    Ok((listener, file))
+    Ok(listener)
 }
 
 fn socket() -> io::Result<OwnedFd> {
     let (family, kind) = (AddressFamily::UNIX, SocketType::SEQPACKET);
     let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None);
     Ok(socket?)
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    let file = fs::symlink_metadata(path)?;
-    Ok((file.dev(), file.ino()))
 }
 
 /// Removes the socket of a worker that is dead, and nothing else.
@@ -250,25 +241,6 @@ fn remove_stale(path: &Path, address: &SocketAddrUnix) -> anyhow::Result<()> {
         }
         _ => bail!("a worker listens on {shown} already: stop it, or choose another --socket"),
     }
-}
-
-/// Keeps the signals that ask for an end from this thread and those that it will start.
-fn block_signals() -> anyhow::Result<SigSet> {
-    let signals = SigSet::from_iter([Signal::SIGTERM, Signal::SIGINT]);
-    signals.thread_block().context("cannot block signals")?;
-    Ok(signals)
-}
-
-/// Removes the socket's file when the process is asked to end, and lets it end as it would have:
-/// at once. Its gateway goes on with another worker, so there is nothing to finish.
-fn end_by_signal(signals: SigSet, file: SocketFile) -> anyhow::Result<()> {
-    spawn("signals", move || {
-        if let Ok(signal) = signals.wait() {
-            file.remove();
-            let _ = signals.thread_unblock();
-            let _ = raise(signal);
-        }
-    })
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {

@@ -12,7 +12,7 @@ use realm_worker::config::DType;
 use realm_worker::engine::{ModelSource, Options};
 use realm_worker::linear::cores;
 use realm_worker::serve::{Gateway, serve};
-use realm_worker::tenant;
+use realm_worker::{sandbox, tenant};
 use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
@@ -34,6 +34,8 @@ enum Command {
         /// Only name what compiled code depends on beside the component.
         #[arg(long)]
         fingerprint: bool,
+        #[command(flatten)]
+        sandbox: Sandbox,
     },
     /// Say what this worker can run on.
     Info {
@@ -82,6 +84,15 @@ struct Serve {
     /// Most tokens of a sequence; by default the model's own limit, or what the memory holds.
     #[arg(long)]
     max_context: Option<usize>,
+    #[command(flatten)]
+    sandbox: Sandbox,
+}
+
+#[derive(Args)]
+struct Sandbox {
+    /// Refuse to start where the system cannot confine this process by Landlock and seccomp.
+    #[arg(long)]
+    require_sandbox: bool,
 }
 
 #[derive(Args)]
@@ -137,13 +148,23 @@ fn main() -> ExitCode {
                 }
             }
         }
-        Command::Compile { fingerprint } => match compile(fingerprint) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
+        Command::Compile {
+            fingerprint,
+            sandbox,
+        } => {
+            if let Err(error) = shut_in(sandbox.require_sandbox) {
                 eprintln!("{error:#}");
-                ExitCode::FAILURE
+                // Not as for a component that is refused: it has no part in this.
+                return ExitCode::from(2);
             }
-        },
+            match compile(fingerprint) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    eprintln!("{error:#}");
+                    ExitCode::FAILURE
+                }
+            }
+        }
         Command::Info { json } => {
             info(json);
             ExitCode::SUCCESS
@@ -154,7 +175,7 @@ fn main() -> ExitCode {
 fn run(args: Serve) -> anyhow::Result<()> {
     let Device::Cpu = args.device;
     if let Some(cpus) = args.cpus {
-        confine(&cpus).with_context(|| format!("cannot compute on the CPUs {cpus}"))?;
+        pin(&cpus).with_context(|| format!("cannot compute on the CPUs {cpus}"))?;
     }
     let gateway = match args.gateway.socket {
         None => Gateway::Stdin,
@@ -180,7 +201,7 @@ fn run(args: Serve) -> anyhow::Result<()> {
         kv_memory: args.kv_memory.0,
         max_context: args.max_context,
     };
-    serve(&gateway, &model, &options)
+    serve(&gateway, &model, &options, args.sandbox.require_sandbox)
 }
 
 /// Most memory and processor time of a compilation. Whoever asked for it sees to the clock.
@@ -189,14 +210,9 @@ const COMPILE_SECONDS: u64 = 30;
 /// Longest component, in bytes.
 const MAX_COMPONENT: u64 = 64 << 20;
 
-/// Writes a line of JSON that says what the component is, and the compiled code.
-fn compile(only_fingerprint: bool) -> anyhow::Result<()> {
-    let fingerprint = tenant::fingerprint()?;
-    let mut output = io::stdout().lock();
-    if only_fingerprint {
-        return Ok(writeln!(output, "{fingerprint}")?);
-    }
-    // What a tenant sends may be made to take for ever: nothing is read of it without a limit.
+/// Leaves this process what it needs to compile, and no more: what a tenant sends may be made to
+/// take for ever, or to find a hole in the compiler. Nothing is read of it before.
+fn shut_in(require_sandbox: bool) -> anyhow::Result<()> {
     for (resource, most) in [
         (Resource::As, COMPILE_MEMORY),
         (Resource::Cpu, COMPILE_SECONDS),
@@ -207,6 +223,19 @@ fn compile(only_fingerprint: bool) -> anyhow::Result<()> {
     }
     // Nobody's stream should be slower for it. Where it is refused, it is as quick as others.
     let _ = setpriority_process(None, 10);
+    let confinement = sandbox::confine(None);
+    // No warning: whoever started this reads on standard error what is wrong with the component.
+    confinement.check(require_sandbox, |_| {})?;
+    confinement.seal()
+}
+
+/// Writes a line of JSON that says what the component is, and the compiled code.
+fn compile(only_fingerprint: bool) -> anyhow::Result<()> {
+    let fingerprint = tenant::fingerprint()?;
+    let mut output = io::stdout().lock();
+    if only_fingerprint {
+        return Ok(writeln!(output, "{fingerprint}")?);
+    }
     let mut component = Vec::new();
     let mut input = io::stdin().lock().take(MAX_COMPONENT + 1);
     input.read_to_end(&mut component)?;
@@ -225,7 +254,7 @@ fn compile(only_fingerprint: bool) -> anyhow::Result<()> {
 }
 
 /// Keeps this thread, and those that it starts, on some CPUs.
-fn confine(cpus: &Cpus) -> rustix::io::Result<()> {
+fn pin(cpus: &Cpus) -> rustix::io::Result<()> {
     let mut set = CpuSet::new();
     for &cpu in cpus.numbers() {
         set.set(cpu);
@@ -237,6 +266,8 @@ fn info(json: bool) {
     let libtorch = env!("REALM_LIBTORCH_VERSION");
     let cpu = realm_worker::kernels::capability();
     let cores = cores();
+    // What the system can do is found out by having it done.
+    let sandbox = sandbox::confine(None);
     if json {
         let value = serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -244,6 +275,7 @@ fn info(json: bool) {
             "cpu_capability": cpu,
             "cores": cores,
             "devices": ["cpu"],
+            "sandbox": { "landlock": sandbox.landlock(), "seccomp": sandbox.seccomp() },
         });
         println!("{value}");
     } else {
@@ -252,5 +284,6 @@ fn info(json: bool) {
         println!("CPU          {cpu}");
         println!("cores        {cores}");
         println!("devices      cpu");
+        println!("sandbox      {sandbox}");
     }
 }

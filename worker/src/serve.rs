@@ -24,6 +24,8 @@ use rustix::net::Shutdown;
 use crate::batch::Step;
 use crate::engine::{Engine, ModelSource, Options, Outcome};
 use crate::listen;
+use crate::manager::Manager;
+use crate::sandbox::{self, Confinement};
 use crate::tenant::{Answer, Outbox, Programs, Start, Steering, Vocabulary};
 
 /// How long the gateway may take to say hello.
@@ -55,23 +57,48 @@ pub enum Gateway {
 
 /// Serves a model until there is nobody left to serve.
 ///
+/// The process is confined before it starts threads or reads the model, or, where the system cannot
+/// do that and it is required, the model is not loaded.
+///
 /// # Errors
 /// Whatever made it impossible; the gateway has been told, if it could be.
-pub fn serve(gateway: &Gateway, model: &ModelSource, options: &Options) -> anyhow::Result<()> {
+pub fn serve(
+    gateway: &Gateway,
+    model: &ModelSource,
+    options: &Options,
+    require_sandbox: bool,
+) -> anyhow::Result<()> {
     if let Gateway::Listen { path, grace } = gateway {
-        return listen::serve(path, *grace, model, options);
+        return listen::serve(path, *grace, model, options, require_sandbox);
     }
     let socket = io::stdin().as_fd().try_clone_to_owned();
     let socket = socket.context("standard input is not open; it must be the gateway's socket")?;
+    let confinement = confine(model, require_sandbox);
     let mut session = Session::greet(socket)?;
     let watch = Watch::start(session.socket(), GRACE)?;
-    let engine = load(model, options, &|control| {
-        // If the gateway is gone, the watch ends the process.
-        let _ = tell(session.socket(), control);
+    let loaded = confinement.and_then(|confinement| {
+        load(model, options, confinement, &|control| {
+            // If the gateway is gone, the watch ends the process.
+            let _ = tell(session.socket(), control);
+        })
     });
-    let vocabulary = Arc::new(Vocabulary::of(model.clone()));
-    let result = engine.and_then(|mut engine| session.run(&mut engine, &vocabulary, &watch));
+    let result = loaded.and_then(|(mut engine, vocabulary)| {
+        let manager = &mut Manager::absent();
+        session.run(&mut engine, &vocabulary, &watch, manager)
+    });
     session.conclude(&watch, result)
+}
+
+/// Confines the process to what it needs for a model, and says where it cannot.
+pub(crate) fn confine(model: &ModelSource, required: bool) -> anyhow::Result<Confinement> {
+    let confinement = sandbox::confine(match model {
+        ModelSource::Embedded => None,
+        ModelSource::Directory(folder) => Some(folder),
+    });
+    confinement.check(required, |missing| {
+        let _ = writeln!(io::stderr(), "warning: {missing}");
+    })?;
+    Ok(confinement)
 }
 
 /// A gateway that completed the handshake.
@@ -119,11 +146,12 @@ impl Session {
         engine: &mut Engine,
         vocabulary: &Arc<Vocabulary>,
         watch: &Watch,
+        manager: &mut Manager,
     ) -> anyhow::Result<()> {
         let programs = Arc::new(Programs::new(vocabulary.clone()));
         take_orders(self.socket(), programs.clone())?;
         tell(self.socket(), &Control::Ready(engine.info().clone()))?;
-        let result = self.take_turns(engine, &programs, watch);
+        let result = self.take_turns(engine, &programs, watch, manager);
         // The thread of the orders may have the programs a moment longer.
         programs.end_all();
         result
@@ -134,9 +162,11 @@ impl Session {
         engine: &mut Engine,
         programs: &Programs,
         watch: &Watch,
+        manager: &mut Manager,
     ) -> anyhow::Result<()> {
         let outbox = &self.outbox;
         while !watch.gone() {
+            manager.alive();
             outbox.check()?;
             let Some(message) = self.inlet.recv_timeout(SPIN, NAP)? else {
                 continue;
@@ -237,12 +267,13 @@ pub(crate) fn tell(socket: BorrowedFd<'_>, control: &Control) -> anyhow::Result<
     tell(socket, &Control::Failed { message })
 }
 
-/// Loads a model, and says from time to time how far it is.
+/// Loads a model, and says from time to time how far it is. No file can be opened after that.
 pub(crate) fn load(
     model: &ModelSource,
     options: &Options,
+    confinement: Confinement,
     tell: &dyn Fn(&Control),
-) -> anyhow::Result<Engine> {
+) -> anyhow::Result<(Engine, Arc<Vocabulary>)> {
     let mut last: Option<Instant> = None;
     let mut progress = |done: u64, total: u64| {
         if done == total || last.is_none_or(|at| at.elapsed() >= PROGRESS) {
@@ -250,10 +281,13 @@ pub(crate) fn load(
             tell(&Control::Loading { done, total });
         }
     };
-    Engine::load(model, options, &mut progress).with_context(|| match model {
+    let engine = Engine::load(model, options, &mut progress).with_context(|| match model {
         ModelSource::Embedded => "cannot load the embedded model".to_string(),
         ModelSource::Directory(path) => format!("cannot load the model in {}", path.display()),
-    })
+    })?;
+    let vocabulary = Vocabulary::of(model);
+    confinement.seal()?;
+    Ok((engine, Arc::new(vocabulary)))
 }
 
 /// Takes in programs that the gateway sends, until it is gone.

@@ -1,8 +1,10 @@
-//! The commands of the README: `cargo xtask setup`, `build`, `programs`, `serve`, `test`,
-//! `faults` and `loadtest`.
+//! The commands of the README: `cargo xtask setup`, `build`, `install`, `programs`, `serve`,
+//! `test`, `faults` and `loadtest`.
 
 mod clients;
+mod containers;
 mod faults;
+mod install;
 mod libtorch;
 mod loadtest;
 mod packages;
@@ -35,6 +37,8 @@ enum Xtask {
     ///
     /// Both start without this repository or any environment variable.
     Build,
+    /// Build, and fill a folder with both programs and the libraries that they need
+    Install(install::Install),
     /// Build target/programs/*.wasm, of the sources in programs
     Programs,
     /// Build, then run `realm serve`
@@ -83,6 +87,7 @@ fn run(command: Xtask) -> anyhow::Result<ExitCode> {
                 workspace.binary(Profile::Release, "realm-worker").display()
             );
         }
+        Xtask::Install(args) => install::install(&args)?,
         Xtask::Programs => programs::build(&Workspace::set_up()?)?,
         Xtask::Serve { args } => {
             let workspace = Workspace::set_up()?;

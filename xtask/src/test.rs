@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 
 use crate::clients::Clients;
+use crate::containers;
 use crate::loadtest;
 use crate::programs;
 use crate::prometheus;
@@ -27,6 +28,8 @@ pub(crate) enum Step {
     Build,
     /// The tests in Rust
     Rust,
+    /// The root file systems of the images in docker, each in namespaces of its own
+    Containers,
     /// Models of the rings in shared memory under every schedule, by loom
     Loom,
     /// Clients in Python, curl, and the admin listener, against a running server
@@ -66,7 +69,9 @@ pub(crate) fn test(chosen: &[Step]) -> anyhow::Result<ExitCode> {
         let calls = chosen
             .iter()
             .any(|step| (Step::Python..=Step::Stop).contains(step));
-        let starts = chosen.iter().any(|step| *step > Step::Stop);
+        let starts = chosen
+            .iter()
+            .any(|step| *step > Step::Stop || *step == Step::Containers);
         steps.retain(|step| {
             chosen.contains(step)
                 || calls && matches!(step, Step::Programs | Step::Stop)
@@ -189,6 +194,14 @@ impl Run {
             Step::Rust => {
                 run(&mut workspace.cargo(["test", "--workspace", "--no-fail-fast"])).into()
             }
+            Step::Containers => match containers::test(workspace) {
+                Ok(true) => Outcome::Passed,
+                Ok(false) => Outcome::Skipped(
+                    "this system does not let its user make namespaces: see kernel.unprivileged_userns_clone, or \
+                     kernel.apparmor_restrict_unprivileged_userns",
+                ),
+                Err(error) => Outcome::Failed(error),
+            },
             Step::Loom => {
                 // In a folder of its own: the flag is part of what every crate is built with.
                 let mut cargo = workspace.cargo(["test", "--package", "realm-shm", "--lib"]);

@@ -106,6 +106,11 @@ impl Workspace {
         self.target.join("programs")
     }
 
+    /// The folder of libtorch.
+    pub(crate) fn libtorch(&self) -> &Path {
+        &self.libtorch
+    }
+
     /// Where a binary is once it is built.
     pub(crate) fn binary(&self, profile: Profile, name: &str) -> PathBuf {
         let folder = match profile {

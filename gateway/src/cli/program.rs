@@ -15,7 +15,7 @@ use serde::de::IgnoredAny;
 use super::client::{Client, JSON, WASM};
 use crate::api::{ProgramList, ProgramObject};
 use crate::config::{File, ProgramSettings};
-use crate::programs::{ProgramName, Programs, Push};
+use crate::programs::{Compiler, ProgramName, Programs, Push};
 use crate::tenants::ANYONE;
 use crate::workers::default_binary;
 
@@ -111,12 +111,25 @@ pub(super) struct CompilerArgs {
     /// The realm-worker binary, which compiles [default: beside this one]
     #[arg(long, env = "REALM_WORKER", value_name = "PATH")]
     worker: Option<PathBuf>,
+    /// Compile nothing where the system cannot confine the compiler
+    #[arg(
+        long,
+        env = "REALM_REQUIRE_SANDBOX",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        value_name = "BOOL"
+    )]
+    require_sandbox: Option<bool>,
 }
 
 impl CompilerArgs {
-    fn find(&self, file: &File) -> PathBuf {
+    fn find(&self, file: &File) -> Compiler {
         let binary = self.worker.clone().or_else(|| file.worker.worker.clone());
-        binary.unwrap_or_else(default_binary)
+        let require_sandbox = self.require_sandbox.or(file.worker.require_sandbox);
+        Compiler::new(
+            binary.unwrap_or_else(default_binary),
+            require_sandbox.unwrap_or(false),
+        )
     }
 }
 
@@ -139,7 +152,7 @@ enum Found {
 }
 
 impl Place {
-    fn find(self, file: &File, worker: PathBuf) -> anyhow::Result<Found> {
+    fn find(self, file: &File, compiler: Compiler) -> anyhow::Result<Found> {
         if let Some(url) = self.url {
             return Ok(Found::Server(Client::api(&url, self.key)?));
         }
@@ -154,7 +167,7 @@ impl Place {
         if tenant.is_empty() {
             bail!("--tenant is empty: name the tenant whose programs are meant");
         }
-        let programs = Programs::open(&folder.dir, worker, folder.most_bytes)?;
+        let programs = Programs::open(&folder.dir, compiler, folder.most_bytes)?;
         Ok(Found::Folder(programs, tenant))
     }
 }
@@ -195,7 +208,10 @@ async fn push(args: PushArgs, file: &File) -> anyhow::Result<ExitCode> {
 }
 
 async fn list(args: List, file: &File) -> anyhow::Result<ExitCode> {
-    let programs: ProgramList = match args.place.find(file, default_binary())? {
+    let programs: ProgramList = match args
+        .place
+        .find(file, Compiler::new(default_binary(), false))?
+    {
         Found::Folder(programs, tenant) => programs.list(&tenant).await?.into(),
         Found::Server(server) => {
             let list = server.call(Method::GET, "/programs", JSON, Bytes::new());
@@ -232,7 +248,10 @@ async fn list(args: List, file: &File) -> anyhow::Result<ExitCode> {
 }
 
 async fn remove(args: Remove, file: &File) -> anyhow::Result<ExitCode> {
-    match args.place.find(file, default_binary())? {
+    match args
+        .place
+        .find(file, Compiler::new(default_binary(), false))?
+    {
         Found::Folder(programs, tenant) => {
             programs.remove(&tenant, args.name.as_str()).await?;
         }
@@ -248,7 +267,7 @@ async fn remove(args: Remove, file: &File) -> anyhow::Result<ExitCode> {
 async fn check(args: Check, file: &File) -> anyhow::Result<ExitCode> {
     let component = read(&args.file)?;
     let (bytes, begun) = (component.len() as u64, Instant::now());
-    let verdict = Programs::check(args.compiler.find(file), component).await;
+    let verdict = Programs::check(&args.compiler.find(file), component).await;
     let verdict = verdict.with_context(|| args.file.display().to_string())?;
     println!(
         "{}: a {} that can be stored; {} bytes, compiled to {} in {:.2} s",

@@ -3,15 +3,17 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
 use crate::config::{AccessSettings, File, ListenSettings, ProgramSettings, WorkerSettings};
 use crate::http::{self, Bound};
 use crate::metrics;
-use crate::programs::Programs;
+use crate::programs::{Compiler, Programs};
 use crate::tenants::{Access, Keys, Ledger};
 use crate::workers::{Model, Models, default_binary};
 
@@ -78,7 +80,8 @@ pub(super) async fn serve(
     let programs = match folder {
         Some(folder) => {
             let binary = workers.binary.clone().unwrap_or_else(default_binary);
-            Programs::open(&folder.dir, binary, folder.most_bytes)?
+            let compiler = Compiler::new(binary, workers.require_sandbox);
+            Programs::open(&folder.dir, compiler, folder.most_bytes)?
         }
         None => Programs::off(),
     };
@@ -95,6 +98,7 @@ pub(super) async fn serve(
     if let Some(addr) = bound.admin_addr() {
         tracing::info!("admin on http://{}", addr?);
     }
+    tell_systemd();
     let all_ready = async {
         while let Some(ready) = loading.join_next().await {
             ready??;
@@ -156,6 +160,25 @@ async fn read_again(config: PathBuf) -> anyhow::Result<File> {
     Ok(tokio::task::spawn_blocking(move || File::read(Some(&config))).await??)
 }
 
+/// Tells systemd, if that has started this process and wants to know, that it listens, and from time
+/// to time that tasks still take turns.
+fn tell_systemd() {
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+        tracing::warn!(%error, "cannot reach the service manager");
+    }
+    let Some(patience) = sd_notify::watchdog_enabled() else {
+        return;
+    };
+    let mut often = tokio::time::interval((patience / 2).max(Duration::from_millis(1)));
+    tokio::spawn(async move {
+        loop {
+            often.tick().await;
+            // If it has not heard for too long it starts another gateway.
+            let _ = sd_notify::notify(&[NotifyState::Watchdog]);
+        }
+    });
+}
+
 /// Resolves at the first SIGTERM or SIGINT. A second one ends the process at once.
 fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()>> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot handle SIGTERM")?;
@@ -169,7 +192,10 @@ fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()>> {
                 _ = interrupt.recv() => {}
             }
             match sender.take() {
-                Some(first) => drop(first.send(())),
+                Some(first) => {
+                    let _ = first.send(());
+                    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+                }
                 None => std::process::exit(INTERRUPTED.into()),
             }
         }

@@ -109,6 +109,16 @@ pub struct WorkerSettings {
     /// Seconds that one step may take before its worker counts as hung [default: 60]
     #[arg(long, env = "REALM_STEP_TIMEOUT", value_name = "SECONDS")]
     pub step_timeout: Option<u64>,
+    /// Refuse to start workers where the system cannot confine them by Landlock and seccomp, instead
+    /// of a warning in the log. A worker that is attached has a flag of this name itself
+    #[arg(
+        long,
+        env = "REALM_REQUIRE_SANDBOX",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        value_name = "BOOL"
+    )]
+    pub require_sandbox: Option<bool>,
     /// The realm-worker binary [default: beside this one]
     #[arg(long, env = "REALM_WORKER", value_name = "PATH")]
     pub worker: Option<PathBuf>,
@@ -380,6 +390,8 @@ pub struct Workers {
     pub surplus: Surplus,
     /// How long one step may take.
     pub step_timeout: Duration,
+    /// Whether workers that the system cannot confine are refused.
+    pub require_sandbox: bool,
     /// The worker's binary, if not beside this one.
     pub binary: Option<PathBuf>,
 }
@@ -435,6 +447,10 @@ impl WorkerSettings {
             step_timeout: Duration::from_secs(
                 self.step_timeout.or(file.step_timeout).unwrap_or(60).max(1),
             ),
+            require_sandbox: self
+                .require_sandbox
+                .or(file.require_sandbox)
+                .unwrap_or(false),
             binary: self.worker.or(file.worker),
         })
     }

@@ -85,16 +85,21 @@ struct Header {
 
 /// The compiler that belongs to a worker's binary.
 #[derive(Debug)]
-pub(super) struct Compiler {
+pub struct Compiler {
     binary: PathBuf,
+    /// Whether it is to refuse its service where the system cannot confine it.
+    require_sandbox: bool,
     /// What it said of itself, when its binary was such.
     fingerprint: Mutex<Option<(Stamp, Fingerprint)>>,
 }
 
 impl Compiler {
-    pub(super) fn new(binary: PathBuf) -> Self {
+    /// Of a worker's binary, which confines itself when it compiles: as far as the system
+    /// lets it, or it compiles nothing if that is not enough for `require_sandbox`.
+    pub fn new(binary: PathBuf, require_sandbox: bool) -> Self {
         Compiler {
             binary,
+            require_sandbox,
             fingerprint: Mutex::new(None),
         }
     }
@@ -172,6 +177,9 @@ impl Compiler {
     fn command(&self) -> Command {
         let mut command = Command::new(&self.binary);
         command.arg("compile").env_clear();
+        if self.require_sandbox {
+            command.arg("--require-sandbox");
+        }
         // Without it the binary may not find its libraries.
         if let Some(path) = std::env::var_os("LD_LIBRARY_PATH") {
             command.env("LD_LIBRARY_PATH", path);
@@ -288,7 +296,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_compiler_that_is_not_there_is_named() {
-        let compiler = Compiler::new("/no/such/realm-worker".into());
+        let compiler = Compiler::new("/no/such/realm-worker".into(), false);
         for error in [
             compiler.fingerprint().await.expect_err("not there"),
             compiler.compile(Bytes::new()).await.expect_err("not there"),
@@ -304,7 +312,9 @@ mod tests {
     /// What becomes of a compiler that does as the script says.
     async fn puppet(script: &'static str) -> Result<Compiled, CompileError> {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/programs/puppet.sh");
-        Compiler::new(path.into()).compile(script.into()).await
+        Compiler::new(path.into(), false)
+            .compile(script.into())
+            .await
     }
 
     #[tokio::test]
@@ -365,7 +375,7 @@ mod tests {
         let file = dir.path().join("pid");
         let script = format!("echo $$ > '{}'; sleep 1000 & wait", file.display());
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/programs/puppet.sh");
-        let compiler = Compiler::new(path.into());
+        let compiler = Compiler::new(path.into(), false);
         let written = async {
             loop {
                 let pid = std::fs::read_to_string(&file).unwrap_or_default();

@@ -11,7 +11,7 @@ mod store;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -19,8 +19,8 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
-pub use compiler::CompileError;
-use compiler::{Compiled, Compiler};
+use compiler::Compiled;
+pub use compiler::{CompileError, Compiler};
 use image::Image;
 use loaded::Loaded;
 pub use name::{BadName, ProgramName};
@@ -161,15 +161,15 @@ impl Programs {
         Programs(None)
     }
 
-    /// Those in a folder, which is made if it is not there. `worker` is the binary that compiles,
-    /// `most_bytes` how long a component may be.
+    /// Those in a folder, which is made if it is not there. `most_bytes` is how long a component may
+    /// be.
     ///
     /// # Errors
     /// If the folder cannot be used.
-    pub fn open(dir: &Path, worker: PathBuf, most_bytes: usize) -> Result<Self, StoreError> {
+    pub fn open(dir: &Path, compiler: Compiler, most_bytes: usize) -> Result<Self, StoreError> {
         Ok(Programs(Some(Arc::new(Inner {
             store: Arc::new(Store::open(dir)?),
-            compiler: Compiler::new(worker),
+            compiler,
             loaded: Loaded::default(),
             most_bytes,
             compiling: Semaphore::new(AT_ONCE),
@@ -266,8 +266,8 @@ impl Programs {
     ///
     /// # Errors
     /// If it cannot be compiled.
-    pub async fn check(worker: PathBuf, component: Bytes) -> Result<Verdict, CompileError> {
-        let compiled = Compiler::new(worker).compile(component).await?;
+    pub async fn check(compiler: &Compiler, component: Bytes) -> Result<Verdict, CompileError> {
+        let compiled = compiler.compile(component).await?;
         Ok(Verdict {
             kind: compiled.kind,
             compiled_bytes: compiled.image.bytes(),

@@ -304,6 +304,9 @@ fn spawn(model: &ModelSpec, settings: &Workers) -> Result<(Process, OwnedFd), Wo
     if let Some(tokens) = settings.max_context {
         command.args(["--max-context", &tokens.to_string()]);
     }
+    if settings.require_sandbox {
+        command.arg("--require-sandbox");
+    }
     command
         // Threads that wait for work must sleep: gateway and worker share the cores.
         .env("OMP_WAIT_POLICY", "passive")

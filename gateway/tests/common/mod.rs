@@ -3,6 +3,7 @@
 
 pub(crate) mod census;
 pub(crate) mod client;
+pub(crate) mod confined;
 pub(crate) mod place;
 pub(crate) mod random;
 pub(crate) mod requests;

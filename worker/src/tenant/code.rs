@@ -207,7 +207,7 @@ pub(super) fn engine() -> Result<Engine, Failure> {
 }
 
 /// Reads a whole file from its start, wherever those who share it with us have read to.
-fn read(file: &File) -> io::Result<Vec<u8>> {
+pub(super) fn read(file: &File) -> io::Result<Vec<u8>> {
     let length = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
     let mut bytes = vec![0; length];
     file.read_exact_at(&mut bytes, 0)?;

@@ -51,7 +51,7 @@ fn compiled(name: &str) -> OwnedFd {
 
 /// A gateway's programs: those named, numbered from 1.
 fn programs(names: &[&str]) -> Programs {
-    let programs = Programs::new(Arc::new(Vocabulary::of(ModelSource::Embedded)));
+    let programs = Programs::new(Arc::new(Vocabulary::of(&ModelSource::Embedded)));
     for (number, name) in (1..).zip(names) {
         programs.add(number, name, compiled(name));
     }
@@ -125,7 +125,7 @@ fn run(steering: &mut Steering, most: usize, mut pick: impl FnMut(&Draw) -> u32)
 }
 
 fn text(tokens: &[u32]) -> String {
-    let vocabulary = Vocabulary::of(ModelSource::Embedded);
+    let vocabulary = Vocabulary::of(&ModelSource::Embedded);
     let tokenizer = vocabulary.tokenizer().expect("the embedded model has one");
     let ends = |token: &&u32| **token != 2;
     let bytes = tokens

@@ -1,25 +1,39 @@
 //! The model's vocabulary, for the code of tenants. Nothing else in the worker knows of text.
 
+use std::fs::File;
 use std::sync::OnceLock;
 
 use realm_shared::tokenizer::Tokenizer;
 use realm_shared::wire::Fault;
 
-use super::Failure;
 use super::grammar::Grammars;
+use super::{Failure, code};
 use crate::embedded;
 use crate::engine::ModelSource;
 
 /// Read when the first program arrives: most workers never need it.
 pub struct Vocabulary {
-    source: ModelSource,
+    source: Source,
     read: OnceLock<Result<Tokenizer, String>>,
     grammars: OnceLock<Result<Grammars, String>>,
 }
 
+/// Where it is. A file is opened at once, as a worker that serves can open none.
+enum Source {
+    Embedded,
+    File(Result<File, String>),
+}
+
 impl Vocabulary {
     /// That of a model.
-    pub fn of(source: ModelSource) -> Vocabulary {
+    pub fn of(model: &ModelSource) -> Vocabulary {
+        let source = match model {
+            ModelSource::Embedded => Source::Embedded,
+            ModelSource::Directory(directory) => {
+                let file = File::open(directory.join("tokenizer.json"));
+                Source::File(file.map_err(|e| unreadable(&e)))
+            }
+        };
         Vocabulary {
             source,
             read: OnceLock::new(),
@@ -34,11 +48,10 @@ impl Vocabulary {
     pub(super) fn tokenizer(&self) -> Result<&Tokenizer, Failure> {
         let read = self.read.get_or_init(|| {
             let bytes = match &self.source {
-                ModelSource::Embedded => embedded::TOKENIZER.to_vec(),
-                ModelSource::Directory(directory) => {
-                    let path = directory.join("tokenizer.json");
-                    std::fs::read(&path)
-                        .map_err(|e| format!("tokenizer.json of the model cannot be read: {e}"))?
+                Source::Embedded => embedded::TOKENIZER.to_vec(),
+                Source::File(file) => {
+                    let file = file.as_ref().map_err(String::clone)?;
+                    code::read(file).map_err(|e| unreadable(&e))?
                 }
             };
             Tokenizer::from_bytes(&bytes).map_err(|e| e.to_string())
@@ -55,6 +68,10 @@ impl Vocabulary {
         let tokenizer = self.tokenizer()?;
         usable(self.grammars.get_or_init(|| Grammars::of(tokenizer)))
     }
+}
+
+fn unreadable(error: &std::io::Error) -> String {
+    format!("tokenizer.json of the model cannot be read: {error}")
 }
 
 fn usable<T>(made: &Result<T, String>) -> Result<&T, Failure> {

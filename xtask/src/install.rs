@@ -1,0 +1,73 @@
+//! `cargo xtask install`: the programs in a folder of their own, with the libraries that the worker
+//! needs, so that they run without this checkout and the user's cache.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Args, ValueEnum};
+
+use crate::libtorch;
+use crate::workspace::{Profile, Workspace};
+
+/// What to install, and where.
+#[derive(Debug, Args)]
+pub(crate) struct Install {
+    /// Folder to fill
+    dir: PathBuf,
+    /// Install only one of the two programs
+    #[arg(long, value_enum)]
+    only: Option<Part>,
+}
+
+/// A program of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// `realm`
+    Gateway,
+    /// `realm-worker`, and libtorch beside it
+    Worker,
+}
+
+/// Builds a release, and fills the folder.
+pub(crate) fn install(args: &Install) -> anyhow::Result<()> {
+    let workspace = Workspace::set_up()?;
+    workspace.build(Profile::Release)?;
+    for part in Part::value_variants() {
+        if args.only.is_none_or(|only| only == *part) {
+            place(&workspace, Profile::Release, *part, &args.dir)?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts what was built of a part into a folder.
+pub(crate) fn place(
+    workspace: &Workspace,
+    profile: Profile,
+    part: Part,
+    dir: &Path,
+) -> anyhow::Result<()> {
+    let program = |name: &str| copy(&workspace.binary(profile, name), &dir.join(name));
+    match part {
+        Part::Gateway => program("realm"),
+        Part::Worker => {
+            program("realm-worker")?;
+            // The worker looks for `torch/lib` in its folder, and libtorch for the rest from there.
+            let mut libraries = libtorch::libraries(workspace.libtorch());
+            libraries.try_for_each(|(library, path)| copy(&path, &dir.join(library)))
+        }
+    }
+}
+
+fn copy(from: &Path, to: &Path) -> anyhow::Result<()> {
+    if let Some(folder) = to.parent() {
+        fs::create_dir_all(folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+    }
+    // Not over a file that runs.
+    let _ = fs::remove_file(to);
+    fs::copy(from, to)
+        .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+    Ok(())
+}
