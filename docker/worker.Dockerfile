@@ -1,0 +1,29 @@
+# syntax=docker/dockerfile:1
+# The worker and libtorch, on CPUs. From the root of the repository:
+#   docker build -f docker/worker.Dockerfile -t realm-worker .
+
+FROM rust:1.95-bookworm AS build
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends g++ python3 python3-pip python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY . .
+# libtorch is fetched as its wheels are pinned in xtask/src/wheels.rs.
+RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
+    --mount=type=cache,target=/root/.cache/realm \
+    cargo xtask install --only worker /out/opt/realm \
+    && mkdir -p /out/run/realm
+
+FROM debian:bookworm-slim
+COPY --from=build /out/opt/realm/ /opt/realm/
+COPY --from=build --chown=10001:10001 /out/run/realm/ /run/realm/
+USER 10001:10001
+# Threads that wait for work sleep, as others share the cores.
+ENV OMP_WAIT_POLICY=passive
+ENTRYPOINT ["/opt/realm/realm-worker"]
+# A first process of a container does not end by SIGTERM unless it asks for that, and there is nothing to
+# finish: the gateway keeps every sequence.
+STOPSIGNAL SIGKILL
+CMD ["serve", "--model", "embedded", "--socket", "/run/realm/model.sock"]
+# It listens. That it computes is the gateway's to find out.
+HEALTHCHECK --interval=10s --start-period=10s CMD ["grep", "-q", "/run/realm/model.sock", "/proc/net/unix"]
