@@ -37,7 +37,8 @@ pub(super) struct Track {
     found: Option<usize>,
     started: bool,
     end: Option<End>,
-    /// Tokens, prompt included, after which it is no longer suspected of a worker's death.
+    /// Tokens, prompt included, after which it is no longer suspected of a worker's death. Or it is
+    /// not once its plan is late with nothing in flight.
     suspect_until: Option<usize>,
     /// It was alone in a second death.
     condemned: bool,
@@ -228,12 +229,20 @@ impl Simulation {
 
     /// Lets the worker answer its oldest step. False if it has none.
     pub(super) fn complete(&mut self) -> bool {
-        let Some(output) = self.device.as_mut().and_then(Device::answer) else {
+        let step = self.device.as_ref().and_then(|d| d.steps().next().cloned());
+        let (Some(step), Some(output)) = (step, self.answer()) else {
             return false;
         };
         self.now += Duration::from_millis(1);
-        let late = output.tokens.iter().filter(|&&token| token == LATE);
-        self.late += late.count() as u64;
+        let rows = step.ids.iter().zip(&output.tokens);
+        for (id, _) in rows.filter(|&(_, &token)| token == LATE) {
+            self.late += 1;
+            let mut others = self.device.iter().flat_map(Device::steps);
+            if !others.any(|step| step.ids.contains(id)) {
+                let track = self.tracks.get_mut(id).expect("a known sequence");
+                track.suspect_until = None;
+            }
+        }
         let busy = Duration::from_micros(mix(output.number, 7) % 5_000);
         let done = self.scheduler.complete(self.now, busy, output.view());
         done.expect("the answer is right");
