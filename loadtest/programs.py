@@ -2,9 +2,10 @@
 
     python loadtest/programs.py target/release/realm MODEL_DIR target/programs [--rounds 5]
 
-`chat` does what the model does without it, so its time for a token is the price of being a program. Four answers to one prompt are drawn by `best-of`, by `n=4`, and by four
-requests whose prompts share nothing. MODEL_DIR needs a chat template, such as random_model.py writes. Needs nothing
-but Python.
+`chat` does what the model does without it, so its time for a token is the price of being a program. `grammar` keeps answers
+to a JSON schema. `contrastive` draws each token from the logits of two sequences, which its rate counts as two tokens. Four
+answers to one prompt are drawn by `best-of`, by `n=4`, and by four requests whose prompts share nothing. MODEL_DIR needs
+a chat template, such as random_model.py writes. Needs nothing but Python.
 """
 
 import argparse
@@ -18,6 +19,11 @@ import time
 from pathlib import Path
 
 from serving import serving
+
+
+# Of answers that do not end before their last token.
+SCHEMA = {"type": "array", "items": {"type": "integer"}, "minItems": 2000}
+FORMED = dict(processor=dict(name="grammar", args=dict(json_schema=SCHEMA)))
 
 
 class Server:
@@ -89,7 +95,7 @@ def main():
         serving(args.realm, args.model, "--programs", directory) as port,
     ):
         server = Server(port)
-        for name in ("chat", "best-of"):
+        for name in ("chat", "best-of", "contrastive", "grammar"):
             component = (args.programs / f"{name}.wasm").read_bytes()
             server.post(f"/v1/programs?name={name}", component, "application/wasm")
         server.chat(words(100), 8)
@@ -101,16 +107,23 @@ def main():
 
         for streams in (1, 32):
 
-            def way(model):
+            def way(model, **more):
                 def run(_):
                     # No prompt is sent twice: it would be found in the prefix cache.
-                    requests = [dict(prompt=words(100), tokens=args.tokens, model=model) for _ in range(streams)]
+                    more_of = dict(tokens=args.tokens, model=model) | more
+                    requests = [dict(prompt=words(100)) | more_of for _ in range(streams)]
                     took, tokens = server.all_at_once(requests)
                     return tokens / took
 
                 return run
 
-            ways = {"the model": way("m"), "chat": way("chat"), "the model again": way("m")}
+            ways = {
+                "the model": way("m"),
+                "chat": way("chat"),
+                "the model with `grammar`": way("m", **FORMED),
+                "contrastive": way("contrastive"),
+                "the model again": way("m"),
+            }
             show(f"{streams} streams", compare(args.rounds, ways))
 
         def best_of(_):
