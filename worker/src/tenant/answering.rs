@@ -14,9 +14,10 @@ use super::contract::program::exports::realm::program::answering::{self, Message
 use super::contract::program::realm::program::sequences::Sampling;
 use super::contract::program::{ProgramPre, realm};
 use super::guest::{self, Guest};
+use super::handles;
 use super::lease::Leases;
 use super::outbox::{PIECE, Voice};
-use super::tensors;
+use super::tensors::TENSORS;
 
 /// Most sequences that one message can name: it must fit a slot.
 const MAX_TOOK: usize = 1024;
@@ -80,14 +81,13 @@ impl Run {
         limits: Limits,
         Journal(journal): Journal,
     ) -> Run {
-        let mut table = ResourceTable::new();
-        table.set_max_capacity(usize::try_from(limits.sequences).unwrap_or(usize::MAX));
+        let sequences = usize::try_from(limits.sequences).unwrap_or(usize::MAX);
         Run {
             guest,
             voice,
             leases,
-            table,
-            tensors: tensors::table(),
+            table: handles::table(sequences),
+            tensors: handles::table(TENSORS),
             tensor_room: limits.tensors,
             made: 0,
             limits,

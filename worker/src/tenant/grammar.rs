@@ -118,7 +118,7 @@ impl Grammars {
             parser,
             end: self.end,
             over: false,
-            costs: Vec::new(),
+            kept: Vec::new(),
         })
     }
 }
@@ -136,8 +136,8 @@ pub struct Matcher {
     over: bool,
     /// What all at places in texts of one grammar have in common, beside the lexer: its bytes.
     grammar: Arc<usize>,
-    /// Bytes kept for each token so far.
-    costs: Vec<usize>,
+    /// Bytes kept up to each token so far.
+    kept: Vec<usize>,
 }
 
 impl Matcher {
@@ -148,7 +148,7 @@ impl Matcher {
             end: self.end,
             over: self.over,
             grammar: self.grammar.clone(),
-            costs: self.costs.clone(),
+            kept: self.kept.clone(),
         }
     }
 
@@ -164,10 +164,15 @@ impl Matcher {
         };
         let bit = |token: u32| (token as usize / 32, 1 << (token % 32));
         let (word, end) = bit(self.end);
-        if let Some(word) = words.get_mut(word) {
-            *word &= !end;
-        }
-        if self.is_complete()? {
+        let complete = match words.get_mut(word) {
+            Some(word) => {
+                let before = *word;
+                *word &= !end;
+                *word != before
+            }
+            None => self.is_complete()?,
+        };
+        if complete {
             for (word, bit) in ends.iter().map(|token| bit(*token)) {
                 if words.len() <= word {
                     words.resize(word + 1, 0);
@@ -199,7 +204,7 @@ impl Matcher {
     fn end(&mut self) -> Result<bool, String> {
         self.over = self.is_complete()?;
         if self.over {
-            self.costs.push(0);
+            self.keep(0);
         }
         Ok(self.over)
     }
@@ -217,14 +222,14 @@ impl Matcher {
         })?;
         if let Some(items) = items {
             let bytes = parser.token_env.tok_trie().token_len(token);
-            self.costs.push(BYTE * (bytes + 1) + ITEM * items);
+            self.keep(BYTE * (bytes + 1) + ITEM * items);
         }
         Ok(items.is_some())
     }
 
     /// Goes back by so many tokens, if there were so many.
     pub(super) fn rollback(&mut self, tokens: usize) -> Result<(), String> {
-        let before = self.costs.len();
+        let before = self.kept.len();
         let Some(left) = before.checked_sub(tokens) else {
             return Err(format!("`rollback` by {tokens} of {before} tokens"));
         };
@@ -234,7 +239,7 @@ impl Matcher {
         };
         let parser = &mut self.parser;
         guarded(|| parser.rollback(of_text))?;
-        self.costs.truncate(left);
+        self.kept.truncate(left);
         Ok(())
     }
 
@@ -247,15 +252,26 @@ impl Matcher {
         guarded(|| Ok(parser.is_accepting()))
     }
 
-    /// Estimates the memory that it has for itself, in bytes.
-    pub(super) fn bytes(&self) -> usize {
-        self.costs.iter().sum()
+    /// A token takes so many bytes.
+    fn keep(&mut self, bytes: usize) {
+        self.kept.push(self.text_bytes() + bytes);
     }
 
-    /// Estimates the memory of its grammar, in bytes, and tells whether another one needs that too.
-    pub(super) fn shared_bytes(&self) -> (usize, bool) {
-        let lexer = self.parser.parser.lexer_stats().num_bytes;
-        (lexer + *self.grammar, Arc::strong_count(&self.grammar) > 1)
+    fn text_bytes(&self) -> usize {
+        self.kept.last().copied().unwrap_or(0)
+    }
+
+    /// Estimates its memory, and that of its grammar, in bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.text_bytes() + *self.grammar + self.parser.parser.lexer_stats().num_bytes
+    }
+
+    /// That of it which no other place in a text of its grammar needs.
+    pub(super) fn own_bytes(&self) -> usize {
+        match Arc::strong_count(&self.grammar) {
+            1 => self.bytes(),
+            _ => self.text_bytes(),
+        }
     }
 }
 

@@ -1,37 +1,23 @@
 //! Places in texts in the hands of a tenant's code.
 
 use realm_shared::wire::Fault;
-use wasmtime::component::{Resource, ResourceTable, ResourceTableError};
+use wasmtime::component::Resource;
 
 use super::Failure;
 use super::contract::processor::realm::program::grammars::{Grammar, Host, HostMatcher};
 use super::grammar::{Matcher, Source};
 use super::guest::{Guest, MAX_TEXT};
+use super::handles::hold;
 use super::lanes::slow_down;
 
 /// Most matchers of an instance at once.
-const MATCHERS: usize = 64;
-
-/// For the matchers of an instance.
-pub(super) fn table() -> ResourceTable {
-    let mut table = ResourceTable::new();
-    table.set_max_capacity(MATCHERS);
-    table
-}
+pub(super) const MATCHERS: usize = 64;
 
 impl Guest {
     fn add(&mut self, matcher: Matcher) -> wasmtime::Result<Resource<Matcher>> {
-        let bytes = matcher.bytes();
-        let (shared, others) = matcher.shared_bytes();
-        let more = if others { bytes } else { bytes + shared };
-        let handle = self.matchers.push(matcher).map_err(|e| match e {
-            ResourceTableError::Full => {
-                let message = format!("it has more than {MATCHERS} matchers at once");
-                wasmtime::Error::new(Failure::new(Fault::Output, message))
-            }
-            e => e.into(),
-        })?;
-        self.meter.keep(0, more)?;
+        let bytes = matcher.own_bytes();
+        let handle = hold(&mut self.matchers, matcher, Fault::Output, "matchers")?;
+        self.meter.keep(0, bytes)?;
         Ok(handle)
     }
 
@@ -42,10 +28,9 @@ impl Guest {
         call: impl FnOnce(&mut Matcher, &[u32]) -> T,
     ) -> wasmtime::Result<T> {
         let matcher = self.matchers.get_mut(handle)?;
-        let size = |matcher: &Matcher| matcher.bytes() + matcher.shared_bytes().0;
-        let before = size(matcher);
+        let before = matcher.bytes();
         let result = call(matcher, &self.end_tokens);
-        self.meter.keep(before, size(matcher))?;
+        self.meter.keep(before, matcher.bytes())?;
         Ok(result)
     }
 }
@@ -105,8 +90,6 @@ impl HostMatcher for Guest {
 
     fn drop(&mut self, this: Resource<Matcher>) -> wasmtime::Result<()> {
         let matcher = self.matchers.delete(this)?;
-        let (shared, others) = matcher.shared_bytes();
-        let bytes = matcher.bytes() + if others { 0 } else { shared };
-        Ok(self.meter.keep(bytes, 0)?)
+        Ok(self.meter.keep(matcher.own_bytes(), 0)?)
     }
 }

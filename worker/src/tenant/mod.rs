@@ -26,6 +26,7 @@ mod code;
 mod contract;
 mod grammar;
 mod guest;
+mod handles;
 mod lanes;
 mod lease;
 mod life;

@@ -15,10 +15,11 @@ use super::answering::{self, Limits, Run};
 use super::code::{self, Code, MEMORY};
 use super::contract::GRAMMARS;
 use super::guest::{self, Guest, Meter};
+use super::handles;
 use super::lanes::Lanes;
 use super::lease::Leases;
 use super::life::Life;
-use super::matchers;
+use super::matchers::MATCHERS;
 use super::outbox::{Outbox, Voice};
 use super::processor::{self, Beginning, Handle, Mail};
 use super::runs::Runs;
@@ -297,7 +298,7 @@ impl Programs {
             taken: 0,
             name: "".into(),
             meter: Meter::new(memory.min(MEMORY), time, life.flag()),
-            matchers: matchers::table(),
+            matchers: handles::table(MATCHERS),
         }
     }
 

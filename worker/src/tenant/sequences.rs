@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use realm_shared::run::{self, Dials, Open};
 use realm_shared::wire::{Fault, MAX_TOP_LOGPROBS};
-use wasmtime::component::{Resource, ResourceTableError};
+use wasmtime::component::Resource;
 
 use super::Failure;
 use super::answering::Run;
@@ -16,6 +16,7 @@ use super::contract::program::realm::program::sequences::{
     Drawn, Exhausted, Host, HostSequence, Sampling,
 };
 use super::guest::OVER;
+use super::handles::hold;
 use super::lanes::take_turns;
 use super::lease::{Answer, Held, Question};
 use super::plan::{drawable, known, temperature};
@@ -128,14 +129,7 @@ impl Run {
             asked: Asked::Nothing,
             lease: None,
         };
-        let handle = self.table.push(sequence).map_err(|e| match e {
-            ResourceTableError::Full => {
-                let most = self.table.max_capacity();
-                let message = format!("it has more than {most} sequences at once");
-                wasmtime::Error::new(Failure::new(Fault::Output, message))
-            }
-            e => e.into(),
-        })?;
+        let handle = hold(&mut self.table, sequence, Fault::Output, "sequences")?;
         self.made += 1;
         Ok(handle)
     }

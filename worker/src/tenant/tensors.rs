@@ -7,29 +7,23 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use realm_shared::wire::Fault;
-use wasmtime::component::{Resource, ResourceTable, ResourceTableError};
+use wasmtime::component::Resource;
 
 use super::Failure;
 use super::answering::Run;
 use super::contract::program::realm::program::tensors::{Host, HostTensor};
+use super::handles::hold;
 use super::operation::{Operation, Shape, compute, count, result, shape};
 use super::sequences::{Wanted, plan};
 
 /// Most tensors of a program at once.
-const TENSORS: usize = 1024;
+pub(super) const TENSORS: usize = 1024;
 /// Most numbers that are read at once, and of which the largest are asked for.
 const READ: i64 = 1 << 16;
 const TOP: u32 = 1024;
 /// Most steps from a tensor back to logits that are not there. A program that goes farther has them
 /// computed.
 const DEPTH: u32 = 64;
-
-/// For the tensors of a program.
-pub(super) fn table() -> ResourceTable {
-    let mut table = ResourceTable::new();
-    table.set_max_capacity(TENSORS);
-    table
-}
 
 /// A tensor that the program holds. Its bytes count for as long as it does.
 #[expect(
@@ -147,13 +141,7 @@ impl Run {
         let tensor = Tensor(value);
         let bytes = tensor.bytes();
         self.has_room(&tensor.0.shape)?;
-        let handle = self.tensors.push(tensor).map_err(|e| match e {
-            ResourceTableError::Full => {
-                let message = format!("it has more than {TENSORS} tensors at once");
-                wasmtime::Error::new(Failure::new(Fault::Tensors, message))
-            }
-            e => e.into(),
-        })?;
+        let handle = hold(&mut self.tensors, tensor, Fault::Tensors, "tensors")?;
         self.tensor_room -= bytes;
         Ok(handle)
     }
@@ -213,14 +201,13 @@ impl Host for Run {
         let shape = result(&operation, &shapes).map_err(plan)?;
         self.has_room(&shape)?;
         let depth = of.iter().map(|value| value.depth).max().unwrap_or(0);
-        let later = of.iter().any(|value| value.here().is_none());
-        let value = match later {
-            true => Value::new(shape, depth + 1, Content::Result(operation, of)),
-            false => {
-                let of: Vec<_> = of.iter().filter_map(|value| value.here()).collect();
-                let made = compute(&operation, &of).map_err(plan)?;
+        let here: Option<Vec<_>> = of.iter().map(|value| value.here()).collect();
+        let value = match here {
+            Some(here) => {
+                let made = compute(&operation, &here).map_err(plan)?;
                 Value::new(shape, 0, Content::Here(made))
             }
+            None => Value::new(shape, depth + 1, Content::Result(operation, of)),
         };
         if value.depth > DEPTH {
             let made = self.fetch(&value).await?;

@@ -2,7 +2,7 @@
 
 use realm_shared::run::{Finish, What};
 
-use super::rig::{Rig, answer, likeliest, logits};
+use super::rig::{Play, Rig, answer, likeliest, logits};
 use super::*;
 
 /// A request to play a script, however long it takes.
@@ -37,6 +37,18 @@ fn tensors_are_computed_with_and_read() {
     // Of equals the first, and what is no number is none of the largest.
     let script = r#"[{"tensor": [[4], [-1, 7, -1, 7]]}, {"top": [0, 3]}]"#;
     assert_eq!(said(&mut rig, script), "[(1, 7.0), (3, 7.0), (0, -1.0)]");
+}
+
+/// Plays a script again, of which so much was drawn in an earlier life: that comes to the same.
+fn resume(rig: &mut Rig, script: &str, whole: &Play, cut: usize) -> Play {
+    let again = rig.play(Answer {
+        journal: whole.journal(cut),
+        ..answer(script)
+    });
+    assert_eq!(again.text, whole.text, "cut at {cut}");
+    assert_eq!(again.last, whole.last, "cut at {cut}");
+    assert_eq!(again.drawn, whole.drawn[cut..], "cut at {cut}");
+    again
 }
 
 /// A script that draws by two sequences' logits together, `count` times.
@@ -81,13 +93,7 @@ fn computing_goes_on_where_it_was() {
     let script = contrast(4, "");
     let whole = rig.play(answer(&script));
     for cut in 0..=whole.drawn.len() {
-        let again = rig.play(Answer {
-            journal: whole.journal(cut),
-            ..answer(&script)
-        });
-        assert_eq!(again.text, whole.text, "cut at {cut}");
-        assert_eq!(again.last, whole.last, "cut at {cut}");
-        assert_eq!(again.drawn, whole.drawn[cut..], "cut at {cut}");
+        let again = resume(&mut rig, &script, &whole, cut);
         let rounds = (whole.drawn.len() - cut).div_ceil(2);
         assert!(
             again.shown <= 2 * rounds,
@@ -105,12 +111,7 @@ fn reading_goes_on_where_it_was() {
     let script = contrast(3, r#", {"top": [3, 2]}"#);
     let whole = rig.play(answer(&script));
     for cut in 0..=whole.drawn.len() {
-        let again = rig.play(Answer {
-            journal: whole.journal(cut),
-            ..answer(&script)
-        });
-        assert_eq!(again.text, whole.text, "cut at {cut}");
-        assert_eq!(again.drawn, whole.drawn[cut..], "cut at {cut}");
+        resume(&mut rig, &script, &whole, cut);
     }
 }
 
@@ -130,11 +131,7 @@ fn a_long_way_back_is_no_trouble() {
     let whole = rig.play(answer(&script));
     assert_eq!(whole.drawn[0].1.token, likeliest(&logits(&[5, 6, 7])));
     for cut in 0..=2 {
-        let again = rig.play(Answer {
-            journal: whole.journal(cut),
-            ..answer(&script)
-        });
-        assert_eq!(again.text, whole.text, "cut at {cut}");
+        resume(&mut rig, &script, &whole, cut);
     }
 }
 
