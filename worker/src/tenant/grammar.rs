@@ -7,7 +7,7 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use llguidance::api::{ParserLimits, TopLevelGrammar};
+use llguidance::api::{ParserLimits, StopReason, TopLevelGrammar};
 use llguidance::panic_utils::catch_unwind;
 use llguidance::toktrie::{TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
 use llguidance::{ParserFactory, TokenParser};
@@ -247,7 +247,8 @@ impl Matcher {
     pub(super) fn is_complete(&mut self) -> Result<bool, String> {
         let parser = &mut self.parser;
         if parser.stopped() {
-            return Ok(parser.stop_reason().is_ok());
+            // Any other reason is a dead end.
+            return Ok(parser.stop_reason() == StopReason::NoExtension);
         }
         guarded(|| Ok(parser.is_accepting()))
     }

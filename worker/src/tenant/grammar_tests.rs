@@ -217,3 +217,17 @@ fn a_grammar_costs_no_more_than_it_may() {
         assert!(bytes < 40 << 20, "{bytes} bytes for {:.40}", source.text());
     }
 }
+
+/// A text that no token of the vocabulary goes on with is not over for that.
+#[test]
+fn a_dead_end_is_no_end() {
+    let json = br#"{"version": "1.0", "added_tokens": [], "decoder":
+        {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
+        "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}"#;
+    let tokenizer = Tokenizer::from_bytes(json).expect("a tokenizer");
+    let grammars = Grammars::of(&tokenizer).expect("made");
+    let mut matcher = grammars.compile(&Source::Regex("ab".into())).unwrap();
+    assert_eq!(matcher.accept(&[0], &[]), Ok(1));
+    assert!(matcher.mask(&[]).is_err());
+    assert_eq!(matcher.is_complete(), Ok(false));
+}
