@@ -117,6 +117,10 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         "realm_sequences_held",
         "Sequences out of the batch because their client reads too slowly"
     );
+    describe_gauge!(
+        "realm_saved_tokens",
+        "Tokens that programs have saved for later requests"
+    );
     describe_counter!("realm_sequences_failed_total", "Sequences that failed");
     describe_counter!(
         "realm_sequences_cancelled_total",
@@ -177,11 +181,14 @@ struct Standing {
     held: usize,
     blocks_used: usize,
     blocks_total: usize,
+    /// Tokens that programs have saved.
+    saved: usize,
 }
 
-impl From<&Stats> for Standing {
-    fn from(stats: &Stats) -> Self {
+impl Standing {
+    fn new(stats: &Stats, saved: usize) -> Self {
         Standing {
+            saved,
             running: stats.running,
             waiting: stats.waiting,
             held: stats.held,
@@ -208,6 +215,7 @@ pub(crate) struct ModelMetrics {
     waiting: Gauge,
     held: Gauge,
     kv_usage: Gauge,
+    saved: Gauge,
     preemptions: Counter,
     step_tokens: Counter,
     prefix_queries: Counter,
@@ -241,6 +249,7 @@ impl ModelMetrics {
             waiting: gauge!("vllm:num_requests_waiting", &label()),
             held: gauge!("realm_sequences_held", &label()),
             kv_usage: gauge!("vllm:kv_cache_usage_perc", &label()),
+            saved: gauge!("realm_saved_tokens", &label()),
             preemptions: counter!("vllm:num_preemptions_total", &label()),
             step_tokens: counter!("realm_step_tokens_total", &label()),
             prefix_queries: counter!("vllm:prefix_cache_queries_total", &label()),
@@ -276,9 +285,9 @@ impl ModelMetrics {
         counter!("realm_worker_ends_total", "model_name" => name, "reason" => reason)
     }
 
-    /// Takes over how things stand in the scheduler.
-    pub(crate) fn record(&mut self, stats: &Stats) {
-        self.stand(Standing::from(stats));
+    /// Takes over how things stand in the scheduler, and how many tokens programs have saved.
+    pub(crate) fn record(&mut self, stats: &Stats, saved: usize) {
+        self.stand(Standing::new(stats, saved));
         let before = std::mem::replace(&mut self.recorded, *stats);
         self.preemptions
             .increment(stats.preemptions - before.preemptions);
@@ -309,6 +318,7 @@ impl ModelMetrics {
             now.blocks_total,
             self.share.blocks_total,
         );
+        change(&mut sum.saved, now.saved, self.share.saved);
         self.share = now;
         self.show(&sum);
     }
@@ -320,6 +330,7 @@ impl ModelMetrics {
         self.held.set(sum.held as f64);
         self.kv_usage
             .set(sum.blocks_used as f64 / sum.blocks_total.max(1) as f64);
+        self.saved.set(sum.saved as f64);
     }
 
     /// A sequence of a request joined the queue. Each is ended or abandoned once.
@@ -409,11 +420,11 @@ mod tests {
         metrics::with_local_recorder(&recorder, || {
             let mut old = ModelMetrics::new("versions add up", &[]);
             assert_eq!(shown("vllm:num_requests_running"), 0.0);
-            old.record(&standing(3, 1, 5, 2));
+            old.record(&standing(3, 1, 5, 2), 0);
             let mut new = ModelMetrics::new("versions add up", &[]);
             assert_eq!(shown("vllm:num_requests_running"), 3.0);
-            new.record(&standing(2, 0, 4, 1));
-            old.record(&standing(1, 0, 2, 2));
+            new.record(&standing(2, 0, 4, 1), 0);
+            old.record(&standing(1, 0, 2, 2), 0);
             assert_eq!(shown("vllm:num_requests_running"), 3.0);
             assert_eq!(shown("vllm:num_requests_waiting"), 0.0);
             assert_eq!(shown("vllm:kv_cache_usage_perc"), 0.3);

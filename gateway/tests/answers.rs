@@ -311,9 +311,17 @@ fn an_answer_survives_its_worker() {
         "best-of",
         "contrastive",
         "json-extract",
+        "program-script",
     ]);
     let server = &shop.server;
+    let seen = json!({"ask-logits": 0});
+    let reads = json!([
+        {"reopen": "s"}, {"new": {}}, {"speak": [0, 6]}, {"save": [0, "s", 60]}, seen, {"take-logits": 0},
+        {"top": [0, 2]}, {"speak": [0, 6]}, {"reopen": "s"}, {"length": 1}, {"speak": [1, 6]}, {"forget": "s"},
+        {"reopen": "s"},
+    ]);
     for (model, args) in [
+        ("program-script", reads),
         ("chat", Value::Null),
         ("answer-edit", Value::Null),
         ("contrastive", json!({"window": 2})),

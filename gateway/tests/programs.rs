@@ -279,8 +279,6 @@ fn a_folder_and_a_server_are_filled_by_the_same_commands() {
     ]);
     assert_eq!(realm_says(&["list", "--url", &url]).lines().count(), 1);
 
-    let checked = realm_says(&["check", file]);
-    assert!(checked.contains("a processor"), "{checked}");
     for (args, words) in [
         (&["check", "Cargo.toml"][..], "no component"),
         (&["rm", "none", "--dir", folder], "`none`"),
@@ -293,6 +291,44 @@ fn a_folder_and_a_server_are_filled_by_the_same_commands() {
         (&["list"], "--dir"),
     ] {
         let output = realm(args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            !output.status.success() && said.contains(words),
+            "{args:?}: {said}"
+        );
+    }
+}
+
+#[test]
+fn a_component_is_tried_before_it_is_pushed() {
+    let file = |name: &str| component(name).to_str().expect("UTF-8").to_owned();
+    let [choice, chat, script] = ["choice", "chat", "program-script"].map(file);
+    let choices = r#"{"choices": ["quite so"]}"#;
+    let said = realm_says(&["check", &choice, "--args", choices]);
+    for words in [
+        "a processor that can be stored",
+        "imports: realm:program/types",
+        "exports: realm:program/steering",
+        "\nquite so\n",
+    ] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
+    let said = realm_says(&["check", &chat, "--max-tokens", "4", "--prompt", "Good day."]);
+    assert!(
+        said.contains("\"Good day.\"") && said.contains("/answering"),
+        "{said}"
+    );
+    let answer = said.lines().last().expect("an answer");
+    assert!(!answer.is_empty(), "{said}");
+    assert_eq!(realm_says(&["check", &chat, "--no-try"]).lines().count(), 3);
+
+    let fails = r#"[{"emit": "so far "}, {"fail": "no further"}]"#;
+    for (args, words) in [
+        (["--args", fails], "no further"),
+        (["--args", "{"], "--args"),
+        (["--model", "/no/such/model"], "/no/such/model"),
+    ] {
+        let output = realm(&[&["check", &script][..], &args].concat());
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(
             !output.status.success() && said.contains(words),

@@ -1,6 +1,8 @@
 //! Does what the request's arguments say, step by step, and writes down what came of it. So it can be told
 //! to be good as well as bad.
 
+use std::time::Duration;
+
 use realm_program::program::{Exhausted, Finish, Request, Sampling, Sequence, emit, emit_tokens};
 use realm_program::tensor::Tensor;
 use realm_program::{Allowed, Draw, Error, program, random, text};
@@ -20,6 +22,11 @@ enum Step {
     AskWith(usize, How),
     Take(usize),
     Drop(usize),
+    /// Saves a sequence under a name, for so many seconds.
+    Save(usize, String, u64),
+    /// Makes a sequence, or says that there is none.
+    Reopen(String),
+    Forget(String),
     AskLogits(usize),
     /// Makes a tensor.
     TakeLogits(usize),
@@ -35,6 +42,8 @@ enum Step {
     Concat(Vec<usize>),
     DropTensor(usize),
     Read(usize),
+    /// The same, but nothing is written.
+    Peek(usize),
     Top(usize, u32),
     /// Asks for a token and takes it, so many times, and writes what the tokens spell.
     Speak(usize, u32),
@@ -139,6 +148,14 @@ fn answer(request: Request) -> Result<Finish, Error> {
                 }
             }
             Step::Drop(n) => all[n] = None,
+            Step::Save(n, name, seconds) => {
+                of(&mut all, n).save(&name, Duration::from_secs(seconds));
+            }
+            Step::Reopen(name) => match Sequence::reopen(&name, request.sampling) {
+                Some(sequence) => all.push(Some(sequence)),
+                None => emit("[none]"),
+            },
+            Step::Forget(name) => Sequence::forget(&name),
             Step::AskLogits(n) => of(&mut all, n).ask_logits()?,
             Step::TakeLogits(n) => tensors.push(Some(of(&mut all, n).take_logits())),
             Step::AskFrom(n, from) => of(&mut all, n).ask_from(tensor(from), &Draw::free())?,
@@ -154,6 +171,7 @@ fn answer(request: Request) -> Result<Finish, Error> {
             }
             Step::DropTensor(n) => tensors[n] = None,
             Step::Read(n) => emit(&format!("{:?}", tensor(n).read())),
+            Step::Peek(n) => drop(tensor(n).read()),
             Step::Top(n, count) => emit(&format!("{:?}", tensor(n).top(count))),
             Step::Speak(n, count) => {
                 for _ in 0..count {

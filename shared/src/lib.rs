@@ -15,4 +15,4 @@ pub mod tokenizer;
 pub mod wire;
 
 /// Version of everything in [`wire`], [`control`] and [`run`].
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;

@@ -1,12 +1,18 @@
 //! Programs that answer requests: what they begin with, what they say, and what they have seen.
 //!
-//! A program is a function of its [`Request`] and of the tokens that were drawn for it. So that it
-//! outlives its worker, the gateway writes these down, in a [`Journal`]: another worker runs the
-//! program anew, and where it takes a token that is in the journal, gives it that one.
+//! A program is a function of its [`Request`], of the tokens that were drawn for it, and of what it
+//! sees otherwise, such as numbers of a tensor. So that it outlives its worker, the gateway writes these
+//! down, in a [`Journal`]: another worker runs the program anew, and where it takes a token or looks at
+//! something that is in the journal, gives it that.
 //!
 //! What the program [says](Said) depends on tokens that it has taken, and may reach the gateway
 //! before the results of the step that drew them. It counts for nothing until they are in the journal:
-//! else a client could have seen what the next worker would not say again.
+//! else a client could have seen what the next worker would not say again. What it saw is said like
+//! anything else, and so is in the journal before whatever follows from it counts.
+//!
+//! Tokens come by another way, and can be in the journal although what the program saw before it asked
+//! for them was never said. It may see something else on the next worker: then they were drawn for
+//! nothing, and are [taken out](What::Redraw).
 
 use serde::{Deserialize, Serialize};
 
@@ -14,6 +20,13 @@ use crate::wire::{Fault, MAX_TOP_LOGPROBS, Sampling};
 
 /// Most tokens of a message, so that it fits a slot: as JSON, each is eleven bytes at most.
 pub const PORTION: usize = 4096;
+
+/// Most words of [`Journal::seen`].
+pub const MOST_SEEN: usize = 1 << 19;
+/// Most bytes of a name that something is kept under.
+pub const MOST_NAME: usize = 256;
+/// Most seconds for which something is kept: a day.
+pub const MOST_SECONDS: u32 = 86_400;
 
 /// A token with its log-probability.
 pub type Scored = (u32, f32);
@@ -86,9 +99,15 @@ pub struct Drawn {
     pub alternatives: Vec<Scored>,
 }
 
-/// What was drawn for a program: sequence by sequence, in the order in which it made them.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct Journal(pub Vec<Vec<Drawn>>);
+/// What happened to a program.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Journal {
+    /// What was drawn for it: sequence by sequence, in the order in which it made them.
+    pub drawn: Vec<Vec<Drawn>>,
+    /// What it saw otherwise, in the order in which it looked: each time as many words as the word
+    /// before them says.
+    pub seen: Vec<u32>,
+}
 
 /// Something that a program says.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -106,16 +125,20 @@ pub struct Said {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum What {
-    /// Tokens of a sequence that is to be computed, before its [`Open`], which has the rest: at most
-    /// [`PORTION`].
-    Prompt {
-        /// That of the [`Open`].
-        lease: u64,
-        /// What follows those sent before.
-        tokens: Vec<u32>,
-    },
+    /// Words that come before those of what is said next, which would not fit a slot with all of them.
+    More(Vec<u32>),
     /// A sequence is to be computed.
     Open(Open),
+    /// It saw something: these words.
+    Saw(Vec<u32>),
+    /// It wants to see the tokens that its tenant keeps under this name. They come with
+    /// [`KEPT`](crate::wire::KEPT), and are in the journal then.
+    Reopen(String),
+    /// Tokens are to be kept under a name.
+    Keep(Keep),
+    /// What it sees now is not in its journal, though tokens are that it has not asked for again. They
+    /// are to be forgotten: of each of these sequences, all beyond its first so many.
+    Redraw(Vec<(u32, u32)>),
     /// Text follows in the answer.
     Emit(String),
     /// The answer is over.
@@ -168,7 +191,49 @@ pub enum Finish {
     Length,
 }
 
+/// Tokens that are to be kept for a tenant, in place of those of the same name. None at all are not
+/// kept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keep {
+    /// What they are called: at most [`MOST_NAME`] bytes.
+    pub name: String,
+    /// For how long: at most [`MOST_SECONDS`].
+    pub seconds: u32,
+    /// Which.
+    pub tokens: Vec<u32>,
+}
+
 impl What {
+    /// The words in it, of which there may be many.
+    fn words(&mut self) -> Option<&mut Vec<u32>> {
+        match self {
+            What::Open(open) => Some(&mut open.prompt),
+            What::Saw(words) => Some(words),
+            What::Keep(keep) => Some(&mut keep.tokens),
+            _ => None,
+        }
+    }
+
+    /// The same in pieces of at most [`PORTION`] words, the first of them first.
+    pub fn pieces(mut self) -> Vec<What> {
+        let Some(words) = self.words() else {
+            return vec![self];
+        };
+        let rest = words.len().saturating_sub(1) / PORTION * PORTION;
+        let rest = words.split_off(rest);
+        let before = std::mem::replace(words, rest);
+        let before = before.chunks(PORTION).map(|words| What::More(words.into()));
+        before.chain([self]).collect()
+    }
+
+    /// Puts the words of its other pieces back.
+    pub fn prepend(&mut self, mut before: Vec<u32>) {
+        if let Some(words) = self.words() {
+            before.append(words);
+            *words = before;
+        }
+    }
+
     /// A failure.
     pub fn failed(fault: Fault, message: impl Into<String>) -> What {
         What::Failed(fault as u8, message.into())

@@ -12,6 +12,7 @@
 //! | [`JOIN`] | `[sequence slot, lease]` | tensors of [`open`] | none |
 //! | [`END`] | `[run, 0]` | none | none |
 //! | [`LISTEN`] | `[0, 0]` | none | [`LISTEN_BYTES`] |
+//! | [`KEPT`] | `[run, 0]` | `u32[N]` | none |
 //!
 //! Completion ring (worker → gateway):
 //!
@@ -52,6 +53,8 @@ pub const END: u16 = 8;
 pub const LISTEN: u16 = 9;
 /// What programs said: JSON of `Vec<`[`Said`](crate::run::Said)`>`, so many bytes.
 pub const HEARD: u16 = 10;
+/// The tokens that a program [asked for](crate::run::What::Reopen) by their name; none if there are none.
+pub const KEPT: u16 = 11;
 /// Bytes of the slot of a [`LISTEN`].
 pub const LISTEN_BYTES: usize = 64 << 10;
 
@@ -175,7 +178,7 @@ pub enum Fault {
     Unusable = 7,
     /// It took too long in wall time.
     Late = 8,
-    /// It gave out more than it may: text, or sequences.
+    /// It handles more than it may: text, sequences, or what it sees.
     Output = 9,
     /// It has more tensors than it may.
     Tensors = 10,
@@ -208,10 +211,12 @@ pub mod run {
     pub const ALLOTMENT: usize = 0;
     /// `u8[B]`: JSON of a [`Request`](crate::run::Request).
     pub const REQUEST: usize = 1;
-    /// `u8[B]`: JSON of a [`Journal`](crate::run::Journal).
-    pub const JOURNAL: usize = 2;
+    /// `u8[B]`: JSON of [`Journal::drawn`](crate::run::Journal::drawn).
+    pub const DRAWN: usize = 2;
+    /// `u32[W]`: [`Journal::seen`](crate::run::Journal::seen).
+    pub const SEEN: usize = 3;
     /// Number of tensors.
-    pub const COUNT: usize = 3;
+    pub const COUNT: usize = 4;
 }
 
 /// Tensors of an [`OPEN`] or [`JOIN`] message, in order.

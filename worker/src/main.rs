@@ -247,7 +247,12 @@ fn compile(only_fingerprint: bool) -> anyhow::Result<()> {
         tenant::Kind::Processor => "processor",
         tenant::Kind::Program => "program",
     };
-    let about = serde_json::json!({ "kind": kind, "fingerprint": fingerprint });
+    let about = serde_json::json!({
+        "kind": kind,
+        "fingerprint": fingerprint,
+        "imports": compiled.imports,
+        "exports": compiled.exports,
+    });
     writeln!(output, "{about}")?;
     output.write_all(&compiled.code)?;
     Ok(output.flush()?)

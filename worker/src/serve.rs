@@ -14,7 +14,7 @@ use realm_shared::ABI_VERSION;
 use realm_shared::control::{Control, MAX_CONTROL_BYTES, Order};
 use realm_shared::run::{Journal, Request};
 use realm_shared::wire::{
-    self, Allotment, CLOSE, END, FORGET, JOIN, LISTEN, OPEN, RUN, STEP, STEP_DONE, Sampling,
+    self, Allotment, CLOSE, END, FORGET, JOIN, KEPT, LISTEN, OPEN, RUN, STEP, STEP_DONE, Sampling,
 };
 use realm_shm::tensor::{TensorError, TensorReader, TensorWriter};
 use realm_shm::{Inlet, Message, WorkerEnd, socket};
@@ -182,6 +182,7 @@ impl Session {
                 JOIN => set(&tensors()?, engine, first, Some(programs.join(second)))?,
                 END => programs.end(first, outbox),
                 LISTEN => outbox.lend(message.output)?,
+                KEPT => programs.tell(first, tensors()?.tensor::<u32>(0)?.0.to_vec()),
                 kind => bail!("message of unknown kind {kind}"),
             }
         }
@@ -382,11 +383,15 @@ fn run(
     [run, program]: [u64; 2],
 ) -> anyhow::Result<()> {
     let (request, _) = tensors.tensor::<u8>(wire::run::REQUEST)?;
-    let (journal, _) = tensors.tensor::<u8>(wire::run::JOURNAL)?;
+    let (drawn, _) = tensors.tensor::<u8>(wire::run::DRAWN)?;
+    let (seen, _) = tensors.tensor::<u32>(wire::run::SEEN)?;
     let request: Request = serde_json::from_slice(request).context("RUN: the request")?;
-    let journal: Journal = serde_json::from_slice(journal).context("RUN: the journal")?;
+    let journal = Journal {
+        drawn: serde_json::from_slice(drawn).context("RUN: the journal")?,
+        seen: seen.to_vec(),
+    };
     let vocabulary = engine.limits().vocab;
-    let drawn = journal.0.iter().flatten().map(|drawn| drawn.token);
+    let drawn = journal.drawn.iter().flatten().map(|drawn| drawn.token);
     let mut tokens = request.prompt.iter().copied().chain(drawn);
     if let Some(bad) = tokens.find(|token| *token as usize >= vocabulary) {
         bail!("RUN: token {bad} in a vocabulary of {vocabulary}");

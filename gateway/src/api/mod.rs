@@ -31,6 +31,7 @@ use http::Response;
 
 pub use body::Body;
 pub use error::ApiError;
+pub(crate) use processor::allotment;
 pub use programs::{ProgramList, ProgramObject};
 
 use crate::programs::Programs;

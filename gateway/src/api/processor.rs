@@ -49,7 +49,7 @@ pub(super) fn args(fields: &mut Fields) -> Result<String, ApiError> {
 }
 
 /// What a program of a tenant may take in a worker.
-pub(super) fn allotment(settings: &TenantSettings) -> Allotment {
+pub(crate) fn allotment(settings: &TenantSettings) -> Allotment {
     let limits = settings.program_limits();
     Allotment {
         memory: limits.memory,

@@ -157,6 +157,7 @@ pub(super) async fn submit<F: Format>(
         priority: params.urgency.within(settings.priority()),
         program,
         allotment,
+        saved: settings.program_limits().saved_tokens,
         request,
     };
     respond(run, model.run(task, Some(reservation))?, params).await

@@ -3,6 +3,7 @@
 mod admin;
 mod api_key;
 mod bench;
+mod check;
 mod client;
 mod info;
 mod log;

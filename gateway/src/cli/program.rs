@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::Instant;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
@@ -12,6 +11,7 @@ use jiff::Timestamp;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::de::IgnoredAny;
 
+use super::check;
 use super::client::{Client, JSON, WASM};
 use crate::api::{ProgramList, ProgramObject};
 use crate::config::{File, ProgramSettings};
@@ -29,8 +29,8 @@ pub(super) enum Command {
     List(List),
     /// Remove a program; requests that use it go on
     Rm(Remove),
-    /// Compile a component, and say what it is or what is wrong with it
-    Check(Check),
+    /// Compile a component and try it, and say what it is or what is wrong with it
+    Check(check::Args),
 }
 
 #[derive(Debug, clap::Args)]
@@ -99,18 +99,10 @@ pub(super) struct Remove {
 }
 
 #[derive(Debug, clap::Args)]
-pub(super) struct Check {
-    /// A WebAssembly component
-    file: PathBuf,
-    #[command(flatten)]
-    compiler: CompilerArgs,
-}
-
-#[derive(Debug, clap::Args)]
 pub(super) struct CompilerArgs {
     /// The realm-worker binary, which compiles [default: beside this one]
     #[arg(long, env = "REALM_WORKER", value_name = "PATH")]
-    worker: Option<PathBuf>,
+    pub(super) worker: Option<PathBuf>,
     /// Compile nothing where the system cannot confine the compiler
     #[arg(
         long,
@@ -119,11 +111,11 @@ pub(super) struct CompilerArgs {
         default_missing_value = "true",
         value_name = "BOOL"
     )]
-    require_sandbox: Option<bool>,
+    pub(super) require_sandbox: Option<bool>,
 }
 
 impl CompilerArgs {
-    fn find(&self, file: &File) -> Compiler {
+    pub(super) fn find(&self, file: &File) -> Compiler {
         let binary = self.worker.clone().or_else(|| file.worker.worker.clone());
         let require_sandbox = self.require_sandbox.or(file.worker.require_sandbox);
         Compiler::new(
@@ -139,7 +131,7 @@ pub(super) async fn program(command: Command, file: File) -> anyhow::Result<Exit
         Command::Push(args) => push(args, &file).await,
         Command::List(args) => list(args, &file).await,
         Command::Rm(args) => remove(args, &file).await,
-        Command::Check(args) => check(args, &file).await,
+        Command::Check(args) => check::check(args, &file).await,
     }
 }
 
@@ -264,23 +256,7 @@ async fn remove(args: Remove, file: &File) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn check(args: Check, file: &File) -> anyhow::Result<ExitCode> {
-    let component = read(&args.file)?;
-    let (bytes, begun) = (component.len() as u64, Instant::now());
-    let verdict = Programs::check(&args.compiler.find(file), component).await;
-    let verdict = verdict.with_context(|| args.file.display().to_string())?;
-    println!(
-        "{}: a {} that can be stored; {} bytes, compiled to {} in {:.2} s",
-        args.file.display(),
-        verdict.kind,
-        bytes,
-        verdict.compiled_bytes,
-        begun.elapsed().as_secs_f64(),
-    );
-    Ok(ExitCode::SUCCESS)
-}
-
-fn read(file: &Path) -> anyhow::Result<Bytes> {
+pub(super) fn read(file: &Path) -> anyhow::Result<Bytes> {
     let component = std::fs::read(file);
     let component = component.with_context(|| format!("cannot read {}", file.display()))?;
     Ok(component.into())

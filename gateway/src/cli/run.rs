@@ -8,11 +8,11 @@ use anyhow::{Context, bail};
 use realm_shared::wire::Sampling;
 use serde::Serialize;
 
-use crate::api::random;
-use crate::batching::{Allowance, Event, Priority, Sequence, SequenceId, TenantId};
+use crate::api::{ApiError, random};
+use crate::batching::{Allowance, Event, FailReason, Priority, Sequence, SequenceId, TenantId};
 use crate::config::WorkerSettings;
-use crate::text::Detokenizer;
-use crate::workers::Model;
+use crate::text::{Detokenizer, Text};
+use crate::workers::{Generation, Model};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -138,30 +138,45 @@ async fn answer(model: &Model, args: &Args, messages: &[Message]) -> anyhow::Res
         steering: None,
     };
     let mut generation = model.generate(vec![sequence], None)?;
+    let mut answer = String::new();
+    let heard = hear(&mut generation, text, |piece| {
+        answer.push_str(piece);
+        let mut out = std::io::stdout();
+        out.write_all(piece.as_bytes())?;
+        out.flush()
+    });
+    if let Err(reason) = heard.await? {
+        bail!("the answer broke off: {}", ApiError::from(reason));
+    }
+    writeln!(std::io::stdout())?;
+    Ok(answer)
+}
+
+/// Has an answer shown piece by piece, up to its end or to why it has none.
+pub(super) async fn hear(
+    generation: &mut Generation,
+    text: &Text,
+    mut show: impl FnMut(&str) -> std::io::Result<()>,
+) -> std::io::Result<Result<(), FailReason>> {
     let mut detokenizer = if text.template.is_some() {
         Detokenizer::at_start(&text.tokenizer)
     } else {
         Detokenizer::within_text()
     };
-    let mut answer = String::new();
-    let mut shown = 0;
     while let Some((_, event)) = generation.next().await {
+        let mut piece = String::new();
         match event {
             Event::Token { token, .. } if !text.stop_ids.contains(&token) => {
-                detokenizer.push(&text.tokenizer, token, &mut answer);
+                detokenizer.push(&text.tokenizer, token, &mut piece);
             }
-            Event::Failed(reason) => bail!("the answer broke off: {reason:?}"),
-            Event::Finished(_) => detokenizer.finish(&mut answer),
-            Event::Text { text, .. } => answer.push_str(&text),
+            Event::Failed(reason) => return Ok(Err(reason)),
+            Event::Finished(_) => detokenizer.finish(&mut piece),
+            Event::Text { text, .. } => piece = text,
             Event::Started { .. } | Event::Token { .. } | Event::PromptLogprobs { .. } => {}
         }
-        let mut out = std::io::stdout();
-        out.write_all(&answer.as_bytes()[shown..])?;
-        out.flush()?;
-        shown = answer.len();
+        show(&piece)?;
     }
-    writeln!(std::io::stdout())?;
-    Ok(answer)
+    Ok(Ok(()))
 }
 
 fn sampling(model: &Model, args: &Args) -> anyhow::Result<Sampling> {

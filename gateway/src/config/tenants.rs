@@ -19,6 +19,7 @@ const PROGRAM_LIMITS: ProgramLimits = ProgramLimits {
     instances: NonZeroU32::new(64).unwrap(),
     sequences: NonZeroU32::new(8).unwrap(),
     tensors: 64 << 20,
+    saved_tokens: 1 << 20,
 };
 /// How many programs a tenant may store where nothing is said.
 const PROGRAMS: usize = 64;
@@ -70,6 +71,9 @@ pub struct TenantSettings {
     /// Most bytes that the tensors of one program have at once.
     #[serde(deserialize_with = "program_tensors")]
     pub program_tensors: Option<ByteSize>,
+    /// Most tokens that its programs have saved at once of one model.
+    #[serde(deserialize_with = "program_saved_tokens")]
+    pub program_saved_tokens: Option<usize>,
 }
 
 /// What one tenant's programs may use in a worker.
@@ -85,6 +89,8 @@ pub struct ProgramLimits {
     pub sequences: NonZeroU32,
     /// Bytes of tensors of one of them at once.
     pub tensors: u64,
+    /// Tokens saved for later requests, of one model.
+    pub saved_tokens: usize,
 }
 
 fn weight<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
@@ -122,6 +128,11 @@ fn program_call<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error
 fn program_tensors<'de, D: Deserializer<'de>>(d: D) -> Result<Option<ByteSize>, D::Error> {
     let is_size = |size: &ByteSize| size.0 <= 1 << 30;
     checked(d, is_size, "a program's tensors have at most 1GiB")
+}
+
+fn program_saved_tokens<'de, D: Deserializer<'de>>(d: D) -> Result<Option<usize>, D::Error> {
+    let is_count = |&count: &usize| count <= 16 << 20;
+    checked(d, is_count, "programs may save at most 16777216 tokens")
 }
 
 fn program_sequences<'de, D: Deserializer<'de>>(d: D) -> Result<Option<NonZeroU32>, D::Error> {
@@ -162,6 +173,7 @@ impl TenantSettings {
             program_instances: self.program_instances.or(d.program_instances),
             program_sequences: self.program_sequences.or(d.program_sequences),
             program_tensors: self.program_tensors.or(d.program_tensors),
+            program_saved_tokens: self.program_saved_tokens.or(d.program_saved_tokens),
         }
     }
 
@@ -190,6 +202,7 @@ impl TenantSettings {
             instances: self.program_instances.unwrap_or(usual.instances),
             sequences: self.program_sequences.unwrap_or(usual.sequences),
             tensors: self.program_tensors.map_or(usual.tensors, |size| size.0),
+            saved_tokens: self.program_saved_tokens.unwrap_or(usual.saved_tokens),
         }
     }
 

@@ -73,7 +73,18 @@ impl Fingerprint {
 pub(super) struct Compiled {
     pub(super) kind: Kind,
     pub(super) fingerprint: Fingerprint,
+    pub(super) interfaces: Interfaces,
     pub(super) image: Image,
+}
+
+/// What a component imports and exports, as far as it is worth telling.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(default)]
+pub struct Interfaces {
+    /// Names of interfaces that it imports.
+    pub imports: Vec<String>,
+    /// Names of what it exports.
+    pub exports: Vec<String>,
 }
 
 /// What a compiler says before the code.
@@ -81,6 +92,8 @@ pub(super) struct Compiled {
 struct Header {
     kind: Kind,
     fingerprint: String,
+    #[serde(flatten)]
+    interfaces: Interfaces,
 }
 
 /// The compiler that belongs to a worker's binary.
@@ -159,6 +172,7 @@ impl Compiler {
                 Ok(Compiled {
                     kind: header.kind,
                     fingerprint,
+                    interfaces: header.interfaces,
                     image: draft.seal().map_err(|e| self.broken(e))?,
                 })
             }
@@ -319,9 +333,10 @@ mod tests {
 
     #[tokio::test]
     async fn code_is_what_follows_the_line() {
-        let script = r#"echo '{"kind":"processor","fingerprint":"ab","more":1}'; printf 'a\nb'"#;
+        let script = r#"echo '{"kind":"processor","fingerprint":"ab","imports":["i"],"more":1}'; printf 'a\nb'"#;
         let compiled = puppet(script).await.expect("compiles");
         assert_eq!(compiled.fingerprint.as_str(), "ab");
+        assert_eq!(compiled.interfaces.imports, ["i"]);
         let mut code = Vec::new();
         let each = |part: &[u8]| {
             code.extend_from_slice(part);

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use compiler::Compiled;
-pub use compiler::{CompileError, Compiler};
+pub use compiler::{CompileError, Compiler, Interfaces};
 use image::Image;
 use loaded::Loaded;
 pub use name::{BadName, ProgramName};
@@ -97,10 +97,12 @@ pub struct Push {
 }
 
 /// What a component turned out to be.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Verdict {
-    /// What it is for.
-    pub kind: Kind,
+    /// It, ready for workers.
+    pub program: Program,
+    /// What it imports and exports.
+    pub interfaces: Interfaces,
     /// Bytes of code that were made of it.
     pub compiled_bytes: u64,
 }
@@ -262,15 +264,27 @@ impl Programs {
         Ok(record)
     }
 
-    /// Compiles a component, and stores nothing.
+    /// Compiles a component, and stores nothing. `name` is what it is called meanwhile.
     ///
     /// # Errors
     /// If it cannot be compiled.
-    pub async fn check(compiler: &Compiler, component: Bytes) -> Result<Verdict, CompileError> {
+    pub async fn check(
+        compiler: &Compiler,
+        name: &str,
+        component: Bytes,
+    ) -> Result<Verdict, CompileError> {
+        let digest = Digest::of(&component);
         let compiled = compiler.compile(component).await?;
         Ok(Verdict {
-            kind: compiled.kind,
+            interfaces: compiled.interfaces,
             compiled_bytes: compiled.image.bytes(),
+            program: Program {
+                name: name.to_owned(),
+                kind: compiled.kind,
+                base: None,
+                digest: digest.0,
+                compiled: compiled.image.into_fd(),
+            },
         })
     }
 

@@ -1,6 +1,7 @@
 use std::os::unix::fs::PermissionsExt;
 
 use super::*;
+use crate::programs::Interfaces;
 
 fn name(name: &str) -> ProgramName {
     name.parse().expect("a name")
@@ -27,6 +28,7 @@ fn compiled(code: &[u8]) -> Compiled {
     Compiled {
         kind: Kind::Processor,
         fingerprint: fingerprint("ab"),
+        interfaces: Interfaces::default(),
         image: draft.seal().expect("sealed"),
     }
 }

@@ -352,16 +352,16 @@ impl Driver {
     fn submit_runs(&mut self, link: &mut Link) -> Result<(), WorkerError> {
         self.runs.end(|run| link.end(run));
         let mut hopeless = Vec::new();
-        self.runs.send(
-            |number, run| match link.run(number, &run.task, &run.journal)? {
+        self.runs.send(|number, run| {
+            match link.run(number, &run.task, run.hearing.journal())? {
                 Room::Taken => Ok::<_, LinkError>(true),
                 Room::None => Ok(false),
                 Room::Never => {
                     hopeless.push(number);
                     Ok(true)
                 }
-            },
-        )?;
+            }
+        })?;
         for number in hopeless {
             let reason = FailReason::Program {
                 kind: Kind::Program,
@@ -371,6 +371,10 @@ impl Driver {
             let (runs, mut hands) = self.hands();
             runs.fail(number, reason, &mut hands);
         }
+        self.runs.answer(|number, tenant, tokens| {
+            // There is always room for a context, some day.
+            Ok::<_, LinkError>(link.kept(number, tenant, tokens)? != Room::None)
+        })?;
         if !self.runs.is_empty() {
             link.listen()?;
         }
@@ -539,7 +543,8 @@ impl Driver {
                 }
             }
         }
-        self.metrics.record(&self.scheduler.stats());
+        let saved = self.runs.saved_tokens();
+        self.metrics.record(&self.scheduler.stats(), saved);
         acted
     }
 

@@ -13,6 +13,7 @@
 
 mod driver;
 mod generation;
+mod hearing;
 mod heartbeat;
 mod link;
 mod live;
@@ -20,6 +21,7 @@ mod models;
 mod process;
 mod queue;
 mod runs;
+mod saved;
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};

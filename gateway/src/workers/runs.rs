@@ -1,18 +1,20 @@
 //! Requests that programs answer: what is kept of them here, so that they outlive their worker.
 //!
 //! A program runs in the worker; its sequences are the scheduler's, like any others. What was drawn
-//! for them is written into a journal. What the program says counts once all tokens that it had taken
-//! before are in there: so another worker, which runs it anew with the journal, says the same up to
-//! there, and goes on.
+//! for them is written into a journal, and so is what it saw otherwise. What the program says counts
+//! once all tokens that it had taken before are in there: so another worker, which runs it anew with
+//! the journal, says the same up to there, and goes on.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::Instant;
 
-use realm_shared::run::{Drawn, Finish, Journal, Open, Request, Said, What};
+use realm_shared::run::{Drawn, Finish, Keep, MOST_NAME, MOST_SECONDS, Open, Request, Said, What};
 use realm_shared::wire::{Allotment, Fault};
 
+use super::hearing::Hearing;
 use super::live::Live;
+use super::saved::Saved;
 use crate::batching::{
     Allowance, Event, FailReason, FinishReason, Priority, Scheduler, Sequence, SequenceId,
     Steering, TenantId,
@@ -40,6 +42,8 @@ pub struct Task {
     pub program: Arc<Program>,
     /// What it may take. Whose it is, is filled in by the link.
     pub allotment: Allotment,
+    /// Tokens that its tenant may save for later requests.
+    pub saved: usize,
     /// What is to be answered.
     pub request: Request,
 }
@@ -49,15 +53,14 @@ pub struct Task {
 pub(super) struct Run {
     pub(super) task: Task,
     live: Live,
-    pub(super) journal: Journal,
-    /// Tokens in it that the request was not told of.
+    pub(super) hearing: Hearing,
+    /// Tokens drawn that the request was not told of.
     untold: u32,
-    /// Tokens that the program has taken, by sequence, as far as that counts.
-    taken: HashMap<u32, usize>,
-    /// What was said, the oldest first, that does not count yet.
-    said: VecDeque<Said>,
-    /// What came of the prompts of sequences that are to be opened.
-    prompts: HashMap<u64, Vec<u32>>,
+    /// What it asked for by a name, on the way to the worker.
+    unanswered: VecDeque<Vec<u32>>,
+    /// How often it saved something, in all its lives and in the present one.
+    saves: u64,
+    resaves: u64,
     /// Bytes of text that the request has.
     sent: usize,
     /// Bytes of text that the program has said in its present life.
@@ -83,6 +86,7 @@ pub(super) struct Runs {
     sequences: HashMap<SequenceId, (u64, u32)>,
     /// Runs that the worker has and nobody waits for.
     ended: Vec<u64>,
+    saved: Saved,
 }
 
 /// What the driver lends, to act with.
@@ -99,11 +103,11 @@ impl Runs {
     pub(super) fn start(&mut self, task: Task, live: Live) {
         let run = Run {
             task,
-            journal: Journal::default(),
+            hearing: Hearing::default(),
             untold: 0,
-            taken: HashMap::new(),
-            said: VecDeque::new(),
-            prompts: HashMap::new(),
+            unanswered: VecDeque::new(),
+            saves: 0,
+            resaves: 0,
             sent: 0,
             repeated: 0,
             sequences: Vec::new(),
@@ -120,6 +124,11 @@ impl Runs {
     pub(super) fn live(&self, id: SequenceId) -> Option<&Live> {
         let (number, _) = self.sequences.get(&id)?;
         self.runs.get(number).map(|run| &run.live)
+    }
+
+    /// Tokens that programs have saved for later requests.
+    pub(super) fn saved_tokens(&self) -> usize {
+        self.saved.tokens()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -140,6 +149,22 @@ impl Runs {
         Ok(())
     }
 
+    /// Hands out what they asked for, until something cannot be sent now.
+    pub(super) fn answer<E>(
+        &mut self,
+        mut send: impl FnMut(u64, TenantId, &[u32]) -> Result<bool, E>,
+    ) -> Result<(), E> {
+        for (number, run) in &mut self.runs {
+            while let Some(tokens) = run.unanswered.front() {
+                if !send(*number, run.task.tenant, tokens)? {
+                    return Ok(());
+                }
+                run.unanswered.pop_front();
+            }
+        }
+        Ok(())
+    }
+
     /// Hands out those that are over before the worker said so, until one cannot be told now.
     pub(super) fn end(&mut self, mut end: impl FnMut(u64) -> bool) {
         while self.ended.last().is_some_and(|&run| end(run)) {
@@ -151,7 +176,7 @@ impl Runs {
     pub(super) fn hear(&mut self, said: Vec<Said>) {
         for said in said {
             if let Some(run) = self.runs.get_mut(&said.run) {
-                run.said.push_back(said);
+                run.hearing.hear(said);
             }
         }
     }
@@ -210,19 +235,27 @@ impl Runs {
         let mut acted = false;
         let numbers: Vec<u64> = self.runs.keys().copied().collect();
         for number in numbers {
-            while let Some(run) = self.runs.get_mut(&number)
-                && let Some(what) = run.next(hands.scheduler.room() > 0)
-            {
+            while let Some(run) = self.runs.get_mut(&number) {
                 let wrong = |what: String| format!("a program of run {number} {what}");
+                let may_open = hands.scheduler.room() > 0 && run.may_open();
+                let context = run.task.request.context as usize;
+                let Some(what) = run.hearing.next(may_open, context).map_err(wrong)? else {
+                    break;
+                };
                 acted |= match what {
-                    What::Prompt { lease, tokens } => {
-                        run.begin_prompt(lease, tokens).map_err(wrong)?;
-                        false
-                    }
                     What::Open(open) => {
                         let (ordinal, id) = run.open(open, hands).map_err(wrong)?;
                         self.sequences.insert(id, (number, ordinal));
                         true
+                    }
+                    What::Reopen(name) => {
+                        run.reopen(&name, &mut self.saved);
+                        true
+                    }
+                    What::Keep(keep) => {
+                        run.keep(keep, &mut self.saved, hands.vocabulary)
+                            .map_err(wrong)?;
+                        false
                     }
                     What::Emit(text) => run.emit(&text, hands.scheduler),
                     What::Finished(finish) => {
@@ -246,6 +279,8 @@ impl Runs {
                         self.fail(number, reason, hands);
                         true
                     }
+                    // These are pieces of others, or the journal's.
+                    What::More(_) | What::Saw(_) | What::Redraw(_) => false,
                 };
             }
         }
@@ -261,9 +296,9 @@ impl Runs {
                 run.is_suspect |= scheduler.is_suspect(id);
                 scheduler.cancel(id);
             }
-            run.said.clear();
-            run.taken.clear();
-            run.prompts.clear();
+            run.hearing.restart();
+            run.unanswered.clear();
+            run.resaves = 0;
             run.repeated = 0;
             run.is_sent = false;
         }
@@ -360,47 +395,44 @@ impl Run {
 
     /// Writes down what was drawn.
     fn write(&mut self, ordinal: u32, drawn: Drawn) {
-        let at = ordinal as usize;
-        if self.journal.0.len() <= at {
-            self.journal.0.resize_with(at + 1, Vec::new);
-        }
-        self.journal.0[at].push(drawn);
+        self.hearing.write(ordinal, drawn);
         self.untold = self.untold.saturating_add(1);
     }
 
-    /// What was said next, if all tokens that it follows from are written down. `has_room` tells whether
-    /// the scheduler takes a sequence.
-    fn next(&mut self, has_room: bool) -> Option<What> {
-        let said = self.said.front()?;
-        // Those that its program let go of make room as they end.
-        let most = self.task.allotment.sequences as usize * SLACK;
-        let has_room = has_room && self.sequences.len() < most;
-        if matches!(said.what, What::Open(_)) && !has_room {
-            return None;
-        }
-        let is_written = |&(ordinal, count): &(u32, u32)| {
-            let written = self.journal.0.get(ordinal as usize).map_or(0, Vec::len);
-            let before = self.taken.get(&ordinal).copied().unwrap_or(0);
-            before + count as usize <= written
-        };
-        if !said.took.iter().all(is_written) {
-            return None;
-        }
-        let Said { took, what, .. } = self.said.pop_front()?;
-        for (ordinal, count) in took {
-            *self.taken.entry(ordinal).or_default() += count as usize;
-        }
-        Some(what)
+    /// Whether there may be one more of its sequences: those that its program let go of make room as they
+    /// end.
+    fn may_open(&self) -> bool {
+        self.sequences.len() < self.task.allotment.sequences as usize * SLACK
     }
 
-    /// Takes tokens of a sequence that is to be opened.
-    fn begin_prompt(&mut self, lease: u64, tokens: Vec<u32>) -> Result<(), String> {
-        let prompt = self.prompts.entry(lease).or_default();
-        prompt.extend(tokens);
-        match prompt.len() > self.task.request.context as usize {
-            true => Err("opened a sequence that is too long".into()),
-            false => Ok(()),
+    /// Looks up what is saved under a name, and has it sent to the program.
+    fn reopen(&mut self, name: &str, saved: &mut Saved) {
+        let tokens = saved.find(self.task.tenant, name, Instant::now());
+        // What it may not see any more, it refuses by itself.
+        self.hearing.see(&tokens);
+        self.unanswered.push_back(tokens);
+    }
+
+    /// Saves tokens, unless that was done in an earlier life.
+    fn keep(&mut self, keep: Keep, saved: &mut Saved, vocabulary: u32) -> Result<(), String> {
+        let right = keep.tokens.iter().all(|&token| token < vocabulary)
+            && keep.tokens.len() <= self.task.request.context as usize
+            && (1..=MOST_NAME).contains(&keep.name.len())
+            && keep.seconds <= MOST_SECONDS;
+        if !right {
+            return Err("saves what cannot be saved".into());
         }
+        self.resaves += 1;
+        if self.resaves > self.saves {
+            self.saves = self.resaves;
+            let Task {
+                tenant,
+                saved: most,
+                ..
+            } = self.task;
+            saved.keep(tenant, most, keep, Instant::now());
+        }
+        Ok(())
     }
 
     /// Has the scheduler compute a sequence.
@@ -412,9 +444,7 @@ impl Run {
             ref request,
             ..
         } = self.task;
-        let mut prompt = self.prompts.remove(&open.lease).unwrap_or_default();
-        prompt.extend(&open.prompt);
-        let dials = open.dials;
+        let (prompt, dials) = (&open.prompt, open.dials);
         let right = (1..=request.context as usize).contains(&prompt.len())
             && prompt.iter().all(|&token| token < hands.vocabulary)
             && open.sequence < MAX_SEQUENCES
@@ -426,8 +456,8 @@ impl Run {
             return Err("opened a sequence that cannot be".into());
         }
         // At least one: the worker counts what it draws, and asks for no more than there is.
-        let taken: usize = self.taken.values().sum();
-        let left = request.budget.saturating_sub(taken as u64).max(1);
+        let taken = self.hearing.taken() as u64;
+        let left = request.budget.saturating_sub(taken).max(1);
         // Those whose plans are late were cleared without an event.
         let is_suspect = |&id: &SequenceId| hands.scheduler.is_suspect(id);
         self.is_suspect &= self.sequences.is_empty() || self.sequences.iter().any(is_suspect);
@@ -438,7 +468,7 @@ impl Run {
             tenant,
             allowance,
             priority,
-            prompt: prompt.into(),
+            prompt: prompt.as_slice().into(),
             max_tokens: u32::try_from(left).unwrap_or(u32::MAX),
             sampling: open.sampling(),
             bias: Arc::new([]),

@@ -1,7 +1,7 @@
 use std::fs::File;
 use std::time::Duration;
 
-use realm_shared::run::Dials;
+use realm_shared::run::{Dials, Journal, MOST_SEEN};
 use tokio::sync::mpsc;
 
 use super::*;
@@ -75,7 +75,7 @@ impl Desk {
     fn send(&mut self) -> Vec<(u64, Journal)> {
         let mut sent = Vec::new();
         let send = |number, run: &Run| {
-            sent.push((number, run.journal.clone()));
+            sent.push((number, run.hearing.journal().clone()));
             Ok::<_, ()>(true)
         };
         self.runs.send(send).expect("no error");
@@ -126,6 +126,7 @@ pub(in crate::workers) fn task() -> Task {
             compiled: nothing.into(),
         }),
         allotment: Allotment::default(),
+        saved: 8,
         request: Request {
             messages: Vec::new(),
             prompt: vec![1, 2, 3],
@@ -230,7 +231,11 @@ fn another_worker_goes_on_from_the_journal_and_repeats_no_text() {
         logprob: 0.0,
         alternatives: Vec::new(),
     };
-    assert_eq!(desk.send(), [(1, Journal(vec![vec![drawn]]))]);
+    let journal = Journal {
+        drawn: vec![vec![drawn]],
+        ..Journal::default()
+    };
+    assert_eq!(desk.send(), [(1, journal)]);
     desk.say(0, emit("a")).expect("right");
     desk.say(0, emit("bcd")).expect("right");
     assert_eq!(heard(&mut events), [text("d", 0)]);
@@ -238,6 +243,114 @@ fn another_worker_goes_on_from_the_journal_and_repeats_no_text() {
     desk.draw(6);
     desk.say(2, emit("e")).expect("right");
     assert_eq!(heard(&mut events), [text("e", 1)]);
+}
+
+fn saw(words: &[u32], more: bool) -> What {
+    match more {
+        true => What::More(words.into()),
+        false => What::Saw(words.into()),
+    }
+}
+
+/// What another worker would be given.
+fn journal(desk: &mut Desk) -> Journal {
+    desk.lose_worker();
+    let (_, journal) = desk.send().pop().expect("it runs");
+    journal
+}
+
+fn tokens(journal: &Journal) -> Vec<u32> {
+    let drawn = journal.drawn.iter().flatten();
+    drawn.map(|drawn| drawn.token).collect()
+}
+
+#[test]
+fn what_was_seen_is_written_down_when_it_is_whole_and_what_came_before_it() {
+    let mut desk = Desk::new();
+    let _events = desk.start();
+    desk.say(0, open(1, &[1])).expect("right");
+    desk.draw(5);
+    desk.say(1, saw(&[7, 8], true)).expect("right");
+    desk.say(0, saw(&[9], false)).expect("right");
+    desk.say(0, saw(&[], false)).expect("right");
+    desk.say(0, saw(&[6], true)).expect("right");
+    let known = journal(&mut desk);
+    assert_eq!(known.seen, [3, 7, 8, 9, 0]);
+    // What follows from a token that was not drawn is lost with it.
+    desk.say(0, open(1, &[1])).expect("right");
+    desk.say(2, saw(&[4], false)).expect("right");
+    assert_eq!(journal(&mut desk), known);
+    // Another life goes on from there.
+    desk.say(1, saw(&[4], false)).expect("right");
+    assert_eq!(journal(&mut desk).seen, [3, 7, 8, 9, 0, 1, 4]);
+}
+
+#[test]
+fn tokens_that_followed_from_something_else_are_forgotten() {
+    let mut desk = Desk::new();
+    let mut events = desk.start();
+    desk.say(0, open(1, &[1])).expect("right");
+    desk.draw(5);
+    desk.draw(6);
+    desk.draw(7);
+    // The program took the first one, saw something and asked for the next: nobody heard of that.
+    assert_eq!(tokens(&journal(&mut desk)), [5, 6, 7]);
+    desk.say(1, What::Redraw(vec![(0, 1)])).expect("right");
+    desk.say(0, saw(&[3], false)).expect("right");
+    desk.say(0, open(2, &[1, 5])).expect("right");
+    desk.say(1, emit("a")).expect("right");
+    assert_eq!(heard(&mut events), [], "it follows from a new token");
+    desk.draw(8);
+    assert_eq!(heard(&mut events), [text("a", 4)], "four were computed");
+    let known = journal(&mut desk);
+    assert_eq!((tokens(&known), known.seen), (vec![5, 8], vec![1, 3]));
+}
+
+fn keep(name: &str, tokens: &[u32]) -> What {
+    What::Keep(Keep {
+        name: name.into(),
+        seconds: 60,
+        tokens: tokens.into(),
+    })
+}
+
+/// What is on the way to the worker.
+fn answers(desk: &mut Desk) -> Vec<Vec<u32>> {
+    let mut all = Vec::new();
+    let answer = |run, _: TenantId, tokens: &[u32]| {
+        assert_eq!(run, 1);
+        all.push(tokens.to_vec());
+        Ok::<_, ()>(true)
+    };
+    desk.runs.answer(answer).expect("no error");
+    all
+}
+
+#[test]
+fn what_is_saved_outlives_workers_and_is_saved_once() {
+    let mut desk = Desk::new();
+    let _events = desk.start();
+    desk.say(0, What::More(vec![1, 2])).expect("right");
+    desk.say(0, keep("a", &[3])).expect("right");
+    desk.say(0, What::Reopen("a".into())).expect("right");
+    desk.say(0, What::Reopen("b".into())).expect("right");
+    assert_eq!(desk.runs.saved_tokens(), 3);
+    let journal = journal(&mut desk);
+    assert_eq!(journal.seen, [3, 1, 2, 3, 0]);
+    assert_eq!(answers(&mut desk), [[0; 0]; 0], "that worker is gone");
+    // Meanwhile another request has saved something else.
+    let other = Keep {
+        name: "a".into(),
+        seconds: 60,
+        tokens: vec![9],
+    };
+    let now = Instant::now();
+    desk.runs.saved.keep(TenantId::ANYONE, 8, other, now);
+    desk.say(0, keep("a", &[1, 2, 3])).expect("right");
+    desk.say(0, What::Reopen("a".into())).expect("right");
+    assert_eq!(answers(&mut desk), [[9]]);
+    desk.say(0, keep("a", &[])).expect("right");
+    assert_eq!(desk.runs.saved_tokens(), 0);
 }
 
 #[test]
@@ -293,11 +406,14 @@ fn a_worker_may_say_only_what_a_program_can() {
         open(1, &[100]),
         open(1, &long),
         What::Open(unlike),
-        What::Prompt {
-            lease: 1,
-            tokens: long.into(),
-        },
         What::Failed(0, String::new()),
+        What::Redraw(vec![(0, 1)]),
+        keep("", &[1]),
+        keep(&"x".repeat(257), &[1]),
+        keep("a", &[100]),
+        keep("a", &long),
+        saw(&vec![0; MOST_SEEN], false),
+        saw(&vec![0; MOST_SEEN + 1], true),
     ] {
         let mut desk = Desk::new();
         let _events = desk.start();

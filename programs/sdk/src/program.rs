@@ -27,6 +27,7 @@
 //! ```
 
 use std::fmt::{Display, Formatter};
+use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
@@ -78,6 +79,30 @@ impl Sequence {
             sampling,
             Some(alternatives),
         ))
+    }
+
+    /// One with the tokens that were [saved](Self::save) under this name, if they still are.
+    #[must_use]
+    pub fn reopen(name: &str, sampling: Sampling) -> Option<Self> {
+        sequences::Sequence::reopen(name, sampling, None).map(Sequence)
+    }
+
+    /// The same, of which draws tell log-probabilities.
+    #[must_use]
+    pub fn reopen_scored(name: &str, sampling: Sampling, alternatives: u32) -> Option<Self> {
+        sequences::Sequence::reopen(name, sampling, Some(alternatives)).map(Sequence)
+    }
+
+    /// Saves its tokens under a name, for later requests of the same tenant to the same model: for so long,
+    /// at most a day, in whole seconds. They may be gone before that where the tenant saves much.
+    pub fn save(&self, name: &str, time: Duration) {
+        let seconds = u32::try_from(time.as_secs()).unwrap_or(u32::MAX).max(1);
+        self.0.save(name, seconds);
+    }
+
+    /// Drops what was saved under a name.
+    pub fn forget(name: &str) {
+        sequences::Sequence::forget(name);
     }
 
     /// One with the same tokens, which goes on by itself, with random numbers of its own.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use realm_shared::detokenize::Detokenizer;
-use realm_shared::run::{self, Drawn, Finish, Journal, What};
+use realm_shared::run::{self, Finish, Journal, MOST_SEEN, What};
 use realm_shared::wire::Fault;
 use wasmtime::component::ResourceTable;
 use wasmtime::{Engine, Store};
@@ -17,6 +17,8 @@ use super::guest::{self, Guest};
 use super::handles;
 use super::lease::Leases;
 use super::outbox::{PIECE, Voice};
+use super::replay::Replay;
+use super::sequences::MOST_KEPT;
 use super::tensors::TENSORS;
 
 /// Most sequences that one message can name: it must fit a slot.
@@ -37,10 +39,12 @@ pub(super) struct Run {
     /// Sequences that it has made.
     pub(super) made: u32,
     pub(super) limits: Limits,
-    /// What was drawn in an earlier life, for each sequence that it makes.
-    journal: Vec<Vec<Drawn>>,
-    /// How many of those it has not asked for again.
-    unplayed: usize,
+    /// What happened in an earlier life and has not happened again.
+    pub(super) replay: Replay,
+    /// Words that it may still see.
+    sight: usize,
+    /// Tokens that it may still save.
+    pub(super) keep_room: usize,
     /// Tokens and logits that it asked for, over all sequences.
     pub(super) asked: u64,
     /// Of which sequences it took how many since it said something last.
@@ -79,7 +83,7 @@ impl Run {
         voice: Voice,
         leases: Arc<Leases>,
         limits: Limits,
-        Journal(journal): Journal,
+        journal: Journal,
     ) -> Run {
         let sequences = usize::try_from(limits.sequences).unwrap_or(usize::MAX);
         Run {
@@ -91,31 +95,15 @@ impl Run {
             tensor_room: limits.tensors,
             made: 0,
             limits,
-            unplayed: journal.iter().map(Vec::len).sum(),
-            journal,
+            replay: Replay::new(journal),
+            sight: MOST_SEEN,
+            keep_room: MOST_KEPT,
             asked: 0,
             took: BTreeMap::new(),
             text: String::new(),
             room: MAX_EMITTED,
             speller: None,
         }
-    }
-
-    /// What was drawn in an earlier life for the sequence with this number.
-    pub(super) fn journal(&mut self, sequence: u32) -> Vec<Drawn> {
-        let sequence = usize::try_from(sequence).unwrap_or(usize::MAX);
-        let drawn = self.journal.get_mut(sequence).map(std::mem::take);
-        drawn.unwrap_or_default()
-    }
-
-    /// Whether it does again what it did in an earlier life.
-    pub(super) fn is_replaying(&self) -> bool {
-        self.unplayed > 0
-    }
-
-    /// So much of an earlier life is behind it.
-    pub(super) fn replayed(&mut self, draws: usize) {
-        self.unplayed = self.unplayed.saturating_sub(draws);
     }
 
     /// Says what text there is: before anything is said that comes after it, and before any wait.
@@ -127,7 +115,41 @@ impl Run {
         }
     }
 
-    fn say(&mut self, what: What) {
+    /// What it saw in an earlier life where it looks now.
+    pub(super) fn saw(&mut self) -> Option<Vec<u32>> {
+        let words = self.replay.see()?;
+        self.sight = self.sight.saturating_sub(1 + words.len());
+        Some(words)
+    }
+
+    /// It sees something for the first time.
+    pub(super) fn sees(&mut self, words: &[u32]) -> Result<(), Failure> {
+        self.has_seen(words.len())?;
+        self.say_look(What::Saw(words.into()));
+        Ok(())
+    }
+
+    /// So many words count as seen.
+    pub(super) fn has_seen(&mut self, words: usize) -> Result<(), Failure> {
+        let Some(sight) = self.sight.checked_sub(1 + words) else {
+            let message = format!("it sees more than {MOST_SEEN} words");
+            return Err(Failure::new(Fault::Output, message));
+        };
+        self.sight = sight;
+        Ok(())
+    }
+
+    /// Says that it looks where it did not in an earlier life, as far as that is known: what follows may be
+    /// other than what followed then.
+    pub(super) fn say_look(&mut self, what: What) {
+        self.say_text();
+        for kept in self.replay.part().chunks(MAX_TOOK) {
+            self.say(What::Redraw(kept.into()));
+        }
+        self.say(what);
+    }
+
+    pub(super) fn say(&mut self, what: What) {
         let took = std::mem::take(&mut self.took);
         self.voice.say(took.into_iter().collect(), what);
     }

@@ -35,6 +35,10 @@ const HOST_STACK: usize = 256 << 10;
 const MODULES: u32 = 16;
 const MEMORIES: u32 = 2;
 const TABLES: u32 = 8;
+/// Names that are told of what a component imports, and as many of what it exports; and how long they are
+/// told. The gateway reads 4 KiB of them.
+const MAX_NAMES: usize = 16;
+const MAX_NAME: usize = 64;
 /// Memory that stays with a place in the pool between two instances: writing zeros there is quicker
 /// than having the system do it page by page.
 const RESIDENT: usize = 64 << 10;
@@ -67,6 +71,10 @@ pub enum Kind {
 pub struct Compiled {
     /// What it is for.
     pub kind: Kind,
+    /// Names of the interfaces that it imports.
+    pub imports: Vec<String>,
+    /// Names of what it exports.
+    pub exports: Vec<String>,
     /// For workers.
     pub code: Vec<u8>,
 }
@@ -132,7 +140,22 @@ pub fn compile(component: &[u8]) -> Result<Compiled, CompileError> {
     };
     let code = component.serialize();
     let code = code.map_err(|e| CompileError::Invalid(words(&e)))?;
-    Ok(Compiled { kind, code })
+    let ty = component.component_type();
+    Ok(Compiled {
+        kind,
+        imports: names(ty.imports(&engine).map(|(name, _)| name)),
+        exports: names(ty.exports(&engine).map(|(name, _)| name)),
+        code,
+    })
+}
+
+/// Names to be shown, as many and as long as anybody reads.
+fn names<'a>(names: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let readable = |name: &'a str| name.chars().filter(char::is_ascii_graphic);
+    let shown = names
+        .take(MAX_NAMES)
+        .map(|name| readable(name).take(MAX_NAME).collect());
+    shown.collect()
 }
 
 /// What was wrong, and why, in one line.

@@ -36,6 +36,7 @@ mod outbox;
 mod plan;
 mod processor;
 mod programs;
+mod replay;
 mod runs;
 mod seats;
 mod sequences;

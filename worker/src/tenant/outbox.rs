@@ -4,10 +4,12 @@
 //! the gateway lends, sends what there is. It waits only where the gateway lends no slot.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 
 use anyhow::{anyhow, bail};
-use realm_shared::run::{Open, PORTION, Said, What};
+use realm_shared::run::{Open, Said, What};
 use realm_shared::wire::{HEARD, LISTEN_BYTES};
 use realm_shm::{Message, Outlet, SlotRef};
 
@@ -145,19 +147,25 @@ impl State {
     }
 }
 
-/// What a run speaks with, until nobody listens any more.
+/// What a run speaks with, and hears answers, until nobody listens any more.
 #[derive(Clone)]
 pub(super) struct Voice {
     run: u64,
     life: Arc<Life>,
     outbox: Arc<Outbox>,
+    /// What it is told, in answer to what it asked.
+    told: Arc<Mutex<VecDeque<Vec<u32>>>>,
 }
 
 impl Voice {
     /// That of a run with this number.
     pub(super) fn new(run: u64, outbox: Arc<Outbox>) -> Voice {
-        let life = Arc::default();
-        Voice { run, life, outbox }
+        Voice {
+            run,
+            life: Arc::default(),
+            outbox,
+            told: Arc::default(),
+        }
     }
 
     pub(super) fn run(&self) -> u64 {
@@ -171,29 +179,22 @@ impl Voice {
 
     /// Says something, having taken so many tokens of these sequences.
     pub(super) fn say(&self, took: Vec<(u32, u32)>, what: What) {
-        self.say_all([(None, took, what)]);
+        self.say_of(None, took, what);
     }
 
-    /// Says that a sequence is to be computed: in pieces, if it is long.
-    pub(super) fn open(&self, mut open: Open) {
-        let lease = open.lease;
-        let rest = open.prompt.len().saturating_sub(1) / PORTION * PORTION;
-        let rest = open.prompt.split_off(rest);
-        let before = std::mem::replace(&mut open.prompt, rest);
-        let pieces = before.chunks(PORTION).map(|tokens| {
-            let tokens = tokens.to_vec();
-            What::Prompt { lease, tokens }
-        });
-        let pieces = pieces.chain([What::Open(open)]).enumerate();
-        let pieces = pieces.map(|(at, what)| (Some((lease, at == 0)), Vec::new(), what));
-        self.say_all(pieces);
+    /// Says that a sequence is to be computed.
+    pub(super) fn open(&self, open: Open) {
+        self.say_of(Some(open.lease), Vec::new(), What::Open(open));
     }
 
-    fn say_all(&self, all: impl IntoIterator<Item = (Option<(u64, bool)>, Vec<(u32, u32)>, What)>) {
+    /// Says something in pieces that fit.
+    fn say_of(&self, lease: Option<u64>, mut took: Vec<(u32, u32)>, what: What) {
         let run = self.run;
         let mut broken = None;
         let mut unsaid = Vec::new();
-        for (lease, took, what) in all {
+        for (at, what) in what.pieces().into_iter().enumerate() {
+            let took = std::mem::take(&mut took);
+            let lease = lease.map(|lease| (lease, at == 0));
             match serde_json::to_vec(&Said { run, took, what }) {
                 Ok(json) => unsaid.push(Unsaid { run, lease, json }),
                 Err(error) => broken = Some(error.to_string()),
@@ -206,6 +207,30 @@ impl Voice {
             state.unsaid.extend(unsaid);
             state.send();
         }
+    }
+
+    /// It is told something that it asked for.
+    pub(super) fn tell(&self, words: Vec<u32>) {
+        self.lock_told().push_back(words);
+        self.life.wake();
+    }
+
+    /// Waits until it is. None when the program is to end instead.
+    pub(super) async fn told(&self) -> Option<Vec<u32>> {
+        poll_fn(|context| {
+            if self.life.is_over_or_will_wake(context.waker()) {
+                return Poll::Ready(None);
+            }
+            match self.lock_told().pop_front() {
+                Some(words) => Poll::Ready(Some(words)),
+                None => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    fn lock_told(&self) -> MutexGuard<'_, VecDeque<Vec<u32>>> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Takes back that a sequence is to be computed, if nothing of that was said yet: so that what

@@ -268,6 +268,11 @@ impl Programs {
         Ok(())
     }
 
+    /// Tells a run the tokens that it asked for by their name.
+    pub fn tell(&self, run: u64, tokens: Vec<u32>) {
+        self.runs.tell(run, tokens);
+    }
+
     /// Nobody waits for this run any more. What it has not said yet is not said.
     pub fn end(&self, run: u64, outbox: &Outbox) {
         self.runs.end(run);

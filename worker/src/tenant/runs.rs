@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use realm_shared::run::What;
 use realm_shared::wire::Fault;
 
-use super::life::Life;
 use super::outbox::Voice;
 use super::seats::Seat;
 
@@ -16,7 +15,7 @@ pub(super) struct Runs(Mutex<HashMap<u64, Running>>);
 
 /// A program that answers a request.
 struct Running {
-    life: Arc<Life>,
+    voice: Voice,
     /// Given back when the request is over, whenever the instance is.
     seat: Option<Seat>,
 }
@@ -25,12 +24,12 @@ impl Runs {
     /// Takes one in that is about to run.
     pub(super) fn begin(self: &Arc<Self>, voice: Voice, seat: Seat) -> LastWord {
         let running = Running {
-            life: voice.life(),
+            voice: voice.clone(),
             seat: Some(seat),
         };
         let before = self.lock().insert(voice.run(), running);
         if let Some(before) = before {
-            before.life.end();
+            before.voice.life().end();
         }
         let message = "the worker failed to run it";
         LastWord {
@@ -41,11 +40,18 @@ impl Runs {
         }
     }
 
+    /// Tells one of them what it asked for.
+    pub(super) fn tell(&self, run: u64, words: Vec<u32>) {
+        if let Some(running) = self.lock().get(&run) {
+            running.voice.tell(words);
+        }
+    }
+
     /// Nobody waits for this one any more.
     pub(super) fn end(&self, run: u64) {
         let running = self.lock().remove(&run);
         if let Some(running) = running {
-            running.life.end();
+            running.voice.life().end();
         }
     }
 
@@ -53,7 +59,7 @@ impl Runs {
     pub(super) fn end_all(&self) {
         let all = std::mem::take(&mut *self.lock());
         for running in all.values() {
-            running.life.end();
+            running.voice.life().end();
         }
     }
 

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use realm_shared::run::{self, Dials, Open};
+use realm_shared::run::{self, Dials, Keep, MOST_NAME, MOST_SECONDS, Open, What};
 use realm_shared::wire::{Fault, MAX_TOP_LOGPROBS};
 use wasmtime::component::Resource;
 
@@ -26,6 +26,8 @@ use crate::sampler::{clean, mix};
 
 /// Sequences that a program may make, one after the other: the gateway keeps what was drawn for each.
 const MAX_MADE: u32 = 1 << 16;
+/// Tokens that a program may save, one sequence after the other, and one for each time.
+pub(super) const MOST_KEPT: usize = 1 << 20;
 
 /// A sequence.
 #[expect(
@@ -40,8 +42,6 @@ pub struct Sequence {
     alternatives: Option<u32>,
     /// Draws so far, replayed ones among them: the number of the next one's random numbers.
     draws: u32,
-    /// What it drew in an earlier life and has not drawn again yet.
-    journal: std::vec::IntoIter<run::Drawn>,
     asked: Asked,
     /// By which it is computed, from these very tokens. It may be over.
     lease: Option<Held>,
@@ -125,7 +125,6 @@ impl Run {
             dials,
             alternatives,
             draws: 0,
-            journal: self.journal(number).into_iter(),
             asked: Asked::Nothing,
             lease: None,
         };
@@ -155,14 +154,14 @@ impl Run {
 
     /// Asks for a token that was drawn in an earlier life, if there is one.
     fn ask_journal(&mut self, this: &Resource<Sequence>) -> wasmtime::Result<bool> {
-        let sequence = self.sequence(this)?;
-        let Some(drawn) = sequence.journal.next() else {
+        let number = self.sequence(this)?.number;
+        let Some(drawn) = self.replay.draw(number) else {
             return Ok(false);
         };
+        let sequence = self.sequence(this)?;
         sequence.draws = sequence.draws.wrapping_add(1);
         sequence.asked = Asked::Before(drawn);
         self.asked += 1;
-        self.replayed(1);
         Ok(true)
     }
 
@@ -200,6 +199,22 @@ impl Run {
         self.say_text();
         self.voice.open(open);
         lease
+    }
+
+    /// Has tokens kept under a name.
+    fn keep(&mut self, name: String, seconds: u32, tokens: Vec<u32>) -> Result<(), Failure> {
+        let Some(room) = self.keep_room.checked_sub(1 + tokens.len()) else {
+            let message = format!("it saves more than {MOST_KEPT} tokens");
+            return Err(Failure::new(Fault::Output, message));
+        };
+        self.keep_room = room;
+        self.say_text();
+        self.say(What::Keep(Keep {
+            name,
+            seconds,
+            tokens,
+        }));
+        Ok(())
     }
 
     /// The logits of a sequence as it was.
@@ -254,6 +269,26 @@ fn dials(sampling: Sampling) -> Result<Dials, Failure> {
     })
 }
 
+/// Alternatives that a draw can report.
+fn scored(alternatives: Option<u32>) -> Result<(), Failure> {
+    match alternatives {
+        Some(n) if n as usize > MAX_TOP_LOGPROBS => Err(plan(format!(
+            "{n} alternatives are more than {MAX_TOP_LOGPROBS}"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// A name that tokens can be kept under.
+fn named(what: &str, name: String) -> Result<String, Failure> {
+    match name.len() {
+        1..=MOST_NAME => Ok(name),
+        bytes => Err(plan(format!(
+            "`{what}` with a name of {bytes} bytes, not 1 to {MOST_NAME}"
+        ))),
+    }
+}
+
 impl Host for Run {}
 
 impl HostSequence for Run {
@@ -274,13 +309,57 @@ impl HostSequence for Run {
             return Err(plan(message).into());
         }
         self.known("a sequence", &prompt)?;
-        if let Some(n) = alternatives
-            && n as usize > MAX_TOP_LOGPROBS
-        {
-            let message = format!("{n} alternatives are more than {MAX_TOP_LOGPROBS}");
+        scored(alternatives)?;
+        self.add(prompt, dials(sampling)?, alternatives)
+    }
+
+    async fn reopen(
+        &mut self,
+        name: String,
+        sampling: Sampling,
+        alternatives: Option<u32>,
+    ) -> wasmtime::Result<Option<Resource<Sequence>>> {
+        let (name, dials) = (named("reopen", name)?, dials(sampling)?);
+        scored(alternatives)?;
+        let tokens = match self.saw() {
+            Some(tokens) => {
+                take_turns().await;
+                tokens
+            }
+            None => {
+                self.say_look(What::Reopen(name));
+                let tokens = self.voice.clone().told().await.ok_or_else(over)?;
+                self.guest.meter.begin_stretch();
+                self.has_seen(tokens.len())?;
+                tokens
+            }
+        };
+        match tokens.is_empty() {
+            true => Ok(None),
+            false => self.add(tokens, dials, alternatives).map(Some),
+        }
+    }
+
+    fn forget(&mut self, name: String) -> wasmtime::Result<()> {
+        let name = named("forget", name)?;
+        Ok(self.keep(name, 0, Vec::new())?)
+    }
+
+    fn save(
+        &mut self,
+        this: Resource<Sequence>,
+        name: String,
+        seconds: u32,
+    ) -> wasmtime::Result<()> {
+        let name = named("save", name)?;
+        if !(1..=MOST_SECONDS).contains(&seconds) {
+            let message = format!("`save` for {seconds} seconds, not 1 to {MOST_SECONDS}");
             return Err(plan(message).into());
         }
-        self.add(prompt, dials(sampling)?, alternatives)
+        let sequence = self.sequence(&this)?;
+        sequence.at_rest("save")?;
+        let tokens = sequence.tokens.clone();
+        Ok(self.keep(name, seconds, tokens)?)
     }
 
     fn fork(&mut self, this: Resource<Sequence>) -> wasmtime::Result<Resource<Sequence>> {
@@ -407,7 +486,7 @@ impl HostSequence for Run {
         if let Err(exhausted) = self.may_draw(&this, "ask-logits")? {
             return Ok(Err(exhausted));
         }
-        if self.is_replaying() {
+        if !self.replay.is_over() {
             self.sequence(&this)?.asked = Asked::LogitsBefore;
             self.asked += 1;
         } else {
@@ -445,7 +524,7 @@ impl HostSequence for Run {
 
     fn drop(&mut self, this: Resource<Sequence>) -> wasmtime::Result<()> {
         let sequence = self.table.delete(this)?;
-        self.replayed(sequence.journal.len());
+        self.replay.close(sequence.number);
         Ok(())
     }
 }

@@ -1,8 +1,8 @@
 //! Tensors in the hands of a program.
 //!
 //! They are there as soon as they are made, but for a program that runs anew after its worker died: the
-//! logits that it saw before are computed again only if something that is not in its journal depends on
-//! them, and so is what it made of them.
+//! logits that it had before are computed again only if something that is not in its journal depends on
+//! them, and so is what it made of them. What it read of them is in its journal.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -13,6 +13,7 @@ use super::Failure;
 use super::answering::Run;
 use super::contract::program::realm::program::tensors::{Host, HostTensor};
 use super::handles::hold;
+use super::lanes::take_turns;
 use super::operation::{Operation, Shape, compute, count, result, shape};
 use super::sequences::{Wanted, plan};
 
@@ -244,7 +245,14 @@ impl HostTensor for Run {
         if numbers > READ {
             return Err(plan(format!("`read` of {numbers} numbers, more than {READ}")).into());
         }
-        self.numbers(&value).await
+        if let Some(seen) = self.saw() {
+            take_turns().await;
+            return Ok(seen.into_iter().map(f32::from_bits).collect());
+        }
+        let numbers = self.numbers(&value).await?;
+        let words: Vec<_> = numbers.iter().map(|number| number.to_bits()).collect();
+        self.sees(&words)?;
+        Ok(numbers)
     }
 
     async fn top(
@@ -256,6 +264,13 @@ impl HostTensor for Run {
             return Err(plan(format!("`top` of {most} numbers, more than {TOP}")).into());
         }
         let value = self.value(&this)?;
+        if let Some(seen) = self.saw() {
+            take_turns().await;
+            let pairs = seen.as_chunks().0.iter();
+            return Ok(pairs
+                .map(|[place, bits]| (*place, f32::from_bits(*bits)))
+                .collect());
+        }
         let numbers = self.numbers(&value).await?;
         let mut placed: Vec<(u32, f32)> = (0..)
             .zip(numbers)
@@ -268,6 +283,10 @@ impl HostTensor for Run {
         }
         placed.truncate(most);
         placed.sort_unstable_by(larger);
+        let words = placed
+            .iter()
+            .flat_map(|(place, number)| [*place, number.to_bits()]);
+        self.sees(&words.collect::<Vec<_>>())?;
         Ok(placed)
     }
 

@@ -9,6 +9,7 @@ use realm_shm::tensor::{DType, TensorWriter, required};
 use realm_shm::{Message, Owner, SlabError, SlotRef};
 
 use super::{Link, LinkError, answer_error, submit_error};
+use crate::batching::TenantId;
 use crate::workers::runs::Task;
 
 /// Slots that are lent to the worker: while one is read, its programs can go on.
@@ -51,9 +52,10 @@ impl Link {
             ..task.allotment
         };
         let request = serde_json::to_vec(&task.request).map_err(submit_error)?;
-        let journal = serde_json::to_vec(journal).map_err(submit_error)?;
-        let tensors = [bytes_of(&allotment), &request, &journal];
-        let bytes = required(&tensors.map(|tensor| (DType::U8, tensor.len())));
+        let drawn = serde_json::to_vec(&journal.drawn).map_err(submit_error)?;
+        let tensors = [bytes_of(&allotment), &request, &drawn];
+        let [first, second, third] = tensors.map(|tensor| (DType::U8, tensor.len()));
+        let bytes = required(&[first, second, third, (DType::U32, journal.seen.len())]);
         let input = match self.gate.alloc_input(bytes, Owner(allotment.tenant)) {
             Ok(slot) => slot,
             Err(SlabError::Quota { .. } | SlabError::Exhausted { .. }) => return Ok(Room::None),
@@ -68,18 +70,54 @@ impl Link {
                 .map_err(submit_error)?
                 .copy_from_slice(tensor);
         }
+        w.tensor::<u32>(&[journal.seen.len()])
+            .map_err(submit_error)?
+            .copy_from_slice(&journal.seen);
         w.finish();
+        self.send_run(wire::RUN, input, [number, program])?;
+        Ok(Room::Taken)
+    }
+
+    /// Sends a run the tokens that it asked for by their name.
+    pub(in crate::workers) fn kept(
+        &mut self,
+        run: u64,
+        tenant: TenantId,
+        tokens: &[u32],
+    ) -> Result<Room, LinkError> {
+        self.free_begun(0)?;
+        if !self.has_room() {
+            return Ok(Room::None);
+        }
+        let bytes = required(&[(DType::U32, tokens.len())]);
+        let input = match self.gate.alloc_input(bytes, Owner(tenant.0.get())) {
+            Ok(slot) => slot,
+            Err(SlabError::Quota { .. } | SlabError::Exhausted { .. }) => return Ok(Room::None),
+            Err(_) => return Ok(Room::Never),
+        };
+        let slot = self.gate.input_mut(input).map_err(submit_error)?;
+        let mut w = TensorWriter::new(slot, 1).map_err(submit_error)?;
+        w.tensor::<u32>(&[tokens.len()])
+            .map_err(submit_error)?
+            .copy_from_slice(tokens);
+        w.finish();
+        self.send_run(wire::KEPT, input, [run, 0])?;
+        Ok(Room::Taken)
+    }
+
+    /// Sends something of a run in a slot that is freed when it was read.
+    fn send_run(&mut self, kind: u16, input: SlotRef, args: [u64; 2]) -> Result<(), LinkError> {
         self.gate
             .submit(&Message {
-                kind: wire::RUN,
+                kind,
                 input,
                 output: SlotRef::NONE,
-                args: [number, program],
+                args,
             })
             .map_err(submit_error)?;
         let (message, _) = self.gate.submitted();
-        self.runs.begun.push_back((message, number, input));
-        Ok(Room::Taken)
+        self.runs.begun.push_back((message, args[0], input));
+        Ok(())
     }
 
     /// Tells the worker that nobody waits for a run. False if there is no room for that now.

@@ -414,9 +414,15 @@ fn what_is_taken_back_in_time_is_never_said() {
     rig.answer(answer(r#"[{"waste": 500}, {"emit": "done"}]"#));
     wait_until_empty(&rig.programs.vocabulary(), 2);
     rig.lend(1);
-    let said: Vec<_> = rig.heard().into_iter().map(|said| said.what).collect();
-    let done = What::Emit("done".into());
-    assert_eq!(said, [done, What::Finished(Finish::Stop)]);
+    let mut said = Vec::new();
+    let last = What::Finished(Finish::Stop);
+    let begun = Instant::now();
+    // The last thing is said after the instance is gone.
+    while said.last() != Some(&last) {
+        assert!(begun.elapsed() < LONG, "{said:?}");
+        said.extend(rig.heard().into_iter().map(|said| said.what));
+    }
+    assert_eq!(said, [What::Emit("done".into()), last]);
 }
 
 #[test]
@@ -477,4 +483,92 @@ fn a_program_that_answers_may_come_after_who_wants_it() {
     play.finish(&mut rig);
     assert_eq!(play.text, "here");
     assert_eq!(play.journal(0), Journal::default());
+}
+
+/// A script that saves what it drew, opens that again, and goes on from there.
+const SAVED: &str = r#"[{"reopen": "s"}, {"new": {}}, {"ask": 0}, {"take": 0}, {"save": [0, "s", 60]},
+    {"emit": "-"}, {"reopen": "s"}, {"length": 1}, {"ask": 1}, {"take": 1}, {"forget": "s"}, {"reopen": "s"}]"#;
+
+#[test]
+fn a_sequence_is_saved_and_opened_again() {
+    let _some = PLACES.read();
+    let mut rig = Rig::new(&["program-script"]);
+    let play = rig.play(answer(SAVED));
+    let [(0, first), (1, second)] = &play.drawn[..] else {
+        panic!("{:?}", play.drawn);
+    };
+    let (first, second) = (first.token, second.token);
+    assert_eq!(play.text, format!("[none] {first}-(4) {second}[none]"));
+    assert_eq!(play.opened[1].prompt, [5, 6, 7, first]);
+    let sights: Vec<_> = play.seen.iter().map(|(_, words)| words.clone()).collect();
+    assert_eq!(sights, [vec![], vec![5, 6, 7, first], vec![]]);
+    assert_eq!(play.kept["s"].seconds, 0, "it is forgotten");
+}
+
+/// What it found before is what it finds again, whatever is kept by now.
+#[test]
+fn what_was_opened_again_is_opened_again_elsewhere() {
+    let _some = PLACES.read();
+    let mut rig = Rig::new(&["program-script"]);
+    let whole = rig.play(answer(SAVED));
+    for cut in 0..=whole.drawn.len() {
+        let known = whole.seen.iter().filter(|(drawn, _)| *drawn <= cut).count();
+        for sights in 0..=known {
+            let again = rig.play(Answer {
+                journal: whole.journal_of(cut, sights),
+                ..answer(SAVED)
+            });
+            assert_eq!(again.text, whole.text, "{cut}, {sights}");
+            // Before each look but the first, one token is drawn.
+            let from = cut.min(sights);
+            assert_eq!(again.drawn, whole.drawn[from..], "{cut}, {sights}");
+        }
+    }
+    let journal = Journal {
+        seen: vec![2, 8, 9],
+        ..Journal::default()
+    };
+    let again = rig.play(Answer {
+        journal,
+        ..answer(r#"[{"reopen": "s"}, {"length": 0}]"#)
+    });
+    assert_eq!(again.text, "(2)");
+    assert_eq!(again.seen, [], "nobody was asked");
+}
+
+#[test]
+fn names_and_what_is_saved_have_limits() {
+    let _some = PLACES.read();
+    let mut rig = Rig::new(&["program-script"]);
+    let long = "ä".repeat(129);
+    let save = r#", {"save": [0, "s", 60]}"#.repeat((1 << 20) / 1001 + 1);
+    for (script, fault, part) in [
+        (r#"[{"reopen": ""}]"#.into(), Fault::Plan, "0 bytes"),
+        (format!(r#"[{{"reopen": "{long}"}}]"#), Fault::Plan, "258"),
+        (r#"[{"forget": ""}]"#.into(), Fault::Plan, "`forget`"),
+        (
+            r#"[{"new": {}}, {"save": [0, "s", 86401]}]"#.into(),
+            Fault::Plan,
+            "86401 seconds",
+        ),
+        (
+            r#"[{"new": {}}, {"ask": 0}, {"save": [0, "s", 60]}]"#.into(),
+            Fault::Plan,
+            "`save` while",
+        ),
+        (
+            format!(
+                r#"[{{"new": {{}}}}, {{"append": [0, {:?}]}}{save}]"#,
+                vec![9; 997]
+            ),
+            Fault::Output,
+            "1048576 tokens",
+        ),
+    ] {
+        let mut request = answer(&script);
+        request.allotment.call_micros = LONG.as_micros() as u64;
+        let failure = rig.failure(request);
+        assert_eq!(failure.fault, fault, "{failure} of {script:.90}");
+        assert!(failure.message.contains(part), "{failure} of {script:.90}");
+    }
 }

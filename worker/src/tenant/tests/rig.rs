@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use realm_shared::ABI_VERSION;
-use realm_shared::run::{Dials, Drawn, Journal, Message, Open, Request, Role, Said, What};
+use realm_shared::run::{Dials, Drawn, Journal, Keep, Message, Open, Request, Role, Said, What};
 use realm_shared::wire::{HEARD, LISTEN_BYTES};
 use realm_shm::{AlignedBuf, GatewayEnd, Geometry, Owner, WorkerEnd, socket};
 
@@ -137,7 +137,7 @@ pub(super) struct Play {
     pub(super) live: BTreeMap<u64, Computed>,
     /// All that were opened.
     pub(super) opened: Vec<Open>,
-    pieces: BTreeMap<u64, Vec<u32>>,
+    pieces: Vec<u32>,
     pub(super) text: String,
     /// In the order in which they were drawn, with their sequences.
     pub(super) drawn: Vec<(u32, Drawn)>,
@@ -149,12 +149,16 @@ pub(super) struct Play {
     /// Tokens taken, by sequence, and those of them that were drawn in an earlier life.
     took: BTreeMap<u32, usize>,
     before: Vec<usize>,
+    /// What it saw, and how many tokens were drawn by then.
+    pub(super) seen: Vec<(usize, Vec<u32>)>,
+    /// What is kept under which name.
+    pub(super) kept: BTreeMap<String, Keep>,
 }
 
 impl Play {
     pub(super) fn begin(rig: &Rig, answer: Answer) -> Play {
         let run = answer.run;
-        let before = answer.journal.0.iter().map(Vec::len).collect();
+        let before = answer.journal.drawn.iter().map(Vec::len).collect();
         rig.answer(answer);
         Play {
             run,
@@ -228,14 +232,13 @@ impl Play {
             for (sequence, count) in said.took {
                 *self.took.entry(sequence).or_default() += count as usize;
             }
-            match said.what {
-                What::Prompt { lease, tokens } => {
-                    self.pieces.entry(lease).or_default().extend(tokens);
-                }
-                What::Open(mut open) => {
-                    let mut prompt = self.pieces.remove(&open.lease).unwrap_or_default();
-                    prompt.append(&mut open.prompt);
-                    open.prompt = prompt;
+            let mut what = said.what;
+            if !matches!(what, What::More(_)) {
+                what.prepend(std::mem::take(&mut self.pieces));
+            }
+            match what {
+                What::More(words) => self.pieces.extend(words),
+                What::Open(open) => {
                     self.opened.push(open.clone());
                     let steering = rig.programs.join(open.lease);
                     let computed = Computed {
@@ -245,6 +248,19 @@ impl Play {
                     };
                     self.live.insert(computed.open.lease, computed);
                 }
+                What::Saw(words) => self.seen.push((self.drawn.len(), words)),
+                What::Reopen(name) => {
+                    let kept = self.kept.get(&name).map(|keep| keep.tokens.clone());
+                    let tokens = kept.unwrap_or_default();
+                    self.seen.push((self.drawn.len(), tokens.clone()));
+                    rig.programs.tell(self.run, tokens);
+                }
+                What::Keep(keep) => drop(self.kept.insert(keep.name.clone(), keep)),
+                What::Redraw(kept) => {
+                    for (sequence, kept) in kept {
+                        self.before[sequence as usize] = kept as usize;
+                    }
+                }
                 What::Emit(text) => self.text.push_str(&text),
                 what => self.last = Some(what),
             }
@@ -253,15 +269,25 @@ impl Play {
 
     /// What a gateway would have written down when so many tokens were drawn.
     pub(super) fn journal(&self, count: usize) -> Journal {
-        let mut journal = Vec::new();
-        for (sequence, drawn) in &self.drawn[..count] {
+        let seen = self.seen.iter().filter(|(drawn, _)| *drawn <= count);
+        self.journal_of(count, seen.count())
+    }
+
+    /// The same, where it has heard of so many things only that were seen.
+    pub(super) fn journal_of(&self, count: usize, sights: usize) -> Journal {
+        let mut journal = Journal::default();
+        for (sequence, token) in &self.drawn[..count] {
             let sequence = *sequence as usize;
-            if journal.len() <= sequence {
-                journal.resize(sequence + 1, Vec::new());
+            if journal.drawn.len() <= sequence {
+                journal.drawn.resize(sequence + 1, Vec::new());
             }
-            journal[sequence].push(drawn.clone());
+            journal.drawn[sequence].push(token.clone());
         }
-        Journal(journal)
+        for (_, words) in &self.seen[..sights] {
+            journal.seen.push(words.len() as u32);
+            journal.seen.extend(words);
+        }
+        journal
     }
 }
 

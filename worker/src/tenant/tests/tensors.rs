@@ -103,15 +103,77 @@ fn computing_goes_on_where_it_was() {
     }
 }
 
-/// What a program has read is what it reads again, though it is computed anew.
+/// What a program has read is what it reads again, and what it had not said that it read is read anew:
+/// then tokens are drawn again that followed from it.
 #[test]
 fn reading_goes_on_where_it_was() {
     let _some = PLACES.read();
     let mut rig = Rig::new(&["program-script"]);
     let script = contrast(3, r#", {"top": [3, 2]}"#);
     let whole = rig.play(answer(&script));
+    assert_eq!(whole.seen.len(), 3);
     for cut in 0..=whole.drawn.len() {
-        resume(&mut rig, &script, &whole, cut);
+        let known = whole.seen.iter().filter(|(drawn, _)| *drawn <= cut).count();
+        for sights in 0..=known {
+            let again = rig.play(Answer {
+                journal: whole.journal_of(cut, sights),
+                ..answer(&script)
+            });
+            // Each look is at what two tokens were drawn for.
+            let from = cut.min(2 * (sights + 1));
+            assert_eq!(again.text, whole.text, "{cut}, {sights}");
+            assert_eq!(again.last, whole.last, "{cut}, {sights}");
+            assert_eq!(again.drawn, whole.drawn[from..], "{cut}, {sights}");
+            assert_eq!(again.seen.len(), 3 - sights, "{cut}, {sights}");
+        }
+    }
+}
+
+/// Another worker may compute something else: what was read counts, and what was read in vain does not.
+#[test]
+fn what_was_read_counts_and_not_what_would_be_read_now() {
+    let _some = PLACES.read();
+    let mut rig = Rig::new(&["program-script"]);
+    let script = r#"[{"new": {}}, {"ask-logits": 0}, {"take-logits": 0}, {"top": [0, 1]}, {"ask": 0}, {"take": 0},
+        {"tensor": [[2], [1, 2]]}, {"read": 1}]"#;
+    let whole = rig.play(answer(script));
+    let [(0, top), (1, read)] = &whole.seen[..] else {
+        panic!("{:?}", whole.seen);
+    };
+    assert_eq!(read, &[1.0_f32, 2.0].map(f32::to_bits));
+    let mut journal = whole.journal(1);
+    assert_eq!(journal.seen[0], top.len() as u32);
+    (journal.seen[1], journal.seen[2]) = (77, 0.25_f32.to_bits());
+    let again = rig.play(Answer {
+        journal,
+        ..answer(script)
+    });
+    assert!(again.text.contains("(77, 0.25)"), "{}", again.text);
+    assert_eq!(
+        (again.shown, again.drawn.len()),
+        (0, 0),
+        "nothing is computed"
+    );
+}
+
+#[test]
+fn what_is_read_in_all_has_a_limit() {
+    let _some = PLACES.read();
+    let mut rig = Rig::new(&["program-script"]);
+    let places = vec![0; 1 << 15];
+    let wide =
+        format!(r#"{{"tensor": [[1], [1]]}}, {{"gather": [0, {places:?}]}}, {{"concat": [1, 1]}}"#);
+    let reads = |count| format!("[{wide}{}]", r#", {"peek": 2}"#.repeat(count));
+    let whole = rig.play(patient(&reads(7)));
+    assert_eq!(whole.last, Some(What::Finished(Finish::Stop)));
+    assert!(whole.seen.iter().all(|(_, words)| words.len() == 1 << 16));
+    for sights in [0, 3, 7] {
+        let failure = rig.failure(Answer {
+            journal: whole.journal_of(0, sights),
+            ..patient(&reads(8))
+        });
+        assert_eq!(failure.fault, Fault::Output, "{failure}");
+        assert!(failure.message.contains("524288 words"), "{failure}");
     }
 }
 
