@@ -30,6 +30,9 @@ enum Step {
     AskLogits(usize),
     /// Makes a tensor.
     TakeLogits(usize),
+    AskHidden(usize),
+    /// Makes a tensor.
+    TakeHidden(usize),
     /// Draws from a tensor: sequence, tensor.
     AskFrom(usize, usize),
     /// Makes a tensor.
@@ -158,6 +161,8 @@ fn answer(request: Request) -> Result<Finish, Error> {
             Step::Forget(name) => Sequence::forget(&name),
             Step::AskLogits(n) => of(&mut all, n).ask_logits()?,
             Step::TakeLogits(n) => tensors.push(Some(of(&mut all, n).take_logits())),
+            Step::AskHidden(n) => of(&mut all, n).ask_hidden()?,
+            Step::TakeHidden(n) => tensors.push(Some(of(&mut all, n).take_hidden())),
             Step::AskFrom(n, from) => of(&mut all, n).ask_from(tensor(from), &Draw::free())?,
             Step::Tensor(shape, values) => tensors.push(Some(Tensor::new(&shape, &values))),
             Step::Add(a, b) => tensors.push(Some(tensor(a) + tensor(b))),

@@ -23,6 +23,12 @@ pub trait Forward: Send {
     /// Logits `[rows, vocab]` of a range of what was `wanted`, at most [`HEAD_ROWS`] at once.
     fn logits(&mut self, rows: Range<usize>, out: &mut [f32]);
 
+    /// The hidden state, after the last norm, of one of what was `wanted`: what its logits follow from.
+    fn hidden(&self, row: usize) -> &[f32];
+
+    /// How many numbers a hidden state has.
+    fn hidden_size(&self) -> usize;
+
     /// Empties the arena, whose memory goes back to the system.
     ///
     /// # Errors
@@ -409,6 +415,15 @@ impl<L: Linear> Forward for Decoder<L> {
         let head = weights.head.as_ref().unwrap_or(&weights.embedding);
         head.multiply(threads, count, &work.delta, &mut work.logits);
         out.copy_from_slice(work.logits.rows(count));
+    }
+
+    fn hidden(&self, row: usize) -> &[f32] {
+        let width = self.config.hidden;
+        &self.work.normed.rows(row + 1)[row * width..]
+    }
+
+    fn hidden_size(&self) -> usize {
+        self.config.hidden
     }
 
     fn forget(&mut self) -> io::Result<()> {

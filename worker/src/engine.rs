@@ -219,6 +219,11 @@ impl Engine {
         &self.info
     }
 
+    /// How many numbers a hidden state has.
+    pub fn hidden_size(&self) -> usize {
+        self.model.hidden_size()
+    }
+
     /// What steps are checked against.
     pub fn limits(&self) -> &Limits {
         &self.limits
@@ -294,6 +299,7 @@ impl Engine {
             let first = i * HEAD_ROWS;
             let logits = &mut self.logits[..positions.len() * vocab];
             tch::no_grad(|| self.model.logits(first..first + positions.len(), logits));
+            self.keep_hidden(first, positions);
             self.sample(positions, top);
         }
         for positions in parked.chunks(HEAD_ROWS) {
@@ -306,6 +312,18 @@ impl Engine {
             self.sample(positions, top);
         }
         Ok(&self.outcome)
+    }
+
+    /// Gives the hidden states of some positions, the first of which is `first` of all, to the slots whose
+    /// code may ask for them.
+    fn keep_hidden(&mut self, first: usize, positions: &[Position]) {
+        for (at, position) in (first..).zip(positions) {
+            if position.index.is_some()
+                && let Some(slot) = self.slots[position.slot].as_mut()
+            {
+                slot.keep_hidden(self.model.hidden(at));
+            }
+        }
     }
 
     /// The tokens of a step, with those filled in that never left the worker.

@@ -407,6 +407,7 @@ fn run(
         request,
         journal,
         vocabulary,
+        hidden_size: engine.hidden_size(),
     };
     programs.answer(answer, outbox);
     Ok(())

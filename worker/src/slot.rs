@@ -22,6 +22,8 @@ pub(crate) struct Slot {
     /// What the last plan said that came in.
     verdict: Option<Verdict>,
     parked: Option<Parked>,
+    /// The hidden state that the logits to draw from follow from, if its code may ask for that.
+    hidden: Vec<f32>,
 }
 
 /// Logits from which a token could not be drawn yet.
@@ -49,6 +51,7 @@ impl Slot {
             steering,
             verdict: None,
             parked: None,
+            hidden: Vec::new(),
         }
     }
 
@@ -85,6 +88,14 @@ impl Slot {
         self.parked.take()
     }
 
+    /// Takes the hidden state behind the logits that are drawn from next, or kept.
+    pub(crate) fn keep_hidden(&mut self, hidden: &[f32]) {
+        if self.steering.as_ref().is_some_and(Steering::is_curious) {
+            self.hidden.clear();
+            self.hidden.extend(hidden);
+        }
+    }
+
     /// Asks its code how to draw. Whether that is known.
     fn consider(&mut self) -> bool {
         let verdict = self.steering.as_mut().map(Steering::verdict);
@@ -118,7 +129,7 @@ impl Slot {
             }
             Some(verdict @ (Verdict::Show | Verdict::Late)) => {
                 if let (Verdict::Show, Some(steering)) = (verdict, &self.steering) {
-                    steering.show(logits);
+                    steering.show(logits, &self.hidden);
                 }
                 let logits = logits.to_vec();
                 self.parked = Some(Parked { logits, index });

@@ -209,6 +209,31 @@ fn f32_logits_are_those_of_the_reference_however_a_prompt_is_cut() {
     }
 }
 
+/// A logit is the product of a hidden state with a row of the head.
+#[test]
+fn logits_follow_from_hidden_states() {
+    for name in EXACT {
+        let expected = reference(name);
+        let mut bare = Bare::load(name, 1);
+        let logits = bare.step(&[Part(&expected.tokens, 0, &SCATTERED)]);
+        let (vocab, width) = (expected.vocab, bare.model.hidden_size());
+        let weights = Weights::open(&folder(name)).expect("valid");
+        let head = weights.tensor("lm_head.weight", &[vocab, width]);
+        let head = head.or_else(|_| weights.tensor("model.embed_tokens.weight", &[vocab, width]));
+        let mut rows = vec![0.0; vocab * width];
+        head.expect("there is one").read::<f32>(0, &mut rows);
+        let mut products = Vec::new();
+        for token in 0..expected.tokens.len() {
+            let hidden = bare.model.hidden(token);
+            let rows = rows.chunks_exact(width);
+            products
+                .extend(rows.map(|row| row.iter().zip(hidden).map(|(a, b)| a * b).sum::<f32>()));
+        }
+        let off = difference(&products, &logits);
+        assert!(off < 1e-4, "{name}: off by {off}");
+    }
+}
+
 #[test]
 fn rounded_logits_are_closer_to_the_exact_ones_than_those_of_the_reference() {
     for name in ROUNDED {

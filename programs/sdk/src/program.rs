@@ -168,6 +168,24 @@ impl Sequence {
         Tensor(self.0.take_logits())
     }
 
+    /// The model's hidden state at its last token: what the logits of its next token are computed from. None
+    /// is drawn by that.
+    pub fn hidden(&mut self) -> Result<Tensor, Exhausted> {
+        self.ask_hidden()?;
+        Ok(self.take_hidden())
+    }
+
+    /// Asks for the hidden state at its last token: of several sequences, before you take that of the first.
+    pub fn ask_hidden(&mut self) -> Result<(), Exhausted> {
+        Ok(self.0.ask_hidden()?)
+    }
+
+    /// Waits for the hidden state that was asked for.
+    #[must_use]
+    pub fn take_hidden(&mut self) -> Tensor {
+        Tensor(self.0.take_hidden())
+    }
+
     /// Waits for the token that was asked for.
     pub fn take(&mut self) -> Drawn {
         self.0.take()
@@ -179,8 +197,8 @@ impl Sequence {
 pub enum Exhausted {
     /// The sequence is as long as the model's context.
     Context,
-    /// The request has drawn as many tokens as it may, over all its sequences. Logits that are asked for
-    /// count like tokens.
+    /// The request has drawn as many tokens as it may, over all its sequences. Logits and hidden
+    /// states that are asked for count like tokens.
     Tokens,
 }
 

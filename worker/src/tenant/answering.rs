@@ -45,7 +45,7 @@ pub(super) struct Run {
     sight: usize,
     /// Tokens that it may still save.
     pub(super) keep_room: usize,
-    /// Tokens and logits that it asked for, over all sequences.
+    /// Tokens, logits and hidden states that it asked for, over all sequences.
     pub(super) asked: u64,
     /// Of which sequences it took how many since it said something last.
     pub(super) took: BTreeMap<u32, u32>,
@@ -61,9 +61,11 @@ pub(super) struct Run {
 pub(super) struct Limits {
     /// Tokens of the vocabulary.
     pub(super) vocabulary: u32,
+    /// Numbers of a hidden state.
+    pub(super) hidden_size: u32,
     /// Tokens of a sequence.
     pub(super) context: u32,
-    /// Tokens and logits over all sequences.
+    /// Tokens, logits and hidden states over all sequences.
     pub(super) budget: u64,
     /// Sequences at once.
     pub(super) sequences: u32,

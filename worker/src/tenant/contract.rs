@@ -33,6 +33,7 @@ pub(super) mod program {
             "realm:program/sequences.[method]sequence.ask-from": async | trappable,
             "realm:program/sequences.[method]sequence.take": async | trappable,
             "realm:program/sequences.[method]sequence.take-logits": async | trappable,
+            "realm:program/sequences.[method]sequence.take-hidden": async | trappable,
             "realm:program/tensors.[method]tensor.read": async | trappable,
             "realm:program/tensors.[method]tensor.top": async | trappable,
             "realm:program/tensors.apply": async | trappable,

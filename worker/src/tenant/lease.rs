@@ -64,15 +64,24 @@ pub(super) enum Question {
     Draw(Arc<Draw>),
     /// The same, from these logits.
     DrawFrom(Arc<Draw>, Arc<[f32]>),
-    /// The logits of the next token.
+    /// What the model computed for the next token.
+    Show(Sight),
+}
+
+/// What a program may see of the model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sight {
+    /// A number for each token of the vocabulary.
     Logits,
+    /// What these follow from.
+    Hidden,
 }
 
 /// What it gets.
 #[derive(Debug)]
 pub(super) enum Answer {
     Drawn(Drawn),
-    Logits(Vec<f32>),
+    Shown(Vec<f32>),
 }
 
 impl Lease {
@@ -90,7 +99,7 @@ impl Lease {
             Turn::Asked(Question::DrawFrom(draw, logits)) => {
                 Verdict::DrawFrom(draw.clone(), logits.clone())
             }
-            Turn::Asked(Question::Logits) => Verdict::Show,
+            Turn::Asked(Question::Show(_)) => Verdict::Show,
             Turn::Answered(Err(failure)) => Verdict::Failed(failure.clone()),
         }
     }
@@ -110,9 +119,18 @@ impl Lease {
         })));
     }
 
-    /// The logits that were asked for.
-    pub(super) fn show(&self, logits: &[f32]) {
-        self.answer(Ok(Answer::Logits(logits.to_vec())));
+    /// What was asked for is one of these.
+    pub(super) fn show(&self, logits: &[f32], hidden: &[f32]) {
+        let asked = match &self.lock().turn {
+            Turn::Asked(Question::Show(sight)) => *sight,
+            // It was taken back.
+            _ => return,
+        };
+        let shown = match asked {
+            Sight::Logits => logits,
+            Sight::Hidden => hidden,
+        };
+        self.answer(Ok(Answer::Shown(shown.to_vec())));
     }
 
     /// No token can be drawn as the program asks.

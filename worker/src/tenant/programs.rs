@@ -126,6 +126,8 @@ pub struct Answer {
     pub journal: Journal,
     /// Tokens of the vocabulary.
     pub vocabulary: usize,
+    /// Numbers of a hidden state.
+    pub hidden_size: usize,
 }
 
 impl Programs {
@@ -230,6 +232,7 @@ impl Programs {
             mut request,
             journal,
             vocabulary,
+            hidden_size,
             ..
         } = answer;
         let seat = self.seats.clone().take(&allotment)?;
@@ -237,6 +240,7 @@ impl Programs {
         let mut guest = self.guest(&allotment, &voice.life(), request.key, end_tokens);
         let limits = Limits {
             vocabulary: u32::try_from(vocabulary).unwrap_or(u32::MAX),
+            hidden_size: u32::try_from(hidden_size).unwrap_or(u32::MAX),
             context: request.context,
             budget: request.budget,
             sequences: allotment.sequences,

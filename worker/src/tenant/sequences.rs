@@ -18,7 +18,7 @@ use super::contract::program::realm::program::sequences::{
 use super::guest::OVER;
 use super::handles::hold;
 use super::lanes::take_turns;
-use super::lease::{Answer, Held, Question};
+use super::lease::{Answer, Held, Question, Sight};
 use super::plan::{drawable, known, temperature};
 use super::steering::Draw;
 use super::tensors::{Tensor, Value};
@@ -54,10 +54,27 @@ enum Asked {
     Before(run::Drawn),
     /// A token of the lease.
     Lease,
-    /// Logits of the lease.
-    Logits,
-    /// Logits that were seen in an earlier life, and are hardly needed now.
-    LogitsBefore,
+    /// What the model computed for the lease.
+    Sight(Sight),
+    /// The same of an earlier life, which is hardly needed now.
+    SightBefore(Sight),
+}
+
+impl Sight {
+    /// Functions of the contract that are about it.
+    fn asked_by(self) -> &'static str {
+        match self {
+            Sight::Logits => "ask-logits",
+            Sight::Hidden => "ask-hidden",
+        }
+    }
+
+    fn taken_by(self) -> &'static str {
+        match self {
+            Sight::Logits => "take-logits",
+            Sight::Hidden => "take-hidden",
+        }
+    }
 }
 
 /// What a sequence is computed from.
@@ -168,11 +185,11 @@ impl Run {
     /// Asks the engine, by a new lease where the sequence has none that goes on.
     fn ask_lease(&mut self, this: &Resource<Sequence>, question: Question) -> wasmtime::Result<()> {
         let sequence = self.sequence(this)?;
-        let draws = !matches!(question, Question::Logits);
-        sequence.asked = match draws {
-            true => Asked::Lease,
-            false => Asked::Logits,
+        let (asked, draws) = match question {
+            Question::Show(sight) => (Asked::Sight(sight), false),
+            Question::Draw(_) | Question::DrawFrom(..) => (Asked::Lease, true),
         };
+        sequence.asked = asked;
         let goes_on = |lease: &Held| lease.ask(&question);
         if !sequence.lease.as_ref().is_some_and(goes_on) {
             let wanted = sequence.wanted();
@@ -217,13 +234,70 @@ impl Run {
         Ok(())
     }
 
-    /// The logits of a sequence as it was.
-    pub(super) async fn logits_of(&mut self, wanted: Wanted) -> wasmtime::Result<Vec<f32>> {
-        let lease = self.open(wanted, Question::Logits);
+    /// What the model computes for a sequence as it was.
+    pub(super) async fn sight_of(
+        &mut self,
+        wanted: Wanted,
+        sight: Sight,
+    ) -> wasmtime::Result<Vec<f32>> {
+        let lease = self.open(wanted, Question::Show(sight));
         match lease.answered().await {
-            Some(Ok(Answer::Logits(logits))) => Ok(logits),
+            Some(Ok(Answer::Shown(numbers))) => Ok(numbers),
             Some(Err(failure)) => Err(failure.into()),
             Some(Ok(Answer::Drawn(_))) | None => Err(over()),
+        }
+    }
+
+    /// Asks for what the model computes for the next token.
+    fn ask_sight(
+        &mut self,
+        this: &Resource<Sequence>,
+        sight: Sight,
+    ) -> wasmtime::Result<Result<(), Exhausted>> {
+        if let Err(exhausted) = self.may_draw(this, sight.asked_by())? {
+            return Ok(Err(exhausted));
+        }
+        if self.replay.is_over() {
+            self.ask_lease(this, Question::Show(sight))?;
+        } else {
+            self.sequence(this)?.asked = Asked::SightBefore(sight);
+            self.asked += 1;
+        }
+        Ok(Ok(()))
+    }
+
+    /// Waits for what was asked for, which must be this.
+    async fn take_sight(
+        &mut self,
+        this: &Resource<Sequence>,
+        wanted: Sight,
+    ) -> wasmtime::Result<Resource<Tensor>> {
+        self.say_text();
+        let shape = vec![match wanted {
+            Sight::Logits => self.limits.vocabulary.into(),
+            Sight::Hidden => self.limits.hidden_size.into(),
+        }];
+        let sequence = self.sequence(this)?;
+        let asked = std::mem::replace(&mut sequence.asked, Asked::Nothing);
+        match (asked, &sequence.lease) {
+            (Asked::SightBefore(sight), _) if sight == wanted => {
+                take_turns().await;
+                let sequence = self.sequence(this)?.wanted();
+                self.add_tensor(Value::sight_of(sequence, sight, shape))
+            }
+            (Asked::Sight(sight), Some(lease)) if sight == wanted => {
+                let numbers = match lease.answered().await {
+                    Some(Ok(Answer::Shown(numbers))) => numbers,
+                    Some(Err(failure)) => return Err(failure.into()),
+                    Some(Ok(Answer::Drawn(_))) | None => return Err(over()),
+                };
+                self.guest.meter.begin_stretch();
+                self.add_tensor(Value::of(&numbers, &shape)?)
+            }
+            (_, _) => {
+                let take = wanted.taken_by();
+                Err(plan(format!("`{take}` of what was not asked for")).into())
+            }
         }
     }
 
@@ -464,7 +538,7 @@ impl HostSequence for Run {
             (Asked::Lease, Some(lease)) => match lease.answered().await {
                 Some(Ok(Answer::Drawn(drawn))) => drawn,
                 Some(Err(failure)) => return Err(failure.into()),
-                Some(Ok(Answer::Logits(_))) | None => return Err(over()),
+                Some(Ok(Answer::Shown(_))) | None => return Err(over()),
             },
             (_, _) => {
                 return Err(plan("`take` of a token that was not asked for").into());
@@ -483,43 +557,25 @@ impl HostSequence for Run {
     }
 
     fn ask_logits(&mut self, this: Resource<Sequence>) -> wasmtime::Result<Result<(), Exhausted>> {
-        if let Err(exhausted) = self.may_draw(&this, "ask-logits")? {
-            return Ok(Err(exhausted));
-        }
-        if !self.replay.is_over() {
-            self.sequence(&this)?.asked = Asked::LogitsBefore;
-            self.asked += 1;
-        } else {
-            self.ask_lease(&this, Question::Logits)?;
-        }
-        Ok(Ok(()))
+        self.ask_sight(&this, Sight::Logits)
     }
 
     async fn take_logits(
         &mut self,
         this: Resource<Sequence>,
     ) -> wasmtime::Result<Resource<Tensor>> {
-        self.say_text();
-        let sequence = self.sequence(&this)?;
-        let asked = std::mem::replace(&mut sequence.asked, Asked::Nothing);
-        match (asked, &sequence.lease) {
-            (Asked::LogitsBefore, _) => {
-                take_turns().await;
-                let wanted = self.sequence(&this)?.wanted();
-                let shape = vec![self.limits.vocabulary.into()];
-                self.add_tensor(Value::logits_of(wanted, shape))
-            }
-            (Asked::Logits, Some(lease)) => {
-                let logits = match lease.answered().await {
-                    Some(Ok(Answer::Logits(logits))) => logits,
-                    Some(Err(failure)) => return Err(failure.into()),
-                    Some(Ok(Answer::Drawn(_))) | None => return Err(over()),
-                };
-                self.guest.meter.begin_stretch();
-                self.add_tensor(Value::of(&logits, &[self.limits.vocabulary.into()])?)
-            }
-            (_, _) => Err(plan("`take-logits` that were not asked for").into()),
-        }
+        self.take_sight(&this, Sight::Logits).await
+    }
+
+    fn ask_hidden(&mut self, this: Resource<Sequence>) -> wasmtime::Result<Result<(), Exhausted>> {
+        self.ask_sight(&this, Sight::Hidden)
+    }
+
+    async fn take_hidden(
+        &mut self,
+        this: Resource<Sequence>,
+    ) -> wasmtime::Result<Resource<Tensor>> {
+        self.take_sight(&this, Sight::Hidden).await
     }
 
     fn drop(&mut self, this: Resource<Sequence>) -> wasmtime::Result<()> {

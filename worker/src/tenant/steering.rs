@@ -18,7 +18,7 @@ pub enum Verdict {
     Draw(Arc<Draw>),
     /// The same, from these logits.
     DrawFrom(Arc<Draw>, Arc<[f32]>),
-    /// Show it the logits, and draw later.
+    /// Show it the logits and the hidden state, and draw later.
     Show,
     /// Take this token.
     Force(u32),
@@ -99,10 +99,15 @@ impl Steering {
         }
     }
 
-    /// The logits that it wants to see.
-    pub fn show(&self, logits: &[f32]) {
+    /// Whether it may want to see logits or hidden states.
+    pub fn is_curious(&self) -> bool {
+        matches!(self.by, By::Program(_))
+    }
+
+    /// The logits and the hidden state of which it wants to see one.
+    pub fn show(&self, logits: &[f32], hidden: &[f32]) {
         if let By::Program(lease) = &self.by {
-            lease.show(logits);
+            lease.show(logits, hidden);
         }
     }
 

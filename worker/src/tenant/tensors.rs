@@ -1,8 +1,8 @@
 //! Tensors in the hands of a program.
 //!
 //! They are there as soon as they are made, but for a program that runs anew after its worker died: the
-//! logits that it had before are computed again only if something that is not in its journal depends on
-//! them, and so is what it made of them. What it read of them is in its journal.
+//! logits and hidden states that it had before are computed again only if something that is not in its
+//! journal depends on them, and so is what it made of them. What it read of them is in its journal.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -14,6 +14,7 @@ use super::answering::Run;
 use super::contract::program::realm::program::tensors::{Host, HostTensor};
 use super::handles::hold;
 use super::lanes::take_turns;
+use super::lease::Sight;
 use super::operation::{Operation, Shape, compute, count, result, shape};
 use super::sequences::{Wanted, plan};
 
@@ -22,7 +23,7 @@ pub(super) const TENSORS: usize = 1024;
 /// Most numbers that are read at once, and of which the largest are asked for.
 const READ: i64 = 1 << 16;
 const TOP: u32 = 1024;
-/// Most steps from a tensor back to logits that are not there. A program that goes farther has them
+/// Most steps from a tensor back to what the model is to compute. A program that goes farther has it
 /// computed.
 const DEPTH: u32 = 64;
 
@@ -50,15 +51,15 @@ fn bytes(shape: &[i64]) -> u64 {
 /// What is in a tensor.
 pub(super) struct Value {
     shape: Shape,
-    /// Steps from here back to logits that are not there.
+    /// Steps from here back to what the model is to compute.
     depth: u32,
     content: Mutex<Content>,
 }
 
 enum Content {
     Here(tch::Tensor),
-    /// Logits of a sequence as it was.
-    Logits(Wanted),
+    /// What the model computes for a sequence as it was.
+    Sight(Wanted, Sight),
     /// What comes of others.
     Result(Operation, Vec<Arc<Value>>),
 }
@@ -79,9 +80,9 @@ impl Value {
         Ok(Value::new(shape.to_vec(), 0, Content::Here(made)))
     }
 
-    /// The logits of a sequence, when they are needed.
-    pub(super) fn logits_of(wanted: Wanted, shape: Shape) -> Arc<Value> {
-        Value::new(shape, 1, Content::Logits(wanted))
+    /// What the model computes for a sequence, when it is needed.
+    pub(super) fn sight_of(wanted: Wanted, sight: Sight, shape: Shape) -> Arc<Value> {
+        Value::new(shape, 1, Content::Sight(wanted, sight))
     }
 
     pub(super) fn shape(&self) -> &[i64] {
@@ -100,11 +101,11 @@ impl Value {
         })
     }
 
-    /// Logits that this depends on and that are not there.
+    /// What this depends on and the model is to compute.
     fn missing(self: &Arc<Value>, found: &mut Vec<Arc<Value>>) {
         let of = self.content(|content| match content {
             Content::Here(_) => Vec::new(),
-            Content::Logits(_) => {
+            Content::Sight(..) => {
                 found.push(self.clone());
                 Vec::new()
             }
@@ -116,7 +117,7 @@ impl Value {
         }
     }
 
-    /// The tensor; all logits that it depends on are there.
+    /// The tensor; all that the model computes for it is there.
     fn computed(&self) -> Result<tch::Tensor, Failure> {
         if let Some(here) = self.here() {
             return Ok(here);
@@ -125,7 +126,7 @@ impl Value {
             Content::Result(operation, of) => Some((operation.clone(), of.clone())),
             _ => None,
         });
-        let (operation, of) = made_of.ok_or_else(|| plan("logits are not there"))?;
+        let (operation, of) = made_of.ok_or_else(|| plan("a tensor is not there"))?;
         let of: Vec<_> = of
             .iter()
             .map(|value| value.computed())
@@ -163,14 +164,14 @@ impl Run {
         value.missing(&mut missing);
         for leaf in missing {
             let wanted = leaf.content(|content| match content {
-                Content::Logits(wanted) => Some(wanted.clone()),
+                Content::Sight(wanted, sight) => Some((wanted.clone(), *sight)),
                 _ => None,
             });
             // Else it was found twice.
-            if let Some(wanted) = wanted {
-                let logits = self.logits_of(wanted).await?;
-                let made = Value::of(&logits, &leaf.shape)?;
-                let made = made.here().ok_or_else(|| plan("logits are not there"))?;
+            if let Some((wanted, sight)) = wanted {
+                let numbers = self.sight_of(wanted, sight).await?;
+                let made = Value::of(&numbers, &leaf.shape)?;
+                let made = made.here().ok_or_else(|| plan("a tensor is not there"))?;
                 leaf.content(|content| *content = Content::Here(made));
                 self.guest.meter.begin_stretch();
             }

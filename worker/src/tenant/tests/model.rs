@@ -191,6 +191,42 @@ fn what_is_drawn_from_the_models_own_logits_is_what_the_model_draws() {
     }
 }
 
+/// What the engine computed for a sequence is what its program sees, in a slot that waits for it as well as
+/// in one that goes on.
+#[test]
+fn hidden_states_are_the_models() {
+    let _some = PLACES.read();
+    let mut engine = engine();
+    let size = engine.hidden_size();
+    let look = r#"{"ask-hidden": 0}, {"take-hidden": 0}"#;
+    let script = format!(
+        r#"[{{"new": {{}}}}, {look}, {look}, {{"ask": 0}}, {{"take": 0}}, {look}, {{"read": 0}}, {{"read": 1}},
+        {{"read": 2}}]"#
+    );
+    let mut request = answer(&script);
+    (request.hidden_size, request.request.dials.temperature) = (size, 0.0);
+    let played = play(&mut engine, "program-script", request);
+    let sights: Vec<_> = played.seen.iter().map(|(_, words)| words).collect();
+    assert!(sights.iter().all(|words| words.len() == size));
+    assert_eq!(sights[0], sights[1], "nothing was drawn between them");
+    assert_ne!(sights[0], sights[2]);
+    // The same in a sequence that begins with what the first one became.
+    let mut again = answer(&format!(r#"[{{"new": {{}}}}, {look}, {{"read": 0}}]"#));
+    let token = played
+        .text
+        .split(['[', ' '])
+        .nth(1)
+        .and_then(|token| token.parse().ok());
+    again
+        .request
+        .prompt
+        .extend(token.into_iter().collect::<Vec<u32>>());
+    assert_eq!(again.request.prompt.len(), 4);
+    again.hidden_size = size;
+    let again = play(&mut engine, "program-script", again);
+    assert_eq!(&again.seen[0].1, sights[2]);
+}
+
 #[test]
 fn an_amateur_without_weight_changes_nothing() {
     let _some = PLACES.read();

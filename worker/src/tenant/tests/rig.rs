@@ -12,6 +12,8 @@ use crate::sampler::{Scored, mix};
 
 /// Key of the random numbers of the requests here.
 pub(super) const KEY: u64 = 7;
+/// Numbers of a hidden state.
+const HIDDEN: usize = 3;
 
 /// A gateway and its worker, without an engine.
 pub(super) struct Rig {
@@ -118,6 +120,7 @@ pub(super) fn answer(args: &str) -> Answer {
         },
         journal: Journal::default(),
         vocabulary: VOCABULARY,
+        hidden_size: HIDDEN,
     }
 }
 
@@ -211,7 +214,8 @@ impl Play {
                     idle = false;
                     self.shown += 1;
                     let tokens = [&sequence.open.prompt[..], &sequence.drawn].concat();
-                    sequence.steering.show(&logits(&tokens));
+                    let hidden = hidden(&tokens);
+                    sequence.steering.show(&logits(&tokens), &hidden);
                 }
                 Verdict::Stop => over.push(*lease),
                 other => panic!("{other:?}"),
@@ -342,6 +346,12 @@ pub(super) fn logits(tokens: &[u32]) -> Vec<f32> {
     let hash = tokens.iter().fold(KEY, |h, t| mix(h ^ u64::from(*t)));
     let number = |token: u64| mix(hash.wrapping_add(token)) as u32 as f32 / u32::MAX as f32;
     (0..VOCABULARY as u64).map(number).collect()
+}
+
+/// What the model knows at the last of these.
+pub(super) fn hidden(tokens: &[u32]) -> Vec<f32> {
+    let (length, last) = (tokens.len() as f32, tokens.last());
+    vec![length, last.map_or(0.0, |token| *token as f32), 0.5]
 }
 
 /// Where the largest stands.

@@ -129,6 +129,27 @@ fn reading_goes_on_where_it_was() {
     }
 }
 
+/// A hidden state is read, and a token is drawn by what was made of it.
+#[test]
+fn hidden_states_are_seen_and_seen_again() {
+    let _some = PLACES.read();
+    let mut rig = Rig::new(&["program-script"]);
+    let script = r#"[{"new": {}}, {"ask": 0}, {"take": 0}, {"ask-hidden": 0}, {"take-hidden": 0}, {"read": 0},
+        {"ask-hidden": 0}, {"take-hidden": 0}, {"ask-logits": 0}, {"take-logits": 0}, {"gather": [1, [0]]},
+        {"add": [2, 3]}, {"ask-from": [0, 4]}, {"take": 0}]"#;
+    let whole = rig.play(answer(script));
+    let first = whole.drawn[0].1.token;
+    let shown = format!(" {first}[4.0, {first}.0, 0.5] ");
+    assert!(whole.text.starts_with(&shown), "{}", whole.text);
+    assert_eq!(whole.opened.len(), 1, "nothing is computed twice");
+    assert_eq!(whole.shown, 3);
+    let shows = [3, 2, 0];
+    for (cut, shows) in (0..=whole.drawn.len()).zip(shows) {
+        let again = resume(&mut rig, script, &whole, cut);
+        assert_eq!(again.shown, shows, "cut at {cut}");
+    }
+}
+
 /// Another worker may compute something else: what was read counts, and what was read in vain does not.
 #[test]
 fn what_was_read_counts_and_not_what_would_be_read_now() {
@@ -273,6 +294,11 @@ fn tensors_have_limits() {
             r#"[{"new": {}}, {"ask": 0}, {"take-logits": 0}]"#.into(),
             Fault::Plan,
             "not asked for",
+        ),
+        (
+            r#"[{"new": {}}, {"ask-logits": 0}, {"take-hidden": 0}]"#.into(),
+            Fault::Plan,
+            "`take-hidden` of what was not asked for",
         ),
         (
             r#"[{"new": {}}, {"ask-logits": 0}, {"take": 0}]"#.into(),
