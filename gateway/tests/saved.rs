@@ -1,4 +1,5 @@
-//! Sequences that programs save for later requests: what a tenant finds again, and nobody else.
+//! Programs and their tenants' settings: sequences that are saved for later requests, which a tenant finds
+//! again and nobody else, and the time that an answer may take.
 
 mod common;
 
@@ -84,15 +85,18 @@ fn push(file: &Path, folder: &Path, tenant: &str) {
 }
 
 #[test]
-fn a_name_is_its_tenants_alone_and_holds_what_the_tenant_may_save() {
-    let place =
-        Place::new("programs = \"programs\"\n[[tenant]]\nid = \"few\"\nprogram_saved_tokens = 8\n");
+fn a_tenant_has_names_room_and_time_of_its_own() {
+    let place = Place::new(
+        "programs = \"programs\"\n[[tenant]]\nid = \"few\"\nprogram_saved_tokens = 8\n\
+         [[tenant]]\nid = \"hasty\"\nprogram_seconds = 1\nprogram_call_ms = 10000\n",
+    );
     let folder = std::env::var("REALM_PROGRAMS").expect("set: run `cargo xtask programs` first");
     let file = Path::new(&folder).join("program-script.wasm");
-    for tenant in ["acme", "other", "few"] {
+    for tenant in ["acme", "other", "few", "hasty"] {
         push(&file, &place.file("programs"), tenant);
     }
-    let [acme, other, few] = ["acme", "other", "few"].map(|tenant| place.key(tenant));
+    let tenants = ["acme", "other", "few", "hasty"];
+    let [acme, other, few, hasty] = tenants.map(|tenant| place.key(tenant));
     let server = place.serve();
     let play = |key: &str, steps: &Value| {
         let path = "/v1/chat/completions";
@@ -119,4 +123,19 @@ fn a_name_is_its_tenants_alone_and_holds_what_the_tenant_may_save() {
     assert_eq!(play(&few, &find), "(8)");
     play(&few, &save(9));
     assert_eq!(play(&few, &seek), "[none]");
+
+    // An answer ends when it has taken as long as it may, also where nothing is drawn.
+    for steps in [
+        json!([{"spin": 1_000_000_000_000_u64}]),
+        json!([{"new": {}}, {"speak": [0, 1_000_000]}, {"spin": 1_000_000_000_000_u64}]),
+    ] {
+        let body = script(&steps);
+        let reply = ask(&server, Some(&hasty), "/v1/chat/completions", Some(&body));
+        assert_eq!(
+            (reply.status, reply.code()),
+            (422, "program_wall_time_limit")
+        );
+    }
+    assert_eq!(play(&hasty, &json!([{"emit": "on time"}])), "on time");
+    assert_eq!(server.metric("realm_worker_ends_total"), 0.0);
 }

@@ -176,17 +176,19 @@ pub enum Fault {
     Instances = 6,
     /// It cannot be run by this worker.
     Unusable = 7,
-    /// It took too long in wall time.
+    /// A call took too long in wall time.
     Late = 8,
     /// It handles more than it may: text, sequences, or what it sees.
     Output = 9,
     /// It has more tensors than it may.
     Tensors = 10,
+    /// It was not done in the wall time that it may take in all. Only a gateway finds that.
+    Wall = 11,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 10] = [
+    pub const ALL: [Fault; 11] = [
         Fault::Error,
         Fault::Trap,
         Fault::Time,
@@ -197,6 +199,7 @@ impl Fault {
         Fault::Late,
         Fault::Output,
         Fault::Tensors,
+        Fault::Wall,
     ];
 
     /// The one with this number.

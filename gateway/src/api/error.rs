@@ -490,6 +490,10 @@ fn program_failure(fault: Fault) -> (StatusCode, [&'static str; 2]) {
         Fault::Plan => (own, ["processor_invalid_plan", "program_invalid_call"]),
         Fault::Output => (own, ["processor_output_limit", "program_output_limit"]),
         Fault::Tensors => (own, ["processor_tensor_limit", "program_tensor_limit"]),
+        Fault::Wall => (
+            own,
+            ["processor_wall_time_limit", "program_wall_time_limit"],
+        ),
         Fault::Instances => (
             StatusCode::TOO_MANY_REQUESTS,
             ["processor_instances_limit", "program_instances_limit"],

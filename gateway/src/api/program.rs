@@ -151,13 +151,15 @@ pub(super) async fn submit<F: Format>(
     let tokens = run.prompt_tokens() as u64 + budget;
     let sequences = allotment.sequences as usize;
     let reservation = caller.reserve(id, &program.name, sequences, tokens)?;
+    let allowed = settings.program_limits();
     let task = Task {
         tenant: caller.tenant.id,
         allowance: settings.allowance(),
         priority: params.urgency.within(settings.priority()),
         program,
         allotment,
-        saved: settings.program_limits().saved_tokens,
+        saved: allowed.saved_tokens,
+        wall: allowed.wall,
         request,
     };
     respond(run, model.run(task, Some(reservation))?, params).await

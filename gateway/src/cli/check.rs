@@ -168,6 +168,7 @@ impl Trial<'_> {
                     program,
                     allotment,
                     saved: self.limits.program_limits().saved_tokens,
+                    wall: self.limits.program_limits().wall,
                     request: Request {
                         messages: vec![Message {
                             role: Role::User,

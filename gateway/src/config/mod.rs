@@ -526,6 +526,7 @@ mod tests {
              [tenant_defaults]\nrequests_per_minute = 60\nmax_context = 2\n\
              [[tenant]]\nid = \"acme\"\nmax_context = 5\nmodels = [\"a\"]\nweight = 2\n\
              program_memory = \"1MiB\"\nprogram_call_ms = 5\nprograms = 0\nprocessor = \"guard\"\n\
+             program_seconds = 9\nprogram_saved_tokens = 7\n\
              [[tenant]]\nid = \"other\"\n",
         )
         .expect("valid");
@@ -547,6 +548,7 @@ mod tests {
             (own.instances, acme.most_programs()),
             (defaults.instances, 0)
         );
+        assert_eq!((own.wall, own.saved_tokens), (Duration::from_secs(9), 7));
         let processors = [acme, other].map(|tenant| tenant.processor.as_ref().map(|p| p.as_str()));
         assert_eq!(processors, [Some("guard"), None]);
         assert_eq!(file.tenants.processors().count(), 1);
@@ -572,6 +574,12 @@ mod tests {
             ("[tenant_defaults]\nprogram_memory = \"1KiB\"", 2, "64KiB"),
             ("[tenant_defaults]\nprogram_call_ms = 0", 2, "1 and 10000"),
             ("[tenant_defaults]\nprogram_instances = 0", 2, "zero"),
+            ("[tenant_defaults]\nprogram_seconds = 0", 2, "1 and 86400"),
+            (
+                "[tenant_defaults]\nprogram_saved_tokens = 17000000",
+                2,
+                "16777216",
+            ),
             ("[[tenant]]\nid = \"a\"\nprocessor = \"a b\"", 3, "name"),
         ] {
             let e = file(text).expect_err(text);

@@ -20,6 +20,7 @@ const PROGRAM_LIMITS: ProgramLimits = ProgramLimits {
     sequences: NonZeroU32::new(8).unwrap(),
     tensors: 64 << 20,
     saved_tokens: 1 << 20,
+    wall: Duration::from_secs(600),
 };
 /// How many programs a tenant may store where nothing is said.
 const PROGRAMS: usize = 64;
@@ -74,6 +75,9 @@ pub struct TenantSettings {
     /// Most tokens that its programs have saved at once of one model.
     #[serde(deserialize_with = "program_saved_tokens")]
     pub program_saved_tokens: Option<usize>,
+    /// Most seconds in which a program answers a request.
+    #[serde(deserialize_with = "program_seconds")]
+    pub program_seconds: Option<u64>,
 }
 
 /// What one tenant's programs may use in a worker.
@@ -91,6 +95,8 @@ pub struct ProgramLimits {
     pub tensors: u64,
     /// Tokens saved for later requests, of one model.
     pub saved_tokens: usize,
+    /// Wall time of an answer.
+    pub wall: Duration,
 }
 
 fn weight<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
@@ -135,6 +141,15 @@ fn program_saved_tokens<'de, D: Deserializer<'de>>(d: D) -> Result<Option<usize>
     checked(d, is_count, "programs may save at most 16777216 tokens")
 }
 
+fn program_seconds<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error> {
+    let is_time = |time: &u64| (1..=86_400).contains(time);
+    checked(
+        d,
+        is_time,
+        "a program's answer may take between 1 and 86400 seconds",
+    )
+}
+
 fn program_sequences<'de, D: Deserializer<'de>>(d: D) -> Result<Option<NonZeroU32>, D::Error> {
     let is_count = |count: &NonZeroU32| count.get() <= 64;
     checked(d, is_count, "a program may have between 1 and 64 sequences")
@@ -174,6 +189,7 @@ impl TenantSettings {
             program_sequences: self.program_sequences.or(d.program_sequences),
             program_tensors: self.program_tensors.or(d.program_tensors),
             program_saved_tokens: self.program_saved_tokens.or(d.program_saved_tokens),
+            program_seconds: self.program_seconds.or(d.program_seconds),
         }
     }
 
@@ -203,6 +219,7 @@ impl TenantSettings {
             sequences: self.program_sequences.unwrap_or(usual.sequences),
             tensors: self.program_tensors.map_or(usual.tensors, |size| size.0),
             saved_tokens: self.program_saved_tokens.unwrap_or(usual.saved_tokens),
+            wall: self.program_seconds.map_or(usual.wall, Duration::from_secs),
         }
     }
 

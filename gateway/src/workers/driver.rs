@@ -174,6 +174,7 @@ impl Driver {
                     Err(error) => return Some(error),
                 },
                 command = self.inbox.recv() => self.apply(command?),
+                () = until(self.runs.deadline()) => {}
             }
             self.deliver();
         };
@@ -254,8 +255,8 @@ impl Driver {
                 }
                 Err(violation) => return Some(WorkerError::Violation(violation.to_string())),
             }
-            let deadline = self.scheduler.next_deadline();
-            let overdue = tokio::time::sleep_until(deadline.unwrap_or_else(far_away).into());
+            let overdue = until(self.scheduler.next_deadline());
+            let expired = until(self.runs.deadline());
             tokio::select! {
                 ready = wake.readable() => match ready {
                     Ok(mut guard) => {
@@ -285,9 +286,8 @@ impl Driver {
                         return Some(error);
                     }
                 }
-                () = overdue, if deadline.is_some() => {
-                    return Some(WorkerError::Hung(self.settings.step_timeout));
-                }
+                () = overdue => return Some(WorkerError::Hung(self.settings.step_timeout)),
+                () = expired => {}
             }
         }
     }
@@ -530,7 +530,8 @@ impl Driver {
     /// Sends what happened to the requests it happened to, and does what programs said. True if that
     /// left something to plan.
     fn deliver(&mut self) -> bool {
-        let mut acted = false;
+        let (runs, mut hands) = self.hands();
+        let mut acted = runs.expire(Instant::now(), &mut hands);
         loop {
             self.deliver_events();
             let (runs, mut hands) = self.hands();
@@ -597,6 +598,7 @@ impl Driver {
                     Some(command) => self.apply(command),
                     None => return false,
                 },
+                () = until(self.runs.deadline()) => {}
             }
             self.deliver();
         }
@@ -662,9 +664,12 @@ async fn start_worker(
     }
 }
 
-/// A deadline for when there is none; never reached.
-fn far_away() -> Instant {
-    Instant::now() + Duration::from_secs(24 * 3600)
+/// Waits for a moment, for ever if there is none.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 impl From<LinkError> for WorkerError {

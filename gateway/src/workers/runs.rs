@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use realm_shared::run::{Drawn, Finish, Keep, MOST_NAME, MOST_SECONDS, Open, Request, Said, What};
 use realm_shared::wire::{Allotment, Fault};
@@ -44,6 +44,8 @@ pub struct Task {
     pub allotment: Allotment,
     /// Tokens that its tenant may save for later requests.
     pub saved: usize,
+    /// How long it may take from when it is asked, in wall time.
+    pub wall: Duration,
     /// What is to be answered.
     pub request: Request,
 }
@@ -287,6 +289,27 @@ impl Runs {
         Ok(acted)
     }
 
+    /// When the first of them has taken as long as it may.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.runs.values().map(Run::deadline).min()
+    }
+
+    /// Ends those that have taken as long as they may. True: there are any.
+    pub(super) fn expire(&mut self, now: Instant, hands: &mut Hands<'_>) -> bool {
+        let late = self.runs.iter().filter(|(_, run)| run.deadline() <= now);
+        let late: Vec<_> = late.map(|(&number, run)| (number, run.task.wall)).collect();
+        let any = !late.is_empty();
+        for (number, wall) in late {
+            let reason = FailReason::Program {
+                kind: Kind::Program,
+                fault: Fault::Wall,
+                message: format!("it is not done after {} s", wall.as_secs()).into(),
+            };
+            self.fail(number, reason, hands);
+        }
+        any
+    }
+
     /// The worker is gone: what ran on it begins anew on the next one. Called when the scheduler knows,
     /// and all events are taken.
     pub(super) fn detach(&mut self, scheduler: &mut Scheduler) {
@@ -375,6 +398,10 @@ impl Runs {
 }
 
 impl Run {
+    fn deadline(&self) -> Instant {
+        self.live.submitted + self.task.wall
+    }
+
     /// A sequence is being computed.
     fn started(&mut self, id: SequenceId, cached: usize, now: Instant, scheduler: &Scheduler) {
         let length = scheduler.sequence(id).map_or(0, |view| view.prompt.len());

@@ -127,6 +127,7 @@ pub(in crate::workers) fn task() -> Task {
         }),
         allotment: Allotment::default(),
         saved: 8,
+        wall: Duration::from_secs(100),
         request: Request {
             messages: Vec::new(),
             prompt: vec![1, 2, 3],
@@ -370,6 +371,28 @@ fn a_request_that_is_gone_ends_its_run_on_the_worker() {
     // What it says meanwhile is of no interest.
     desk.say(0, open(2, &[1])).expect("right");
     assert_eq!(desk.last_id, 1);
+}
+
+#[test]
+fn a_run_ends_when_it_has_taken_as_long_as_it_may() {
+    let mut desk = Desk::new();
+    let mut events = desk.start();
+    desk.say(0, open(1, &[1])).expect("right");
+    let end = desk.runs.deadline().expect("it runs");
+    let just = end.checked_sub(Duration::from_millis(1)).expect("later");
+    desk.with(|runs, hands| runs.expire(just, hands));
+    assert_eq!(heard(&mut events), []);
+    desk.with(|runs, hands| runs.expire(end, hands));
+    let [Event::Failed(FailReason::Program { fault, message, .. })] = &heard(&mut events)[..]
+    else {
+        panic!("it is over");
+    };
+    assert_eq!(
+        (*fault, &message[..]),
+        (Fault::Wall, "it is not done after 100 s")
+    );
+    assert_eq!(desk.scheduler.stats().cancelled, 1);
+    assert_eq!(desk.runs.deadline(), None);
 }
 
 #[test]
