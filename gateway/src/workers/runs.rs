@@ -5,7 +5,7 @@
 //! once all tokens that it had taken before are in there: so another worker, which runs it anew with
 //! the journal, says the same up to there, and goes on.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -59,7 +59,7 @@ pub(super) struct Run {
     /// Tokens drawn that the request was not told of.
     untold: u32,
     /// What it asked for by a name, on the way to the worker.
-    unanswered: VecDeque<Vec<u32>>,
+    unanswered: Option<Vec<u32>>,
     /// How often it saved something, in all its lives and in the present one.
     saves: u64,
     resaves: u64,
@@ -107,7 +107,7 @@ impl Runs {
             task,
             hearing: Hearing::default(),
             untold: 0,
-            unanswered: VecDeque::new(),
+            unanswered: None,
             saves: 0,
             resaves: 0,
             sent: 0,
@@ -157,11 +157,11 @@ impl Runs {
         mut send: impl FnMut(u64, TenantId, &[u32]) -> Result<bool, E>,
     ) -> Result<(), E> {
         for (number, run) in &mut self.runs {
-            while let Some(tokens) = run.unanswered.front() {
+            if let Some(tokens) = &run.unanswered {
                 if !send(*number, run.task.tenant, tokens)? {
-                    return Ok(());
+                    break;
                 }
-                run.unanswered.pop_front();
+                run.unanswered = None;
             }
         }
         Ok(())
@@ -251,7 +251,7 @@ impl Runs {
                         true
                     }
                     What::Reopen(name) => {
-                        run.reopen(&name, &mut self.saved);
+                        run.reopen(&name, &mut self.saved).map_err(wrong)?;
                         true
                     }
                     What::Keep(keep) => {
@@ -320,7 +320,7 @@ impl Runs {
                 scheduler.cancel(id);
             }
             run.hearing.restart();
-            run.unanswered.clear();
+            run.unanswered = None;
             run.resaves = 0;
             run.repeated = 0;
             run.is_sent = false;
@@ -433,11 +433,15 @@ impl Run {
     }
 
     /// Looks up what is saved under a name, and has it sent to the program.
-    fn reopen(&mut self, name: &str, saved: &mut Saved) {
+    fn reopen(&mut self, name: &str, saved: &mut Saved) -> Result<(), String> {
+        if self.unanswered.is_some() {
+            return Err("asks for more before it was answered".into());
+        }
         let tokens = saved.find(self.task.tenant, name, Instant::now());
         // What it may not see any more, it refuses by itself.
         self.hearing.see(&tokens);
-        self.unanswered.push_back(tokens);
+        self.unanswered = Some(tokens);
+        Ok(())
     }
 
     /// Saves tokens, unless that was done in an earlier life.

@@ -334,7 +334,12 @@ fn what_is_saved_outlives_workers_and_is_saved_once() {
     desk.say(0, What::More(vec![1, 2])).expect("right");
     desk.say(0, keep("a", &[3])).expect("right");
     desk.say(0, What::Reopen("a".into())).expect("right");
+    assert_eq!(answers(&mut desk), [[1, 2, 3]]);
     desk.say(0, What::Reopen("b".into())).expect("right");
+    assert!(
+        desk.say(0, What::Reopen("c".into())).is_err(),
+        "it waits for an answer"
+    );
     assert_eq!(desk.runs.saved_tokens(), 3);
     let journal = journal(&mut desk);
     assert_eq!(journal.seen, [3, 1, 2, 3, 0]);

@@ -42,7 +42,7 @@ pub(super) struct Run {
     /// What happened in an earlier life and has not happened again.
     pub(super) replay: Replay,
     /// Words that it may still see.
-    sight: usize,
+    see_room: usize,
     /// Tokens that it may still save.
     pub(super) keep_room: usize,
     /// Tokens, logits and hidden states that it asked for, over all sequences.
@@ -98,7 +98,7 @@ impl Run {
             made: 0,
             limits,
             replay: Replay::new(journal),
-            sight: MOST_SEEN,
+            see_room: MOST_SEEN,
             keep_room: MOST_KEPT,
             asked: 0,
             took: BTreeMap::new(),
@@ -120,7 +120,7 @@ impl Run {
     /// What it saw in an earlier life where it looks now.
     pub(super) fn saw(&mut self) -> Option<Vec<u32>> {
         let words = self.replay.see()?;
-        self.sight = self.sight.saturating_sub(1 + words.len());
+        self.see_room = self.see_room.saturating_sub(1 + words.len());
         Some(words)
     }
 
@@ -133,11 +133,11 @@ impl Run {
 
     /// So many words count as seen.
     pub(super) fn has_seen(&mut self, words: usize) -> Result<(), Failure> {
-        let Some(sight) = self.sight.checked_sub(1 + words) else {
+        let Some(room) = self.see_room.checked_sub(1 + words) else {
             let message = format!("it sees more than {MOST_SEEN} words");
             return Err(Failure::new(Fault::Output, message));
         };
-        self.sight = sight;
+        self.see_room = room;
         Ok(())
     }
 
