@@ -150,6 +150,25 @@ fn form(programs: &Programs, rounds: u32) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Memory of texts that are followed, each at its beginning.
+fn texts(programs: &Programs, count: u32) -> anyhow::Result<()> {
+    let guide = Guide::Grammar(Grammar::JsonSchema(SCHEMA.into()));
+    answer(&mut begin(programs, 0, guide.clone()))?;
+    let before = private_memory()?;
+    let mut all: Vec<_> = (0..count)
+        .map(|_| begin(programs, 0, guide.clone()))
+        .collect();
+    for steering in &mut all {
+        answer(steering)?;
+    }
+    let each = private_memory()?.saturating_sub(before) / u64::from(count.max(1));
+    println!(
+        "\n{count} texts followed: {:.1} KiB each",
+        each as f64 / 1024.0
+    );
+    Ok(())
+}
+
 fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let component = std::fs::read(&args.component)
@@ -201,6 +220,7 @@ fn main() -> anyhow::Result<()> {
     }
     show("token to next plan, there and back", times);
     form(&programs, 200)?;
+    texts(&programs, 200)?;
 
     let before = private_memory()?;
     let mut all: Vec<_> = (1..=args.live)

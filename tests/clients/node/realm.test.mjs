@@ -146,7 +146,7 @@ test("an answer that fits a JSON schema", async () => {
     additionalProperties: false,
   };
   const response_format = { type: "json_schema", json_schema: { name: "thing", strict: true, schema } };
-  const answer = await client.chat.completions.parse({ model, messages, response_format, max_tokens: 200 });
+  const answer = await client.chat.completions.parse({ model, messages, response_format, max_tokens: 600 });
   const { color, size } = answer.choices[0].message.parsed;
   assert.ok(["red", "green"].includes(color));
   assert.ok(Number.isInteger(size) && size >= 0 && size <= 9);

@@ -27,9 +27,9 @@ const LIMITS: ParserLimits = ParserLimits {
     precompute_large_lexemes: false,
     verbose_errors: false,
 };
-/// What may stand between two parts of JSON. Without a bound a model that cannot decide could go on with
-/// spaces for ever.
-const SPACES: &str = r"[\x20\x0A\x0D\x09]{1,64}";
+/// What may stand between two parts of JSON: a space or two, or a line break and what indents the next
+/// line. Without a bound a model that cannot decide could go on with spaces for ever.
+const SPACES: &str = r"[\x20\x09]{1,2}|\x20?\x0D?\x0A[\x20\x09]{0,32}";
 /// Stack for llguidance, which calls itself as deep as a grammar's rules name each other. Only what is
 /// used of it takes memory.
 const STACK: usize = 64 << 20;

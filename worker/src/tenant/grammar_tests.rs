@@ -224,23 +224,27 @@ fn a_grammar_costs_no_more_than_it_may() {
 #[test]
 fn spaces_come_to_an_end() {
     let (tokenizer, grammars) = (tokenizer(), grammars());
-    let spaces = |options: &str, count: usize| {
+    let fits = |options: &str, spaces: &str| {
         let grammar = schema(&format!(r#"{{"type": "array"{options}}}"#));
         let mut matcher = grammars.compile(&grammar).expect("compiles");
-        let text = format!("[{}]", " ".repeat(count));
-        let tokens = tokenizer.encode(&text, false).expect("encoded");
-        fits(&mut matcher, &tokens)
+        let tokens = tokenizer.encode(&format!("[{spaces}]"), false);
+        fits(&mut matcher, &tokens.expect("encoded"))
     };
-    assert!(spaces("", 0) && spaces("", 64) && !spaces("", 65));
+    let line = |indent| format!(" \r\n{}", " ".repeat(indent));
     let coerce = r#", "x-guidance": {"coerce_one_of": true}"#;
-    assert!(spaces(coerce, 64) && !spaces(coerce, 65));
+    for options in ["", coerce] {
+        for spaces in ["", " ", "  ", "\t", "\n", &line(0), &line(32)] {
+            assert!(fits(options, spaces), "{spaces:?}");
+        }
+        for spaces in ["   ", "\n\n", &line(33)] {
+            assert!(!fits(options, spaces), "{spaces:?}");
+        }
+    }
     // A schema may say otherwise.
     let own = r#", "x-guidance": {"whitespace_pattern": " {1,99}"}"#;
-    assert!(spaces(own, 99) && !spaces(own, 100));
-    assert!(!spaces(
-        r#", "x-guidance": {"whitespace_flexible": false}"#,
-        1
-    ));
+    assert!(fits(own, &" ".repeat(99)) && !fits(own, &" ".repeat(100)));
+    let none = r#", "x-guidance": {"whitespace_flexible": false}"#;
+    assert!(fits(none, "") && !fits(none, " "));
 }
 
 #[test]
