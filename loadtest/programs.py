@@ -87,6 +87,7 @@ def main():
     cli.add_argument("--rounds", type=int, default=5)
     cli.add_argument("--tokens", type=int, default=128)
     cli.add_argument("--streams", type=int, nargs="*", default=[1, 32])
+    cli.add_argument("--forms", action="store_true", help="only what keeps answers to a schema")
     args = cli.parse_args()
     chance = random.Random(1)
 
@@ -123,12 +124,21 @@ def main():
             ways = {
                 "the model": way("m"),
                 "chat": way("chat"),
-                "the model with `grammar`": way("m", **BY_PROCESSOR),
-                "the model with a form": way("m", **BY_ITSELF),
                 "contrastive": way("contrastive"),
                 "the model again": way("m"),
             }
+            if not args.forms:
+                show(f"{streams} streams", compare(args.rounds, ways))
+            # No answer is over before its last token, whatever model this is.
+            ways = {
+                "the model": way("m", ignore_eos=True),
+                "`grammar`": way("m", ignore_eos=True, **BY_PROCESSOR),
+                "`response_format`": way("m", ignore_eos=True, **BY_ITSELF),
+                "the model again": way("m", ignore_eos=True),
+            }
             show(f"{streams} streams", compare(args.rounds, ways))
+        if args.forms:
+            return
 
         def best_of(_):
             more = dict(model="best-of", program=dict(args=dict(n=4)))
