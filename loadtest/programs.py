@@ -3,9 +3,10 @@
     python loadtest/programs.py target/release/realm MODEL_DIR target/programs [--rounds 5]
 
 `chat` does what the model does without it, so its time for a token is the price of being a program. `grammar` keeps answers
-to a JSON schema. `contrastive` draws each token from the logits of two sequences, which its rate counts as two tokens. Four
-answers to one prompt are drawn by `best-of`, by `n=4`, and by four requests whose prompts share nothing. MODEL_DIR needs
-a chat template, such as random_model.py writes. Needs nothing but Python.
+to a JSON schema, and so does a request's own `response_format`. `contrastive` draws each token from the logits of two
+sequences, which its rate counts as two tokens. Four answers to one prompt are drawn by `best-of`, by `n=4`, and by four
+requests whose prompts share nothing. MODEL_DIR needs a chat template, such as random_model.py writes. Needs nothing but
+Python.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from serving import serving
 
 # Of answers that do not end before their last token.
 SCHEMA = {"type": "array", "items": {"type": "integer"}, "minItems": 2000}
-FORMED = dict(processor=dict(name="grammar", args=dict(json_schema=SCHEMA)))
+BY_PROCESSOR = dict(processor=dict(name="grammar", args=dict(json_schema=SCHEMA)))
+BY_ITSELF = dict(response_format=dict(type="json_schema", json_schema=dict(name="list", schema=SCHEMA)))
 
 
 class Server:
@@ -84,6 +86,8 @@ def main():
     cli.add_argument("programs", type=Path)
     cli.add_argument("--rounds", type=int, default=5)
     cli.add_argument("--tokens", type=int, default=128)
+    cli.add_argument("--streams", type=int, nargs="*", default=[1, 32])
+    cli.add_argument("--forms", action="store_true", help="only what keeps answers to a schema")
     args = cli.parse_args()
     chance = random.Random(1)
 
@@ -105,7 +109,7 @@ def main():
             if server.chat(**request) != server.chat(**request, model="chat"):
                 raise SystemExit("a program answered otherwise than the model")
 
-        for streams in (1, 32):
+        for streams in args.streams:
 
             def way(model, **more):
                 def run(_):
@@ -120,11 +124,21 @@ def main():
             ways = {
                 "the model": way("m"),
                 "chat": way("chat"),
-                "the model with `grammar`": way("m", **FORMED),
                 "contrastive": way("contrastive"),
                 "the model again": way("m"),
             }
+            if not args.forms:
+                show(f"{streams} streams", compare(args.rounds, ways))
+            # No answer is over before its last token, whatever model this is.
+            ways = {
+                "the model": way("m", ignore_eos=True),
+                "`grammar`": way("m", ignore_eos=True, **BY_PROCESSOR),
+                "`response_format`": way("m", ignore_eos=True, **BY_ITSELF),
+                "the model again": way("m", ignore_eos=True),
+            }
             show(f"{streams} streams", compare(args.rounds, ways))
+        if args.forms:
+            return
 
         def best_of(_):
             more = dict(model="best-of", program=dict(args=dict(n=4)))

@@ -13,6 +13,7 @@
 //! | [`END`] | `[run, 0]` | none | none |
 //! | [`LISTEN`] | `[0, 0]` | none | [`LISTEN_BYTES`] |
 //! | [`KEPT`] | `[run, 0]` | `u32[N]` | none |
+//! | [`GUIDE`] | `[sequence slot, 0]` | tensors of [`open`] | none |
 //!
 //! Completion ring (worker → gateway):
 //!
@@ -23,8 +24,8 @@
 //!
 //! Because the ring is executed in order, a KV block that the gateway frees and hands to another
 //! sequence in a later step cannot be written by an earlier one, and a sequence slot needs no
-//! closing: the next [`OPEN`] replaces its state. Only one with a program is closed, since its
-//! instance takes up room.
+//! closing: the next [`OPEN`] replaces its state. Only one that something steers is closed, since that
+//! takes up room.
 //!
 //! A [`RUN`] starts a program that answers a request. What it says, see [`crate::run`], is written
 //! into the slot of a [`LISTEN`] whenever there is something: that is the one message whose answer
@@ -55,6 +56,8 @@ pub const LISTEN: u16 = 9;
 pub const HEARD: u16 = 10;
 /// The tokens that a program [asked for](crate::run::What::Reopen) by their name; none if there are none.
 pub const KEPT: u16 = 11;
+/// Sets the sampling state of a sequence slot, for a sequence that a grammar steers.
+pub const GUIDE: u16 = 12;
 /// Bytes of the slot of a [`LISTEN`].
 pub const LISTEN_BYTES: usize = 64 << 10;
 
@@ -124,11 +127,12 @@ impl Sampling {
     }
 }
 
-/// What the code of a tenant may take, where an [`OPEN`] names a program.
+/// What the code of a tenant may take, where an [`OPEN`] names a program, or what follows a text in its
+/// grammar.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Allotment {
-    /// Bytes of linear memory of one instance, all its memories together.
+    /// Bytes of linear memory of one instance, all its memories together; or of a place in a text.
     pub memory: u64,
     /// Microseconds of processor time for one call.
     pub call_micros: u64,
@@ -158,17 +162,18 @@ impl Default for Allotment {
     }
 }
 
-/// How the code of a tenant can fail. Each ends its own sequence and nothing else.
+/// How the code of a tenant can fail, or a grammar. Each ends its own sequence and nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Fault {
-    /// It said itself that it cannot go on.
+    /// It said itself that it cannot go on. Of a grammar: it is none.
     Error = 1,
     /// It trapped.
     Trap = 2,
     /// A call took more processor time than allotted.
     Time = 3,
-    /// It asked for more memory than allotted, or for more tables or a deeper stack than there are.
+    /// It asked for more memory than allotted, or for more tables or a deeper stack than there are. Of
+    /// a grammar: it is too complex.
     Memory = 4,
     /// What it planned cannot be: a token outside of the vocabulary, nothing to draw from.
     Plan = 5,
@@ -222,7 +227,7 @@ pub mod run {
     pub const COUNT: usize = 4;
 }
 
-/// Tensors of an [`OPEN`] or [`JOIN`] message, in order.
+/// Tensors of an [`OPEN`], [`JOIN`] or [`GUIDE`] message, in order.
 pub mod open {
     /// `u8[size_of::<Sampling>()]`.
     pub const SAMPLING: usize = 0;
@@ -230,12 +235,13 @@ pub mod open {
     pub const BIAS_IDS: usize = 1;
     /// `f32[B]`: what is added to them.
     pub const BIAS_VALUES: usize = 2;
-    /// `i32[H]`: prompt and tokens generated so far, if penalties are in use or there is a program;
-    /// else empty.
+    /// `i32[H]`: prompt and tokens generated so far, if penalties are in use or something steers the
+    /// sequence; else empty.
     pub const HISTORY: usize = 3;
-    /// `u8[size_of::<Allotment>()]` if there is a program, else empty.
+    /// `u8[size_of::<Allotment>()]` if there is a program or a grammar, else empty.
     pub const ALLOTMENT: usize = 4;
-    /// `u8[A]`: arguments of the program, as JSON; empty without one.
+    /// `u8[A]`: arguments of the program, as JSON, or JSON of a [`Grammar`](crate::grammar::Grammar);
+    /// empty without either.
     pub const ARGS: usize = 5;
     /// Number of tensors.
     pub const COUNT: usize = 6;
@@ -268,7 +274,7 @@ pub mod step {
     pub const SAMPLE: i32 = 1;
     /// The row has one token: the one drawn last for this sequence slot, still on the device.
     pub const INPUT_SAMPLED: i32 = 2;
-    /// A program steers the sequence.
+    /// A program steers the sequence, or a grammar.
     pub const STEERED: i32 = 4;
     /// The row has no tokens: its last answer was [`LATE`](super::result::LATE), and it is to draw
     /// from the logits that were kept. (With [`SAMPLE`] and [`STEERED`].)

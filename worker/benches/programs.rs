@@ -1,4 +1,5 @@
-//! What the code of tenants costs a worker: starting instances, asking them, and having many.
+//! What the code of tenants costs a worker: starting instances, asking them, and having many. And what
+//! grammars cost it.
 //!
 //! ```sh
 //! cargo bench -p realm-worker --bench programs -- target/programs/choice.wasm
@@ -14,9 +15,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use clap::Parser;
+use realm_shared::grammar::Grammar;
 use realm_shared::wire::Allotment;
 use realm_worker::engine::ModelSource;
-use realm_worker::tenant::{Allowed, Programs, Start, Steering, Verdict, Vocabulary, compile};
+use realm_worker::tenant::{
+    Allowed, Guide, Programs, Start, Steering, Verdict, Vocabulary, compile,
+};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 #[derive(Parser)]
@@ -37,19 +41,33 @@ struct Args {
 /// Long choices that share nothing: one token after the other has to be drawn.
 const CHOICES: &str = r#"{"choices": ["The quick brown fox jumps.", "A lazy dog sleeps all day.", "Over hills and far away."]}"#;
 
+/// A schema as requests have them.
+const SCHEMA: &str = r#"{"type": "object", "additionalProperties": false,
+    "required": ["name", "email", "kind", "age", "tags", "address"],
+    "properties": {"name": {"type": "string", "maxLength": 80}, "email": {"type": "string", "format": "email"},
+        "kind": {"enum": ["customer", "supplier", "employee"]}, "age": {"type": "integer", "minimum": 0},
+        "tags": {"type": "array", "items": {"type": "string"}, "maxItems": 8},
+        "address": {"type": "object", "additionalProperties": false, "required": ["street", "city"],
+            "properties": {"street": {"type": "string"}, "city": {"type": "string"}, "zip": {"type": "string", "pattern": "^[0-9]{5}$"}}}}}"#;
+
 fn start(programs: &Programs, tenant: u32) -> Steering {
+    let args = CHOICES.to_owned();
+    begin(programs, tenant, Guide::Processor { program: 1, args })
+}
+
+fn begin(programs: &Programs, tenant: u32, guide: Guide) -> Steering {
     programs.start(Start {
-        program: 1,
+        guide,
         allotment: Allotment {
             tenant,
             ..Allotment::default()
         },
-        args: CHOICES.to_owned(),
         prompt: &[1, 2, 3],
         generated: &[],
         vocabulary: 2048,
         key: 0,
         end_tokens: &[2],
+        min_tokens: 0,
     })
 }
 
@@ -80,6 +98,75 @@ fn private_memory() -> anyhow::Result<u64> {
     };
     let clean = of("Private_Clean:").context("no Private_Clean")?;
     Ok((clean + of("Private_Dirty:").context("no Private_Dirty")?) << 10)
+}
+
+/// A text of `SCHEMA` from its first token on: a model that takes any token that is allowed.
+fn form(programs: &Programs, rounds: u32) -> anyhow::Result<()> {
+    let (mut anew, mut again, mut next) = (Vec::new(), Vec::new(), Vec::new());
+    let mut random = 1_u64;
+    // Nobody waits for what is made once for the model.
+    let grammar = |text: String| Guide::Grammar(Grammar::JsonSchema(text));
+    answer(&mut begin(programs, 0, grammar("{}".into())))?;
+    for round in 1..=rounds {
+        // What one tenant's compiled is nothing to the next.
+        for times in [&mut anew, &mut again] {
+            let begun = Instant::now();
+            let mut steering = begin(programs, round, grammar(SCHEMA.into()));
+            answer(&mut steering)?;
+            times.push(begun.elapsed());
+        }
+        let mut steering = begin(programs, round, grammar(SCHEMA.into()));
+        for _ in 0..100 {
+            let Verdict::Draw(draw) = answer(&mut steering)? else {
+                break;
+            };
+            let Allowed::Mask(words) = &draw.allowed else {
+                bail!("a grammar allows by a mask");
+            };
+            let mut tokens = Vec::new();
+            for (word, at) in words.iter().zip((0..).step_by(32)) {
+                tokens.extend(
+                    (0..32)
+                        .filter(|bit| word >> bit & 1 == 1)
+                        .map(|bit| at + bit),
+                );
+            }
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1);
+            let token = tokens[(random >> 33) as usize % tokens.len()];
+            if token == 2 {
+                break;
+            }
+            let begun = Instant::now();
+            steering.accept(token);
+            answer(&mut steering)?;
+            next.push(begun.elapsed());
+        }
+    }
+    show("schema to first mask, compiled anew", anew);
+    show("the same, remembered", again);
+    show("token to next mask, there and back", next);
+    Ok(())
+}
+
+/// Memory of texts that are followed, each at its beginning.
+fn texts(programs: &Programs, count: u32) -> anyhow::Result<()> {
+    let guide = Guide::Grammar(Grammar::JsonSchema(SCHEMA.into()));
+    answer(&mut begin(programs, 0, guide.clone()))?;
+    let before = private_memory()?;
+    let mut all: Vec<_> = (0..count)
+        .map(|_| begin(programs, 0, guide.clone()))
+        .collect();
+    for steering in &mut all {
+        answer(steering)?;
+    }
+    let each = private_memory()?.saturating_sub(before) / u64::from(count.max(1));
+    println!(
+        "\n{count} texts followed: {:.1} KiB each",
+        each as f64 / 1024.0
+    );
+    Ok(())
 }
 
 fn main() -> anyhow::Result<()> {
@@ -132,6 +219,8 @@ fn main() -> anyhow::Result<()> {
         }
     }
     show("token to next plan, there and back", times);
+    form(&programs, 200)?;
+    texts(&programs, 200)?;
 
     let before = private_memory()?;
     let mut all: Vec<_> = (1..=args.live)

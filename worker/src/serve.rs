@@ -12,9 +12,11 @@ use anyhow::{Context, anyhow, bail};
 use bytemuck::AnyBitPattern;
 use realm_shared::ABI_VERSION;
 use realm_shared::control::{Control, MAX_CONTROL_BYTES, Order};
+use realm_shared::grammar::Grammar;
 use realm_shared::run::{Journal, Request};
 use realm_shared::wire::{
-    self, Allotment, CLOSE, END, FORGET, JOIN, KEPT, LISTEN, OPEN, RUN, STEP, STEP_DONE, Sampling,
+    self, Allotment, CLOSE, END, FORGET, GUIDE, JOIN, KEPT, LISTEN, OPEN, RUN, STEP, STEP_DONE,
+    Sampling,
 };
 use realm_shm::tensor::{TensorError, TensorReader, TensorWriter};
 use realm_shm::{Inlet, Message, WorkerEnd, socket};
@@ -26,7 +28,7 @@ use crate::engine::{Engine, ModelSource, Options, Outcome};
 use crate::listen;
 use crate::manager::Manager;
 use crate::sandbox::{self, Confinement};
-use crate::tenant::{Answer, Outbox, Programs, Start, Steering, Vocabulary};
+use crate::tenant::{Answer, Guide, Outbox, Programs, Start, Steering, Vocabulary};
 
 /// How long the gateway may take to say hello.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -175,6 +177,7 @@ impl Session {
             let [first, second] = message.args;
             match message.kind {
                 OPEN => open(&tensors()?, engine, programs, first, second)?,
+                GUIDE => guide(&tensors()?, engine, programs, first)?,
                 STEP => step(&tensors()?, engine, outbox, &message)?,
                 CLOSE => engine.close(first)?,
                 FORGET => programs.forget(first),
@@ -322,35 +325,65 @@ fn open(
     slot: u64,
     program: u64,
 ) -> anyhow::Result<()> {
-    // Whoever was there is over, and gives its place to the next.
-    engine.close(slot)?;
-    let mut steering = None;
-    if program != 0 {
-        let sampling: Sampling = pod(tensors, wire::open::SAMPLING, "sampling parameters")?;
-        let (history, _) = tensors.tensor::<i32>(wire::open::HISTORY)?;
-        let vocabulary = engine.limits().vocab;
-        let prompt = sampling.prompt_len as usize;
-        let (prompt, generated) = history.split_at_checked(prompt).with_context(|| {
-            format!("OPEN: {} tokens, with a prompt of {prompt}", history.len())
-        })?;
-        let known = |token: &i32| usize::try_from(*token).is_ok_and(|token| token < vocabulary);
-        if let Some(bad) = history.iter().find(|token| !known(token)) {
-            bail!("OPEN: token {bad} in a vocabulary of {vocabulary}");
-        }
-        let end_tokens = sampling.stop_ids.get(..sampling.stop_count as usize);
-        let (args, _) = tensors.tensor::<u8>(wire::open::ARGS)?;
-        steering = Some(programs.start(Start {
-            program,
-            allotment: pod::<Allotment>(tensors, wire::open::ALLOTMENT, "an allotment")?,
-            args: String::from_utf8_lossy(args).into_owned(),
-            prompt,
-            generated,
-            vocabulary,
-            key: sampling.key,
-            end_tokens: end_tokens.unwrap_or_default(),
-        }));
+    if program == 0 {
+        // Whoever was there is over, and gives its place to the next.
+        engine.close(slot)?;
+        return set(tensors, engine, slot, None);
     }
-    set(tensors, engine, slot, steering)
+    let (args, _) = tensors.tensor::<u8>(wire::open::ARGS)?;
+    let args = String::from_utf8_lossy(args).into_owned();
+    steer(
+        tensors,
+        engine,
+        programs,
+        slot,
+        Guide::Processor { program, args },
+    )
+}
+
+fn guide(
+    tensors: &TensorReader<'_>,
+    engine: &mut Engine,
+    programs: &Programs,
+    slot: u64,
+) -> anyhow::Result<()> {
+    let (grammar, _) = tensors.tensor::<u8>(wire::open::ARGS)?;
+    let grammar: Grammar = serde_json::from_slice(grammar).context("GUIDE: the grammar")?;
+    steer(tensors, engine, programs, slot, Guide::Grammar(grammar))
+}
+
+/// Sets the state of a slot that something steers.
+fn steer(
+    tensors: &TensorReader<'_>,
+    engine: &mut Engine,
+    programs: &Programs,
+    slot: u64,
+    guide: Guide,
+) -> anyhow::Result<()> {
+    engine.close(slot)?;
+    let sampling: Sampling = pod(tensors, wire::open::SAMPLING, "sampling parameters")?;
+    let (history, _) = tensors.tensor::<i32>(wire::open::HISTORY)?;
+    let vocabulary = engine.limits().vocab;
+    let prompt = sampling.prompt_len as usize;
+    let (prompt, generated) = history
+        .split_at_checked(prompt)
+        .with_context(|| format!("OPEN: {} tokens, with a prompt of {prompt}", history.len()))?;
+    let known = |token: &i32| usize::try_from(*token).is_ok_and(|token| token < vocabulary);
+    if let Some(bad) = history.iter().find(|token| !known(token)) {
+        bail!("OPEN: token {bad} in a vocabulary of {vocabulary}");
+    }
+    let end_tokens = sampling.stop_ids.get(..sampling.stop_count as usize);
+    let steering = programs.start(Start {
+        guide,
+        allotment: pod::<Allotment>(tensors, wire::open::ALLOTMENT, "an allotment")?,
+        prompt,
+        generated,
+        vocabulary,
+        key: sampling.key,
+        end_tokens: end_tokens.unwrap_or_default(),
+        min_tokens: sampling.min_tokens,
+    });
+    set(tensors, engine, slot, Some(steering))
 }
 
 /// Sets the state of a slot.

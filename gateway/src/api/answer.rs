@@ -101,13 +101,19 @@ pub(super) async fn submit<F: Format>(
     let output: u64 = sequences.iter().map(|s| u64::from(s.max_tokens)).sum();
     let tokens = run.prompt_tokens() as u64 + output;
     let settings = caller.tenant.settings();
-    let named = params.processor.as_ref();
-    let steering = processor::steering(programs, caller, &model.name, named).await?;
+    let steering = match &params.form {
+        Some(form) => Some(Steering::Form(form.steering(&settings)?)),
+        None => {
+            let named = params.processor.as_ref();
+            let instance = processor::steering(programs, caller, &model.name, named).await?;
+            instance.map(Steering::Instance)
+        }
+    };
     for (choice, sequence) in (0..).zip(&mut sequences) {
-        sequence.steering = steering.clone().map(|mut instance| {
+        sequence.steering = steering.clone();
+        if let Some(Steering::Instance(instance)) = &mut sequence.steering {
             instance.allotment.choice = choice;
-            Steering::Instance(instance)
-        });
+        }
         sequence.tenant = caller.tenant.id;
         sequence.allowance = settings.allowance();
         sequence.priority = params.urgency.within(settings.priority());
@@ -122,8 +128,9 @@ pub(super) async fn respond<F: Format>(
     generation: Generation,
     params: &Params,
 ) -> Result<Response<Body>, ApiError> {
+    let run = run.with_form(params.form.as_ref().map(|form| form.param));
     if params.stream {
-        Ok(respond_stream(run, generation, params.include_usage))
+        respond_stream(run, generation, params.include_usage).await
     } else {
         respond_whole(run, generation).await
     }

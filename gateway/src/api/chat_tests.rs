@@ -253,8 +253,11 @@ fn what_is_not_offered_is_refused_by_name() {
             unsupported("function_call", "null, \"none\" or \"auto\""),
         ),
         (
-            json!({"response_format": {"type": "json_object"}}),
-            unsupported("response_format", "null or {\"type\": \"text\"}"),
+            json!({"response_format": {"type": "structural_tag"}}),
+            unsupported(
+                "response_format.type",
+                "\"text\", \"json_object\" and \"json_schema\"",
+            ),
         ),
         (json!({"audio": {}}), unsupported("audio", "null")),
         (

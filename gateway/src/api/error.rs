@@ -25,7 +25,7 @@ const MIN_RETRY_AFTER: Duration = Duration::from_millis(1);
 
 /// When to try again after a model's worker could not be replaced.
 const RETRY_AFTER_LOSS: Duration = Duration::from_secs(30);
-/// When to try again where a program had no place to run, or no time.
+/// When to try again where a program had no place to run, or a program or grammar no time.
 const RETRY_AFTER_PROGRAM: Duration = Duration::from_secs(1);
 
 /// Overrides what OpenAI's SDKs make of a status code.
@@ -318,6 +318,31 @@ impl ApiError {
         )
     }
 
+    /// An answer cannot have the form that it is to have.
+    fn grammar(fault: Fault, message: &str) -> Self {
+        let (status, kind) = match fault {
+            Fault::Error | Fault::Memory | Fault::Plan => {
+                (StatusCode::BAD_REQUEST, "invalid_request_error")
+            }
+            Fault::Late => (StatusCode::SERVICE_UNAVAILABLE, "server_error"),
+            _ => (StatusCode::INTERNAL_SERVER_ERROR, "server_error"),
+        };
+        let code = match fault {
+            Fault::Error => "invalid_grammar",
+            Fault::Memory => "grammar_too_complex",
+            Fault::Plan => "grammar_dead_end",
+            Fault::Late => "grammar_late",
+            _ => "grammar_unusable",
+        };
+        let message = format!("The answer cannot be kept to its form: {message}");
+        let passes = fault == Fault::Late;
+        ApiError {
+            retry_after: passes.then_some(RETRY_AFTER_PROGRAM),
+            never_retry: !passes && status.is_server_error(),
+            ..Self::new(status, kind, Some(code), message)
+        }
+    }
+
     /// The HTTP status that it has.
     pub fn status(&self) -> StatusCode {
         self.status
@@ -534,6 +559,7 @@ impl From<FailReason> for ApiError {
                     )
                 }
             }
+            FailReason::Grammar { fault, message } => Self::grammar(fault, &message),
             FailReason::WorkerCrashed => ApiError {
                 never_retry: true,
                 ..Self::server(
@@ -609,6 +635,30 @@ mod tests {
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()["retry-after"], "30");
         assert!(!response.headers().contains_key("x-should-retry"));
+    }
+
+    #[test]
+    fn a_form_that_is_none_is_the_requests_fault() {
+        let told = |fault| {
+            let message = "oh".into();
+            let error = ApiError::from(FailReason::Grammar { fault, message }).about("x");
+            assert!(error.to_string().ends_with(": oh"));
+            let (json, response) = (parsed(&error), error.into_response());
+            assert_eq!(json["error"]["param"], "x");
+            let again = response.headers().get("x-should-retry");
+            let code = json["error"]["code"].as_str().expect("a code").to_owned();
+            (response.status().as_u16(), code, again.is_none())
+        };
+        for (fault, expected) in [
+            (Fault::Error, (400, "invalid_grammar", true)),
+            (Fault::Memory, (400, "grammar_too_complex", true)),
+            (Fault::Plan, (400, "grammar_dead_end", true)),
+            (Fault::Late, (503, "grammar_late", true)),
+            (Fault::Unusable, (500, "grammar_unusable", false)),
+        ] {
+            let (status, code, again) = told(fault);
+            assert_eq!((status, code.as_str(), again), expected);
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod choice;
 mod completions;
 mod error;
 mod fields;
+mod form;
 mod logprobs;
 mod messages;
 mod models;

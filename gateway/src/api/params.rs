@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::Fields;
+use super::form::Form;
 use super::priority::Urgency;
 use super::processor::Processor;
 use super::random;
@@ -42,6 +43,7 @@ pub(super) struct Params {
     pub(super) stream: bool,
     pub(super) urgency: Urgency,
     pub(super) processor: Option<Processor>,
+    pub(super) form: Option<Form>,
     pub(super) include_usage: bool,
     /// Alternatives to report per token; `None` for no log-probabilities at all.
     pub(super) top_logprobs: Option<u32>,
@@ -77,6 +79,7 @@ impl Params {
             stream: fields.boolean("stream")?.unwrap_or(false),
             urgency: Urgency::take(fields)?,
             processor: Processor::take(fields)?,
+            form: Form::take(fields)?,
             include_usage: false,
             top_logprobs: None,
             stream_options: false,
@@ -122,6 +125,15 @@ impl Params {
                 "The 'stream_options' parameter is only allowed when 'stream' is enabled.",
             ));
         }
+        if let (Some(form), Some(_)) = (&self.form, &self.processor) {
+            return Err(ApiError::conflict(
+                form.param,
+                format!(
+                    "A 'processor' steers alone: leave it out, or '{}'.",
+                    form.param
+                ),
+            ));
+        }
         if let Some((id, _)) = self.bias.iter().find(|(id, _)| *id >= vocab_size) {
             return Err(ApiError::invalid(
                 "logit_bias",
@@ -146,12 +158,16 @@ impl Params {
             ),
             ("logit_bias", !self.bias.is_empty()),
             ("processor", self.processor.is_some()),
+            (
+                self.form.as_ref().map_or("", |form| form.param),
+                self.form.is_some(),
+            ),
         ];
         match without.iter().find(|(_, is_there)| *is_there) {
             None => Ok(()),
             Some((name, _)) => Err(ApiError::conflict(
                 *name,
-                format!("A program answers this request, which cannot be told '{name}'."),
+                format!("A program answers this request by itself, which cannot be told '{name}'."),
             )),
         }
     }

@@ -196,3 +196,18 @@ fn the_budget_is_what_the_context_leaves() {
     assert_eq!(least.budget("prompt", 10, 64, 16), Ok(20));
     assert_eq!(least.budget("prompt", 50, 64, 16), Ok(14));
 }
+
+#[test]
+fn a_form_stands_beside_no_program() {
+    let form = json!({"response_format": {"type": "json_object"}});
+    assert_eq!(valid(form.clone()).check(10), Ok(()));
+    let refused = |error: Result<(), ApiError>| {
+        let error: Value = serde_json::from_slice(&error.unwrap_err().to_json()).expect("JSON");
+        assert_eq!(error["error"]["param"], "response_format");
+    };
+    refused(valid(form.clone()).check_for_program());
+    let mut both = form;
+    both["processor"] = json!({"name": "guard"});
+    refused(valid(both).check(10));
+    assert_eq!(valid(json!({})).check_for_program(), Ok(()));
+}

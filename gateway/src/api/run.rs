@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::body::{self, Body};
 use super::choice::{Choice, Delta};
 use super::error::ApiError;
-use crate::batching::sequence::Event;
+use crate::batching::sequence::{Event, FailReason};
 use crate::workers::Generation;
 
 /// Silence after which a comment tells client and proxies that the stream is alive.
@@ -72,6 +72,8 @@ pub(super) struct Run<F> {
     choices_per_prompt: usize,
     /// Tokens of all prompts, each once however many choices it has.
     prompt_tokens: usize,
+    /// The parameter that says which form the answers are to have, if one does.
+    form: Option<&'static str>,
 }
 
 impl<F: Format> Run<F> {
@@ -87,7 +89,13 @@ impl<F: Format> Run<F> {
             choices,
             choices_per_prompt: choices_per_prompt.max(1),
             prompt_tokens,
+            form: None,
         }
+    }
+
+    /// The same, with answers of a form that this parameter asks for.
+    pub(super) fn with_form(self, form: Option<&'static str>) -> Self {
+        Run { form, ..self }
     }
 
     /// Takes what happened to choice `index`. Also tells whether its sequence must be cancelled,
@@ -99,13 +107,53 @@ impl<F: Format> Run<F> {
             .ok_or_else(|| ApiError::internal("an event of an unknown choice"))?;
         let runs_on = !event.is_last();
         let delta = choice.push(event).map_err(|reason| {
+            let about = self
+                .form
+                .filter(|_| matches!(reason, FailReason::Grammar { .. }));
             let error = ApiError::from(reason);
+            let error = match about {
+                Some(param) => error.about(param),
+                None => error,
+            };
             // A stream that fails has answered with 200, and would leave no trace.
             tracing::warn!(code = error.code(), "a sequence failed");
             error
         })?;
         let cancel = runs_on && delta.finish.is_some();
         Ok((delta, cancel))
+    }
+
+    /// What happens until something is drawn, or for so long as a stream may be silent. What fails
+    /// before that is an error of its own, as the response has no head yet.
+    async fn begin(
+        &mut self,
+        generation: &mut Generation,
+    ) -> Result<Vec<(usize, Event)>, ApiError> {
+        let mut first = Vec::new();
+        let mut silence = std::pin::pin!(tokio::time::sleep(KEEP_ALIVE));
+        loop {
+            let next = tokio::select! {
+                biased;
+                next = generation.next() => next,
+                () = &mut silence => return Ok(first),
+            };
+            match next {
+                Some((index, event @ Event::Failed(_))) => {
+                    let failed = self.push(index, event).map(|_| first);
+                    generation.settle().await;
+                    return failed;
+                }
+                Some((index, event)) => {
+                    let goes_on =
+                        matches!(event, Event::Started { .. } | Event::PromptLogprobs { .. });
+                    first.push((index, event));
+                    if !goes_on {
+                        return Ok(first);
+                    }
+                }
+                None => return Ok(first),
+            }
+        }
     }
 
     /// Like [`push`](Self::push), as server-sent events.
@@ -196,25 +244,33 @@ pub(super) async fn respond_whole<F: Format>(
     Ok(body::json_response(StatusCode::OK, json.into()))
 }
 
-/// Answers at once, with events as they come. Dropping the response's body drops the generation,
-/// which ends what still runs. A failure becomes an event with an error, after which the stream
-/// ends without `[DONE]`.
-pub(super) fn respond_stream<F: Format>(
+/// Answers with events as they come: at once, or where the answer is to have a form, when that is known
+/// to be one. Dropping the response's body drops the generation, which ends what still runs. A failure
+/// becomes an event with an error, after which the stream ends without `[DONE]`.
+pub(super) async fn respond_stream<F: Format>(
     mut run: Run<F>,
     mut generation: Generation,
     include_usage: bool,
-) -> Response<Body> {
-    body::event_stream(async_stream::stream! {
+) -> Result<Response<Body>, ApiError> {
+    let first = match run.form {
+        Some(_) => run.begin(&mut generation).await?,
+        None => Vec::new(),
+    };
+    Ok(body::event_stream(async_stream::stream! {
+        let mut first = first.into_iter();
         while !run.is_over() {
-            let next = {
-                let mut next = std::pin::pin!(generation.next());
-                loop {
-                    tokio::select! {
-                        biased;
-                        event = &mut next => break event,
-                        () = tokio::time::sleep(KEEP_ALIVE) => {}
+            let next = match first.next() {
+                Some(event) => Some(event),
+                None => {
+                    let mut next = std::pin::pin!(generation.next());
+                    loop {
+                        tokio::select! {
+                            biased;
+                            event = &mut next => break event,
+                            () = tokio::time::sleep(KEEP_ALIVE) => {}
+                        }
+                        yield Bytes::from_static(b": keep-alive\n\n");
                     }
-                    yield Bytes::from_static(b": keep-alive\n\n");
                 }
             };
             let Some((index, event)) = next else {
@@ -238,7 +294,7 @@ pub(super) fn respond_stream<F: Format>(
         }
         generation.settle().await;
         yield run.stream_end(include_usage).unwrap_or_else(|error| error_event(&error));
-    })
+    }))
 }
 
 /// A failure inside a stream.

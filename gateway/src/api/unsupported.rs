@@ -29,10 +29,6 @@ fn text_only(value: &Value) -> bool {
     matches!(value.as_array().map(Vec::as_slice), Some([one]) if one == "text")
 }
 
-fn text_format(value: &Value) -> bool {
-    matches!(value.as_object(), Some(o) if o.len() == 1 && value["type"] == "text")
-}
-
 fn no_choice(value: &Value) -> bool {
     value == "none" || value == "auto"
 }
@@ -57,11 +53,6 @@ pub(super) const CHAT: &[Unsupported] = &[
         "null or \"in_memory\"",
     ),
     ("reasoning_effort", |v| v == "none", "null or \"none\""),
-    (
-        "response_format",
-        text_format,
-        "null or {\"type\": \"text\"}",
-    ),
     ("store", off, OFF),
     ("tool_choice", no_choice, "null, \"none\" or \"auto\""),
     ("tools", empty_list, EMPTY),

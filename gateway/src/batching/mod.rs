@@ -42,6 +42,6 @@ pub use limits::{Config, InvalidLimits, Limits};
 pub use plan::{Expected, ResultError, StepPlan, StepResult};
 pub use scheduler::{Refused, Scheduler, SequenceView, Stats};
 pub use sequence::{
-    Allowance, Event, FailReason, FinishReason, Instance, Priority, Sequence, SequenceId, Steering,
-    TenantId, TokenLogprobs,
+    Allowance, Event, FailReason, FinishReason, Form, Instance, Priority, Sequence, SequenceId,
+    Steering, TenantId, TokenLogprobs,
 };

@@ -64,6 +64,8 @@ impl Default for Allowance {
 pub enum Steering {
     /// A processor, in an instance of its own.
     Instance(Instance),
+    /// A grammar.
+    Form(Form),
     /// A program that answers the request, and has this lease of the sequence.
     Lease(u64),
 }
@@ -76,6 +78,15 @@ pub struct Instance {
     /// Arguments of the request, as JSON.
     pub args: Arc<str>,
     /// What it may take. Whose it is, is filled in by the link.
+    pub allotment: Allotment,
+}
+
+/// A grammar that a sequence is kept to.
+#[derive(Debug, Clone)]
+pub struct Form {
+    /// JSON of a [`Grammar`](realm_shared::grammar::Grammar).
+    pub grammar: Arc<str>,
+    /// What following a text in it may take. Whose it is, is filled in by the link.
     pub allotment: Allotment,
 }
 
@@ -117,7 +128,7 @@ pub struct TokenLogprobs {
 /// Why a sequence ended well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
-    /// It drew one of its stop ids, or its program ended it.
+    /// It drew one of its stop ids, or what steers it ended it.
     Stop,
     /// It reached `max_tokens` or the model's context.
     Length,
@@ -133,6 +144,13 @@ pub enum FailReason {
         /// In which way.
         fault: Fault,
         /// In its own words, or in those of the worker.
+        message: Arc<str>,
+    },
+    /// It cannot be kept to its grammar.
+    Grammar {
+        /// In which way.
+        fault: Fault,
+        /// In the words of the worker.
         message: Arc<str>,
     },
     /// It was in flight in two worker deaths, alone in the second, and is taken for their cause.

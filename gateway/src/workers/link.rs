@@ -20,7 +20,7 @@ use realm_shm::{AlignedBuf, GatewayEnd, Message, Owner, SlabError, SlotRef, sock
 
 pub(super) use self::runs::Room;
 use self::runs::Runs;
-use crate::batching::{Instance, SequenceView, Steering, StepPlan, StepResult, TenantId};
+use crate::batching::{SequenceView, Steering, StepPlan, StepResult, TenantId};
 use crate::programs::Program;
 
 /// Most entries of a step's block table, which leave a mebibyte of the largest slot for the rest
@@ -254,6 +254,7 @@ impl Link {
                 let program = self.program(sequence.tenant, &instance.program)?;
                 (wire::OPEN, program)
             }
+            Some(Steering::Form(_)) => (wire::GUIDE, 0),
             Some(Steering::Lease(lease)) => (wire::JOIN, *lease),
             None => (wire::OPEN, 0),
         };
@@ -283,12 +284,13 @@ impl Link {
         for (to, &token) in tokens.iter_mut().zip(history.into_iter().flatten()) {
             *to = token as i32;
         }
-        let allotment = instance(sequence).map(|instance| Allotment {
+        let (allotment, args) = guide(sequence).unzip();
+        let allotment = allotment.map(|allotment| Allotment {
             tenant: sequence.tenant.0.get(),
-            ..instance.allotment
+            ..*allotment
         });
         let allotment = allotment.as_ref().map_or(&[][..], bytes_of);
-        for bytes in [allotment, args(sequence)] {
+        for bytes in [allotment, args.unwrap_or_default()] {
             w.tensor::<u8>(&[bytes.len()])
                 .map_err(submit_error)?
                 .copy_from_slice(bytes);
@@ -392,7 +394,7 @@ fn note_bytes(plan: &StepPlan) -> usize {
     }
 }
 
-/// The tokens that penalties or a program look at, if there are any.
+/// The tokens that penalties look at, or what steers the sequence, if there are any.
 fn history<'a>(sequence: &SequenceView<'a>) -> [&'a [u32]; 2] {
     match sequence.sampling.has_penalties() || sequence.steering.is_some() {
         true => [sequence.prompt, sequence.generated],
@@ -403,29 +405,22 @@ fn history<'a>(sequence: &SequenceView<'a>) -> [&'a [u32]; 2] {
 /// Types and sizes of the tensors of an `OPEN`, in the order of [`open`].
 fn open_sizes(sequence: &SequenceView<'_>) -> [(DType, usize); open::COUNT] {
     let history = history(sequence).iter().map(|tokens| tokens.len()).sum();
+    let (allotment, args) = guide(sequence).unzip();
     [
         (DType::U8, size_of_val(sequence.sampling)),
         (DType::I32, sequence.bias.len()),
         (DType::F32, sequence.bias.len()),
         (DType::I32, history),
-        (
-            DType::U8,
-            instance(sequence).map_or(0, |_| size_of::<Allotment>()),
-        ),
-        (DType::U8, args(sequence).len()),
+        (DType::U8, allotment.map_or(0, size_of_val)),
+        (DType::U8, args.map_or(0, <[u8]>::len)),
     ]
 }
 
-/// The arguments of its program.
-fn args<'a>(sequence: &SequenceView<'a>) -> &'a [u8] {
-    let args = instance(sequence).map(|instance| instance.args.as_bytes());
-    args.unwrap_or_default()
-}
-
-/// The instance that steers it alone, if one does.
-fn instance<'a>(sequence: &SequenceView<'a>) -> Option<&'a Instance> {
+/// What steers it alone, if something does: what that may take, and what it is told.
+fn guide<'a>(sequence: &SequenceView<'a>) -> Option<(&'a Allotment, &'a [u8])> {
     match sequence.steering {
-        Some(Steering::Instance(instance)) => Some(instance),
+        Some(Steering::Instance(i)) => Some((&i.allotment, i.args.as_bytes())),
+        Some(Steering::Form(form)) => Some((&form.allotment, form.grammar.as_bytes())),
         Some(Steering::Lease(_)) | None => None,
     }
 }

@@ -138,6 +138,20 @@ test("a stop string", async () => {
   assert.equal(stopped.choices[0].finish_reason, "stop");
 });
 
+test("an answer that fits a JSON schema", async () => {
+  const schema = {
+    type: "object",
+    properties: { color: { enum: ["red", "green"] }, size: { type: "integer", minimum: 0, maximum: 9 } },
+    required: ["color", "size"],
+    additionalProperties: false,
+  };
+  const response_format = { type: "json_schema", json_schema: { name: "thing", strict: true, schema } };
+  const answer = await client.chat.completions.parse({ model, messages, response_format, max_tokens: 600 });
+  const { color, size } = answer.choices[0].message.parsed;
+  assert.ok(["red", "green"].includes(color));
+  assert.ok(Number.isInteger(size) && size >= 0 && size <= 9);
+});
+
 test("errors are the SDK's classes", async () => {
   const ask = (change) => client.chat.completions.create({ model, messages, ...change });
   await assert.rejects(ask({ model: "no-such" }), (error) => {
@@ -148,7 +162,7 @@ test("errors are the SDK's classes", async () => {
   const bad = [
     [{ temperature: 9 }, "temperature"],
     [{ tools: [{ type: "function", function: { name: "f" } }] }, "tools"],
-    [{ response_format: { type: "json_object" } }, "response_format"],
+    [{ response_format: { type: "json_schema", json_schema: { name: "x", schema: { type: "thing" } } } }, "response_format"],
     [{ no_such_parameter: 1 }, "no_such_parameter"],
   ];
   for (const [change, param] of bad) {

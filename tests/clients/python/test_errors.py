@@ -61,7 +61,6 @@ def test_bad_values_name_their_parameter(chat, param, value):
     "param, value",
     [
         ("tools", [{"type": "function", "function": {"name": "f", "parameters": {}}}]),
-        ("response_format", {"type": "json_object"}),
         ("functions", [{"name": "f", "parameters": {}}]),
         ("audio", {"voice": "alloy", "format": "wav"}),
         ("store", True),

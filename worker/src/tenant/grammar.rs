@@ -11,7 +11,9 @@ use llguidance::api::{ParserLimits, StopReason, TopLevelGrammar};
 use llguidance::panic_utils::catch_unwind;
 use llguidance::toktrie::{TokEnv, TokRxInfo, TokTrie, TokenizerEnv};
 use llguidance::{ParserFactory, TokenParser};
+use realm_shared::grammar::Grammar;
 use realm_shared::tokenizer::Tokenizer;
+use serde_json::{Value, json};
 
 /// What a grammar may cost. llguidance's own bounds let a mask take 100 ms and hold 300 MB; with these
 /// the worst that was found is 10 ms and 40 MB, and the schemas of many large APIs still fit.
@@ -25,6 +27,9 @@ const LIMITS: ParserLimits = ParserLimits {
     precompute_large_lexemes: false,
     verbose_errors: false,
 };
+/// What may stand between two parts of JSON: a space or two, or a line break and what indents the next
+/// line. Without a bound a model that cannot decide could go on with spaces for ever.
+const SPACES: &str = r"[\x20\x09]{1,2}|\x20?\x0D?\x0A[\x20\x09]{0,32}";
 /// Stack for llguidance, which calls itself as deep as a grammar's rules name each other. Only what is
 /// used of it takes memory.
 const STACK: usize = 64 << 20;
@@ -35,20 +40,6 @@ const BYTE: usize = 128;
 const ITEM: usize = 8;
 /// Longest message about a grammar, in bytes.
 const MAX_MESSAGE: usize = 1024;
-
-/// What grammars are written in.
-pub(super) enum Source {
-    JsonSchema(String),
-    Regex(String),
-    Lark(String),
-}
-
-impl Source {
-    pub(super) fn text(&self) -> &str {
-        let (Source::JsonSchema(text) | Source::Regex(text) | Source::Lark(text)) = self;
-        text
-    }
-}
 
 /// Compiles grammars for one vocabulary.
 pub(super) struct Grammars {
@@ -100,27 +91,50 @@ impl Grammars {
     }
 
     /// At the beginning of a text. It may take some hundred milliseconds.
-    pub(super) fn compile(&self, source: &Source) -> Result<Matcher, String> {
+    pub(super) fn compile(&self, grammar: &Grammar) -> Result<Matcher, String> {
+        let kept = KEPT * grammar.text().len();
         let parser = guarded(|| {
-            let grammar = match source {
-                Source::JsonSchema(text) => {
-                    TopLevelGrammar::from_json_schema(serde_json::from_str(text)?)
+            let grammar = match grammar {
+                Grammar::JsonSchema(text) => {
+                    let mut schema = serde_json::from_str(text)?;
+                    bound_spaces(&mut schema);
+                    TopLevelGrammar::from_json_schema(schema)
                 }
-                Source::Regex(text) => TopLevelGrammar::from_regex(text),
-                Source::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
+                Grammar::Regex(text) => TopLevelGrammar::from_regex(text),
+                Grammar::Lark(text) => TopLevelGrammar::from_lark(text.clone()),
             };
             let mut parser = self.factory.create_parser(grammar)?;
             parser.start_without_prompt();
             Ok(parser)
         })?;
         Ok(Matcher {
-            grammar: Arc::new(KEPT * source.text().len()),
+            grammar: Arc::new(kept),
             parser,
             end: self.end,
             over: false,
             kept: Vec::new(),
         })
     }
+}
+
+/// Bounds the spaces of JSON, unless the schema says by itself what they are.
+fn bound_spaces(schema: &mut Value) {
+    let options = schema.as_object_mut().map(|schema| {
+        let options = schema.entry("x-guidance").or_insert_with(|| json!({}));
+        options.as_object_mut()
+    });
+    if let Some(Some(options)) = options
+        && options.get("whitespace_flexible") != Some(&Value::Bool(false))
+    {
+        options.entry("whitespace_pattern").or_insert(SPACES.into());
+    }
+}
+
+/// Whether what llguidance says of a grammar is that it costs more than it may.
+pub(super) fn is_too_complex(message: &str) -> bool {
+    let message = message.to_ascii_lowercase();
+    let words = ["too big", "too large", "too many", "fuel"];
+    words.iter().any(|words| message.contains(words))
 }
 
 /// A place in a text.
@@ -149,6 +163,17 @@ impl Matcher {
             over: self.over,
             grammar: self.grammar.clone(),
             kept: self.kept.clone(),
+        }
+    }
+
+    /// Another one at the same place, which has nothing in common with this. What one takes of its
+    /// limits is nothing to the other, so that both do what they would do alone.
+    pub(super) fn copy(&self) -> Matcher {
+        Matcher {
+            parser: self.parser.deep_clone(),
+            grammar: Arc::new(*self.grammar),
+            kept: self.kept.clone(),
+            ..*self
         }
     }
 
@@ -251,6 +276,11 @@ impl Matcher {
             return Ok(parser.stop_reason() == StopReason::NoExtension);
         }
         guarded(|| Ok(parser.is_accepting()))
+    }
+
+    /// Whether a mask was an error because no token of the vocabulary goes on with the text.
+    pub(super) fn is_dead_end(&self) -> bool {
+        self.parser.stop_reason() == StopReason::NoExtensionBias
     }
 
     /// A token takes so many bytes.

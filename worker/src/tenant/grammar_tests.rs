@@ -12,8 +12,8 @@ fn grammars() -> Grammars {
     Grammars::of(&tokenizer()).expect("made")
 }
 
-fn schema(text: &str) -> Source {
-    Source::JsonSchema(text.into())
+fn schema(text: &str) -> Grammar {
+    Grammar::JsonSchema(text.into())
 }
 
 fn allowed(mask: &[u32], token: u32) -> bool {
@@ -46,7 +46,7 @@ fn texts_fit_their_grammars_token_by_token() {
         r#"{"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
             "required": ["name", "age"], "additionalProperties": false}"#,
     );
-    let sum = Source::Lark("start: NUMBER (\"+\" NUMBER)*\nNUMBER: /[0-9]+/\n".into());
+    let sum = Grammar::Lark("start: NUMBER (\"+\" NUMBER)*\nNUMBER: /[0-9]+/\n".into());
     let cases = [
         (&person, r#"{"name": "Ann", "age": 3}"#, true),
         (&person, r#"{"name":"Änn €","age":-31}"#, true),
@@ -58,10 +58,10 @@ fn texts_fit_their_grammars_token_by_token() {
         (&sum, "12+3+456", true),
         (&sum, "12+", false),
         (&sum, "+1", false),
-        (&Source::Regex("(yes|no)!?".into()), "yes!", true),
-        (&Source::Regex("(yes|no)!?".into()), "no", true),
-        (&Source::Regex("(yes|no)!?".into()), "nay", false),
-        (&Source::Regex(".*".into()), "", true),
+        (&Grammar::Regex("(yes|no)!?".into()), "yes!", true),
+        (&Grammar::Regex("(yes|no)!?".into()), "no", true),
+        (&Grammar::Regex("(yes|no)!?".into()), "nay", false),
+        (&Grammar::Regex(".*".into()), "", true),
     ];
     for (source, text, expected) in cases {
         let mut matcher = grammars.compile(source).expect("compiles");
@@ -73,7 +73,7 @@ fn texts_fit_their_grammars_token_by_token() {
 #[test]
 fn a_text_is_over_after_its_end() {
     let grammars = grammars();
-    let mut matcher = grammars.compile(&Source::Regex("a*".into())).unwrap();
+    let mut matcher = grammars.compile(&Grammar::Regex("a*".into())).unwrap();
     assert_eq!(matcher.accept(&[END, END], &[END]), Ok(1));
     assert_eq!(matcher.mask(&[END]), Ok(Vec::new()));
     assert_eq!(matcher.is_complete(), Ok(true));
@@ -84,7 +84,7 @@ fn a_text_is_over_after_its_end() {
     let mask = matcher.mask(&[]).unwrap();
     assert!(allowed(&mask, a) && !allowed(&mask, END));
     // What may only end has nothing to go on with.
-    let mut one = grammars.compile(&Source::Regex("a".into())).unwrap();
+    let mut one = grammars.compile(&Grammar::Regex("a".into())).unwrap();
     assert_eq!(one.accept(&[a, a], &[END]), Ok(1));
     assert_eq!(one.is_complete(), Ok(true));
     assert!(one.mask(&[]).unwrap().iter().all(|word| *word == 0));
@@ -124,7 +124,9 @@ fn places_fork_and_go_back() {
 
 #[test]
 fn special_tokens_are_no_text_and_unknown_ones_fit_nothing() {
-    let mut matcher = grammars().compile(&Source::Regex("(?s).*".into())).unwrap();
+    let mut matcher = grammars()
+        .compile(&Grammar::Regex("(?s).*".into()))
+        .unwrap();
     let tokenizer = tokenizer();
     let mask = matcher.mask(&[]).unwrap();
     for token in 0..tokenizer.vocab_size() {
@@ -146,9 +148,9 @@ fn a_bad_grammar_is_an_error_that_says_so() {
     for (source, part) in [
         (schema("{"), "EOF"),
         (schema(r#"{"type": "thing"}"#), "thing"),
-        (Source::Regex("(".into()), "regex"),
-        (Source::Lark("start: nothing".into()), "nothing"),
-        (Source::Lark(String::new()), "start"),
+        (Grammar::Regex("(".into()), "regex"),
+        (Grammar::Lark("start: nothing".into()), "nothing"),
+        (Grammar::Lark(String::new()), "start"),
     ] {
         let error = grammars.compile(&source).err().expect("no grammar");
         assert!(error.contains(part), "{error}");
@@ -171,26 +173,26 @@ fn a_grammar_costs_no_more_than_it_may() {
         )
     };
     let sources = [
-        Source::Lark(format!(
+        Grammar::Lark(format!(
             "start: {}\"a\"{}",
             "(".repeat(20_000),
             ")".repeat(20_000)
         )),
-        Source::Regex(format!("{}a{}", "(".repeat(20_000), ")".repeat(20_000))),
+        Grammar::Regex(format!("{}a{}", "(".repeat(20_000), ")".repeat(20_000))),
         schema(&format!("{}1{}", "[".repeat(30_000), "]".repeat(30_000))),
-        Source::Lark(format!(
+        Grammar::Lark(format!(
             "start: r0\n{}r4000: \"a\"\n",
             rules(4000, &|i| format!("r{i}: r{}\n", i + 1))
         )),
-        Source::Lark(format!(
+        Grammar::Lark(format!(
             "start: T0\n{}T24: \"a\"\n",
             rules(24, &|i| format!("T{i}: T{0} T{0}\n", i + 1))
         )),
-        Source::Lark(format!(
+        Grammar::Lark(format!(
             "start: t0\n{}t20: \"a\"\n",
             rules(20, &|i| format!("t{i}: t{0} t{0}\n", i + 1))
         )),
-        Source::Lark("start: s\ns: s s | s s s | \"a\" | \n".into()),
+        Grammar::Lark("start: s\ns: s s | s s s | \"a\" | \n".into()),
         schema(&format!(r#"{{"allOf": [{}, {}]}}"#, any(0, 30), any(1, 30))),
         schema(&format!(
             r#"{{"allOf": [{}, {}, {}, {}]}}"#,
@@ -199,8 +201,8 @@ fn a_grammar_costs_no_more_than_it_may() {
             any(2, 10),
             any(3, 10)
         )),
-        Source::Regex("((a{1,1000}){1,1000}){1,1000}".into()),
-        Source::Regex("(a|b)*a(a|b){1000}".into()),
+        Grammar::Regex("((a{1,1000}){1,1000}){1,1000}".into()),
+        Grammar::Regex("(a|b)*a(a|b){1000}".into()),
     ];
     let tokenizer = tokenizer();
     let a = tokenizer.id("a").expect("a letter");
@@ -218,6 +220,49 @@ fn a_grammar_costs_no_more_than_it_may() {
     }
 }
 
+/// Otherwise a model that has nothing to say could say it for ever.
+#[test]
+fn spaces_come_to_an_end() {
+    let (tokenizer, grammars) = (tokenizer(), grammars());
+    let fits = |options: &str, spaces: &str| {
+        let grammar = schema(&format!(r#"{{"type": "array"{options}}}"#));
+        let mut matcher = grammars.compile(&grammar).expect("compiles");
+        let tokens = tokenizer.encode(&format!("[{spaces}]"), false);
+        fits(&mut matcher, &tokens.expect("encoded"))
+    };
+    let line = |indent| format!(" \r\n{}", " ".repeat(indent));
+    let coerce = r#", "x-guidance": {"coerce_one_of": true}"#;
+    for options in ["", coerce] {
+        for spaces in ["", " ", "  ", "\t", "\n", &line(0), &line(32)] {
+            assert!(fits(options, spaces), "{spaces:?}");
+        }
+        for spaces in ["   ", "\n\n", &line(33)] {
+            assert!(!fits(options, spaces), "{spaces:?}");
+        }
+    }
+    // A schema may say otherwise.
+    let own = r#", "x-guidance": {"whitespace_pattern": " {1,99}"}"#;
+    assert!(fits(own, &" ".repeat(99)) && !fits(own, &" ".repeat(100)));
+    let none = r#", "x-guidance": {"whitespace_flexible": false}"#;
+    assert!(fits(none, "") && !fits(none, " "));
+}
+
+#[test]
+fn copies_have_nothing_in_common() {
+    let (tokenizer, grammars) = (tokenizer(), grammars());
+    let person = schema(r#"{"type": "object", "properties": {"name": {"type": "string"}}}"#);
+    let mut first = grammars.compile(&person).expect("compiles");
+    let begun = first.bytes();
+    let second = first.copy();
+    let text = r#"{"name": "Änn"}"#;
+    assert!(fits(
+        &mut first,
+        &tokenizer.encode(text, false).expect("encoded")
+    ));
+    assert!(first.bytes() > begun, "what was found out is remembered");
+    assert_eq!((second.bytes(), second.own_bytes()), (begun, begun));
+}
+
 /// A text that no token of the vocabulary goes on with is not over for that.
 #[test]
 fn a_dead_end_is_no_end() {
@@ -226,8 +271,10 @@ fn a_dead_end_is_no_end() {
         "model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}}"#;
     let tokenizer = Tokenizer::from_bytes(json).expect("a tokenizer");
     let grammars = Grammars::of(&tokenizer).expect("made");
-    let mut matcher = grammars.compile(&Source::Regex("ab".into())).unwrap();
+    let mut matcher = grammars.compile(&Grammar::Regex("ab".into())).unwrap();
     assert_eq!(matcher.accept(&[0], &[]), Ok(1));
+    assert!(!matcher.is_dead_end());
     assert!(matcher.mask(&[]).is_err());
+    assert!(matcher.is_dead_end());
     assert_eq!(matcher.is_complete(), Ok(false));
 }

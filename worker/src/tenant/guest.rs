@@ -16,13 +16,14 @@ use wasmtime::{
 
 use super::code::TABLE_ENTRIES;
 use super::contract::processor::realm::program::{control, text, types};
+use super::grammar_cache::GrammarCache;
 use super::{Failure, Vocabulary};
 use crate::sampler::mix;
 
 /// Longest message of an error that a tenant's code gives, in bytes.
 const MAX_MESSAGE: usize = 1024;
 /// Longest text that is encoded, in bytes.
-pub(super) const MAX_TEXT: usize = 64 << 10;
+const MAX_TEXT: usize = 64 << 10;
 /// Most tokens that are decoded at once, and most bytes that they may spell. What the host does for a
 /// call takes no turns, so it has to be short.
 const MAX_TOKENS: usize = 64 << 10;
@@ -45,7 +46,7 @@ const SLICE: u64 = 1;
 
 /// Processor time that code has at least before it makes way. One that slept meets a tick at once when
 /// it goes on, however late that tick is.
-const LEAST: Duration = Duration::from_millis(1);
+pub(super) const LEAST: Duration = Duration::from_millis(1);
 
 thread_local! {
     /// Processor time of this thread when it began, or went on, with a guest's code.
@@ -79,7 +80,7 @@ pub(super) fn make_way() {
 }
 
 /// Processor time that this thread has had: what others do on a busy machine costs a tenant nothing.
-fn processor_time() -> Duration {
+pub(super) fn processor_time() -> Duration {
     let time = clock_gettime(ClockId::ThreadCPUTime);
     Duration::new(
         time.tv_sec.try_into().unwrap_or(0),
@@ -90,6 +91,9 @@ fn processor_time() -> Duration {
 /// What an instance has of its own beside its memory.
 pub(super) struct Guest {
     pub(super) vocabulary: Arc<Vocabulary>,
+    pub(super) grammars: Arc<GrammarCache>,
+    /// Whose it is.
+    pub(super) tenant: u32,
     /// Tokens that end an answer.
     pub(super) end_tokens: Vec<u32>,
     /// Key of the sequence's random numbers.

@@ -1,14 +1,14 @@
 //! Places in texts in the hands of a tenant's code.
 
+use realm_shared::grammar::{Grammar, MAX_GRAMMAR};
 use realm_shared::wire::Fault;
 use wasmtime::component::Resource;
 
 use super::Failure;
-use super::contract::processor::realm::program::grammars::{Grammar, Host, HostMatcher};
-use super::grammar::{Matcher, Source};
-use super::guest::{Guest, MAX_TEXT};
+use super::contract::processor::realm::program::grammars::{Grammar as Given, Host, HostMatcher};
+use super::grammar::Matcher;
+use super::guest::Guest;
 use super::handles::hold;
-use super::lanes::slow_down;
 
 /// Most matchers of an instance at once.
 pub(super) const MATCHERS: usize = 64;
@@ -40,19 +40,19 @@ impl Host for Guest {}
 impl HostMatcher for Guest {
     async fn compile(
         &mut self,
-        grammar: Grammar,
+        grammar: Given,
     ) -> wasmtime::Result<Result<Resource<Matcher>, String>> {
-        let source = match grammar {
-            Grammar::JsonSchema(text) => Source::JsonSchema(text),
-            Grammar::Regex(text) => Source::Regex(text),
-            Grammar::Lark(text) => Source::Lark(text),
+        let grammar = match grammar {
+            Given::JsonSchema(text) => Grammar::JsonSchema(text),
+            Given::Regex(text) => Grammar::Regex(text),
+            Given::Lark(text) => Grammar::Lark(text),
         };
-        if source.text().len() > MAX_TEXT {
-            let message = format!("a grammar has at most {MAX_TEXT} bytes");
+        if grammar.text().len() > MAX_GRAMMAR {
+            let message = format!("a grammar has at most {MAX_GRAMMAR} bytes");
             return Err(Failure::new(Fault::Trap, message).into());
         }
-        slow_down().await;
-        let compiled = self.vocabulary.grammars()?.compile(&source);
+        let (grammars, vocabulary) = (self.grammars.clone(), self.vocabulary.clone());
+        let compiled = grammars.compile(&vocabulary, self.tenant, &grammar).await?;
         match compiled {
             Ok(matcher) => Ok(Ok(self.add(matcher)?)),
             Err(message) => Ok(Err(message)),

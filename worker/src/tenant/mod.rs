@@ -1,4 +1,5 @@
-//! The code of tenants: WebAssembly components that steer how tokens are chosen, or answer requests.
+//! The code of tenants: WebAssembly components that steer how tokens are chosen, or answer requests;
+//! and grammars, which steer without code of anybody.
 //!
 //! ```text
 //!   engine thread                               lanes (threads for tenants)
@@ -16,6 +17,8 @@
 //!                          outbox ◄── Emit ──── emit
 //! ```
 //!
+//! A grammar is what a processor is, with [`follow`] for an instance and GUIDE for OPEN.
+//!
 //! The engine never waits for a tenant: a row whose plan is late keeps its logits and asks again in
 //! the next step. An instance is made for one sequence or request and thrown away with it. It has no
 //! clock, no entropy and no system; what it may take is bounded in [`guest`], and what goes beyond
@@ -24,12 +27,15 @@
 mod answering;
 mod code;
 mod contract;
+mod follow;
 mod grammar;
+mod grammar_cache;
 mod guest;
 mod handles;
 mod lanes;
 mod lease;
 mod life;
+mod mail;
 mod matchers;
 mod operation;
 mod outbox;
@@ -50,7 +56,7 @@ use realm_shared::wire::Fault;
 
 pub use code::{CompileError, Compiled, Kind, compile, fingerprint};
 pub use outbox::Outbox;
-pub use programs::{Answer, Programs, Start};
+pub use programs::{Answer, Guide, Programs, Start};
 pub use steering::{Allowed, Draw, Steering, Verdict};
 pub use vocabulary::Vocabulary;
 

@@ -1,4 +1,4 @@
-//! The programs that a gateway has sent, and the instances that run.
+//! The programs that a gateway has sent, and what runs: their instances, and grammars.
 
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+use realm_shared::grammar::Grammar;
 use realm_shared::run::{Journal, Request, What};
 use realm_shared::wire::{Allotment, Fault};
 use wasmtime::Engine;
@@ -14,14 +15,17 @@ use wasmtime::Engine;
 use super::answering::{self, Limits, Run};
 use super::code::{self, Code, MEMORY};
 use super::contract::GRAMMARS;
+use super::follow::{self, Text};
+use super::grammar_cache::GrammarCache;
 use super::guest::{self, Guest, Meter};
 use super::handles;
 use super::lanes::Lanes;
 use super::lease::Leases;
 use super::life::Life;
+use super::mail::{Handle, Mail};
 use super::matchers::MATCHERS;
 use super::outbox::{Outbox, Voice};
-use super::processor::{self, Beginning, Handle, Mail};
+use super::processor::{self, Beginning};
 use super::runs::Runs;
 use super::seats::Seats;
 use super::steering::{Bell, Steering};
@@ -85,6 +89,7 @@ impl Sent {
 /// The programs of one gateway.
 pub struct Programs {
     vocabulary: Arc<Vocabulary>,
+    grammars: Arc<GrammarCache>,
     sent: Arc<Mutex<Sent>>,
     bell: Arc<Bell>,
     seats: Arc<Seats>,
@@ -92,14 +97,26 @@ pub struct Programs {
     runs: Arc<Runs>,
 }
 
-/// What a processor's instance begins with.
+/// What is to steer a sequence.
+#[derive(Debug, Clone)]
+pub enum Guide {
+    /// An instance of a processor.
+    Processor {
+        /// Number of its program.
+        program: u64,
+        /// Arguments, as JSON.
+        args: String,
+    },
+    /// A grammar.
+    Grammar(Grammar),
+}
+
+/// What steering a sequence begins with.
 pub struct Start<'a> {
-    /// Number of its program.
-    pub program: u64,
-    /// What it may take.
+    /// What is to steer it.
+    pub guide: Guide,
+    /// What that may take.
     pub allotment: Allotment,
-    /// Arguments, as JSON.
-    pub args: String,
     /// Tokens that the model goes on from.
     pub prompt: &'a [i32],
     /// Tokens that followed already.
@@ -110,6 +127,8 @@ pub struct Start<'a> {
     pub key: u64,
     /// Tokens that end an answer.
     pub end_tokens: &'a [u32],
+    /// While fewer tokens than this follow, none of those is drawn.
+    pub min_tokens: u32,
 }
 
 /// What a program that answers a request begins with.
@@ -136,6 +155,7 @@ impl Programs {
         let bell = Arc::<Bell>::default();
         Programs {
             vocabulary,
+            grammars: Arc::default(),
             sent: Arc::default(),
             bell: bell.clone(),
             seats: Arc::default(),
@@ -169,36 +189,63 @@ impl Programs {
         lock(&self.sent).programs.remove(&number);
     }
 
-    /// Starts a processor's instance, of a program that may be on its way still. If it cannot be
-    /// started, its verdict says why.
+    /// Has something steer a sequence; a processor may be on its way still. If it cannot, its verdict
+    /// says why.
     pub fn start(&self, start: Start<'_>) -> Steering {
-        match self.try_start(start) {
-            Ok(handle) => Steering::by_processor(handle, self.bell.clone()),
+        match self.try_start(&start) {
+            Ok(handle) => Steering::by_mail(handle, self.bell.clone()),
             Err(failure) => Steering::failed(failure, self.bell.clone()),
         }
     }
 
-    fn try_start(&self, start: Start<'_>) -> Result<Handle, Failure> {
+    fn try_start(&self, start: &Start<'_>) -> Result<Handle, Failure> {
+        match &start.guide {
+            Guide::Processor { program, args } => self.start_processor(*program, args, start),
+            Guide::Grammar(grammar) => self.start_grammar(grammar, start),
+        }
+    }
+
+    fn start_grammar(&self, grammar: &Grammar, start: &Start<'_>) -> Result<Handle, Failure> {
+        let mail = Arc::new(Mail::new(self.bell.clone()));
+        let text = Text {
+            tenant: start.allotment.tenant,
+            grammar: grammar.clone(),
+            generated: tokens(start.generated),
+            end_tokens: start.end_tokens.to_vec(),
+            min_tokens: start.min_tokens,
+            memory: usize::try_from(start.allotment.memory).unwrap_or(usize::MAX),
+        };
+        let (vocabulary, grammars) = (self.vocabulary.clone(), self.grammars.clone());
+        let handle = Handle::new(mail.clone(), None);
+        let work = follow::live(mail, vocabulary, grammars, text);
+        host()?.lanes.spawn(start.allotment.tenant, work);
+        Ok(handle)
+    }
+
+    fn start_processor(
+        &self,
+        program: u64,
+        args: &str,
+        start: &Start<'_>,
+    ) -> Result<Handle, Failure> {
         let host = host()?;
         let seat = self.seats.clone().take(&start.allotment)?;
         let mail = Arc::new(Mail::new(self.bell.clone()));
         let end_tokens = start.end_tokens.to_vec();
         let mut guest = self.guest(&start.allotment, mail.life(), start.key, end_tokens);
-        // Checked by the engine: none is negative.
-        let tokens = |tokens: &[i32]| tokens.iter().map(|token| *token as u32).collect();
         let beginning = Beginning {
             prompt: tokens(start.prompt),
             generated: tokens(start.generated),
-            args: start.args,
+            args: args.to_owned(),
             vocabulary: u32::try_from(start.vocabulary).unwrap_or(u32::MAX),
             choice: start.allotment.choice,
         };
-        let handle = Handle::new(mail.clone(), seat);
-        let (there, sent) = self.look_for(start.program);
+        let handle = Handle::new(mail.clone(), Some(seat));
+        let (there, sent) = self.look_for(program);
         host.lanes.spawn(start.allotment.tenant, async move {
             let program = match there {
                 Some(program) => Some(program),
-                None => arrival(&sent, start.program, mail.life()).await,
+                None => arrival(&sent, program, mail.life()).await,
             };
             drop(sent);
             let Some(Program { name, code }) = program else {
@@ -302,6 +349,8 @@ impl Programs {
         let time = Duration::from_micros(allotment.call_micros);
         Guest {
             vocabulary: self.vocabulary.clone(),
+            grammars: self.grammars.clone(),
+            tenant: allotment.tenant,
             end_tokens,
             key,
             taken: 0,
@@ -338,6 +387,11 @@ impl Drop for Programs {
         sent.closed = true;
         Sent::wake(sent);
     }
+}
+
+/// Tokens that the engine has checked: none is negative.
+fn tokens(tokens: &[i32]) -> Vec<u32> {
+    tokens.iter().map(|token| *token as u32).collect()
 }
 
 /// Resolves once the gateway has sent the program with this number, or it is gone, or nobody waits for

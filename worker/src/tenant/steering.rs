@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::Failure;
 pub use super::contract::processor::realm::program::types::{Allowed, Draw};
 use super::lease::Lease;
-use super::processor::Handle;
+use super::mail::Handle;
 use crate::sampler::Scored;
 
 /// What the engine is to do for a sequence.
@@ -28,8 +28,8 @@ pub enum Verdict {
     Failed(Failure),
 }
 
-/// What says how a sequence goes on: a processor's instance of its own, which goes with it, or the
-/// program that it belongs to.
+/// What says how a sequence goes on: a processor's instance of its own, or a grammar, which go with it,
+/// or the program that it belongs to.
 #[derive(Debug)]
 pub struct Steering {
     by: By,
@@ -40,7 +40,8 @@ pub struct Steering {
 enum By {
     /// Nobody: this is all there is to say.
     None(Verdict),
-    Processor(Handle),
+    /// A processor or a grammar.
+    Mail(Handle),
     Program(Arc<Lease>),
 }
 
@@ -57,8 +58,8 @@ impl Steering {
         Steering { by, bell }
     }
 
-    pub(super) fn by_processor(handle: Handle, bell: Arc<Bell>) -> Steering {
-        let by = By::Processor(handle);
+    pub(super) fn by_mail(handle: Handle, bell: Arc<Bell>) -> Steering {
+        let by = By::Mail(handle);
         Steering { by, bell }
     }
 
@@ -72,7 +73,7 @@ impl Steering {
     pub fn verdict(&mut self) -> Verdict {
         match &mut self.by {
             By::None(verdict) => verdict.clone(),
-            By::Processor(handle) => handle.verdict(),
+            By::Mail(handle) => handle.verdict(),
             By::Program(lease) => lease.verdict(),
         }
     }
@@ -80,7 +81,7 @@ impl Steering {
     /// Draws that were made for the same sequence before the engine began to count them.
     pub fn drawn_before(&self) -> u32 {
         match &self.by {
-            By::None(_) | By::Processor(_) => 0,
+            By::None(_) | By::Mail(_) => 0,
             By::Program(lease) => lease.drawn_before(),
         }
     }
@@ -94,7 +95,7 @@ impl Steering {
     pub fn accept_scored(&mut self, token: u32, logprob: f32, alternatives: &[Scored]) {
         match &mut self.by {
             By::None(_) => {}
-            By::Processor(handle) => handle.accept(token),
+            By::Mail(handle) => handle.accept(token),
             By::Program(lease) => lease.give(token, logprob, alternatives),
         }
     }

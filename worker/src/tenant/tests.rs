@@ -18,6 +18,7 @@ use super::*;
 use crate::engine::ModelSource;
 
 mod answering;
+mod forms;
 mod grammars;
 mod model;
 mod rig;
@@ -59,18 +60,19 @@ fn programs(names: &[&str]) -> Programs {
 }
 
 fn start<'a>(program: u64, args: &str, generated: &'a [i32]) -> Start<'a> {
+    let args = args.to_owned();
     Start {
-        program,
+        guide: Guide::Processor { program, args },
         allotment: Allotment {
             tenant: 1,
             ..Allotment::default()
         },
-        args: args.to_owned(),
         prompt: PROMPT,
         generated,
         vocabulary: VOCABULARY,
         key: 7,
         end_tokens: &[2],
+        min_tokens: 0,
     }
 }
 

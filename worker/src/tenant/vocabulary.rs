@@ -1,7 +1,9 @@
-//! The model's vocabulary, for the code of tenants. Nothing else in the worker knows of text.
+//! The model's vocabulary, for grammars and the code of tenants. Nothing else in the worker knows of text.
 
 use std::fs::File;
-use std::sync::OnceLock;
+use std::future::poll_fn;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Poll, Waker};
 
 use realm_shared::tokenizer::Tokenizer;
 use realm_shared::wire::Fault;
@@ -11,11 +13,21 @@ use super::{Failure, code};
 use crate::embedded;
 use crate::engine::ModelSource;
 
-/// Read when the first program arrives: most workers never need it.
+/// Read when the first program or grammar arrives: most workers never need it.
 pub struct Vocabulary {
     source: Source,
     read: OnceLock<Result<Tokenizer, String>>,
     grammars: OnceLock<Result<Grammars, String>>,
+    making: Mutex<Making>,
+}
+
+/// How far the thread is that makes what compiles grammars.
+#[derive(Default)]
+struct Making {
+    begun: bool,
+    done: bool,
+    /// Of those who wait for it.
+    waiting: Vec<Waker>,
 }
 
 /// Where it is. A file is opened at once, as a worker that serves can open none.
@@ -38,6 +50,7 @@ impl Vocabulary {
             source,
             read: OnceLock::new(),
             grammars: OnceLock::new(),
+            making: Mutex::default(),
         }
     }
 
@@ -67,6 +80,42 @@ impl Vocabulary {
     pub(super) fn grammars(&self) -> Result<&Grammars, Failure> {
         let tokenizer = self.tokenizer()?;
         usable(self.grammars.get_or_init(|| Grammars::of(tokenizer)))
+    }
+
+    /// Resolves when [`grammars`](Self::grammars) takes no time. What it needs is made by a thread of
+    /// its own: nobody in the lanes is to wait for that, and nobody on a busy machine for the slow lane.
+    pub(super) async fn prepare_grammars(self: &Arc<Self>) {
+        poll_fn(|context| {
+            let mut making = self.making();
+            if making.done || self.grammars.get().is_some() {
+                return Poll::Ready(());
+            }
+            making.waiting.push(context.waker().clone());
+            if !std::mem::replace(&mut making.begun, true) {
+                let vocabulary = self.clone();
+                let thread = std::thread::Builder::new().name("grammars".into());
+                let body = move || {
+                    // Whoever uses them hears what is wrong.
+                    let _ = vocabulary.grammars();
+                    let mut making = vocabulary.making();
+                    making.done = true;
+                    let waiting = std::mem::take(&mut making.waiting);
+                    drop(making);
+                    waiting.into_iter().for_each(Waker::wake);
+                };
+                if thread.spawn(body).is_err() {
+                    // Then whoever uses them makes them.
+                    making.done = true;
+                    return Poll::Ready(());
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn making(&self) -> MutexGuard<'_, Making> {
+        self.making.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

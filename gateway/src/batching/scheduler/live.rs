@@ -3,10 +3,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use realm_shared::wire::Fault;
+
 use super::SequenceView;
 use super::shares::Party;
 use crate::batching::prefix::{Digest, Prefix};
-use crate::batching::sequence::{Allowance, Sequence};
+use crate::batching::sequence::{Allowance, FailReason, Sequence, Steering};
+use crate::programs::Kind;
 
 /// What is known of a sequence wherever it is; what outlives a worker.
 #[derive(Debug)]
@@ -58,9 +61,21 @@ impl Live {
         }
     }
 
-    /// Whether a program steers it.
+    /// Whether something steers it.
     pub(super) fn is_steered(&self) -> bool {
         self.sequence.steering.is_some()
+    }
+
+    /// Why it fails if what steers it does.
+    pub(super) fn misled(&self, fault: Fault, message: Arc<str>) -> FailReason {
+        match &self.sequence.steering {
+            Some(Steering::Form(_)) => FailReason::Grammar { fault, message },
+            _ => FailReason::Program {
+                kind: Kind::Processor,
+                fault,
+                message,
+            },
+        }
     }
 
     /// Whose it is, and how urgent.

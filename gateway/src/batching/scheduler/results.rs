@@ -9,7 +9,6 @@ use super::Scheduler;
 use super::attached::{Row, Step};
 use crate::batching::plan::{Expected, ResultError, StepResult, check_len, check_token};
 use crate::batching::sequence::{Event, FailReason, FinishReason, SequenceId};
-use crate::programs::Kind;
 
 impl Scheduler {
     /// Takes the answer to the oldest step in flight, which took the worker as long as `busy`.
@@ -78,14 +77,13 @@ impl Scheduler {
             FAULT if row.steered => {
                 // Its form was checked with the rest of the step.
                 let (fault, message) = result.note(index).unwrap_or((Fault::Trap, "".into()));
+                let live = self.live_mut(row.id);
+                let reason = live.map(|live| live.misled(fault, message));
                 self.remove(row.id);
-                let kind = Kind::Processor;
-                let failed = FailReason::Program {
-                    kind,
-                    fault,
-                    message,
-                };
-                return self.end(row.id, Event::Failed(failed));
+                if let Some(reason) = reason {
+                    self.end(row.id, Event::Failed(reason));
+                }
+                return;
             }
             token if row.draws => {
                 let token = token as u32;

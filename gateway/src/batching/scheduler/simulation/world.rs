@@ -15,7 +15,7 @@ use crate::batching::scheduler::{Refused, Scheduler};
 use realm_shared::wire::Fault;
 use realm_shared::wire::result::LATE;
 
-use crate::batching::sequence::{Event, FailReason, FinishReason, Sequence, SequenceId};
+use crate::batching::sequence::{Event, FailReason, FinishReason, Sequence, SequenceId, Steering};
 use crate::programs::Kind;
 
 /// How a sequence ended.
@@ -493,13 +493,15 @@ impl Track {
                         assert!(expected.overflows);
                         assert_eq!(self.tokens.len(), expected.tokens.len());
                     }
-                    FailReason::Program {
-                        kind,
-                        fault,
-                        message,
-                    } => {
+                    FailReason::Program { fault, message, .. }
+                    | FailReason::Grammar { fault, message } => {
                         assert!(expected.fails);
-                        assert_eq!(*kind, Kind::Processor);
+                        let by = match reason {
+                            FailReason::Program { kind, .. } => Some(*kind),
+                            _ => None,
+                        };
+                        let formed = matches!(self.sequence.steering, Some(Steering::Form(_)));
+                        assert_eq!(by, (!formed).then_some(Kind::Processor));
                         assert_eq!(self.tokens.len(), expected.tokens.len());
                         assert_eq!((*fault, &**message), (Fault::Trap, "oh"));
                     }

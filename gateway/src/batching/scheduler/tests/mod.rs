@@ -21,7 +21,7 @@ use realm_shared::wire::step::{INPUT_SAMPLED, SAMPLE, STEERED};
 use super::simulation::VOCAB;
 use super::*;
 use crate::batching::plan::{Expected, ResultError, StepResult};
-use crate::batching::sequence::{Allowance, FinishReason, Instance, Priority, TokenLogprobs};
+use crate::batching::sequence::{Allowance, FinishReason, Form, Instance, Priority, TokenLogprobs};
 use crate::programs::{Kind, Program};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -183,7 +183,7 @@ fn notes(plan: &StepPlan) -> usize {
     }
 }
 
-/// What steers a sequence; nothing in the scheduler looks at it.
+/// A processor that steers a sequence; nothing in the scheduler looks at it.
 pub(super) fn steering() -> Steering {
     let nothing = std::fs::File::open("/dev/null").expect("is there");
     let program = Program {
@@ -196,6 +196,14 @@ pub(super) fn steering() -> Steering {
     Steering::Instance(Instance {
         program: Arc::new(program),
         args: "null".into(),
+        allotment: Allotment::default(),
+    })
+}
+
+/// A grammar in its place.
+pub(super) fn form() -> Steering {
+    Steering::Form(Form {
+        grammar: "null".into(),
         allotment: Allotment::default(),
     })
 }
