@@ -13,7 +13,8 @@ use realm_shared::control::{Control, MAX_CONTROL_BYTES, ModelInfo, Order};
 use realm_shared::run::{Dials, Finish, Request, Said, What};
 use realm_shared::wire::step::{INPUT_SAMPLED, PARKED, SAMPLE, STEERED};
 use realm_shared::wire::{
-    Allotment, END, HEARD, JOIN, LISTEN, LISTEN_BYTES, OPEN, RUN, STEP, STEP_DONE, Sampling, result,
+    Allotment, END, HEARD, JOIN, KEPT, LISTEN, LISTEN_BYTES, OPEN, RUN, STEP, STEP_DONE, Sampling,
+    result,
 };
 use realm_shm::tensor::{DType, Scalar, TensorReader, TensorWriter, required};
 use realm_shm::{AlignedBuf, GatewayEnd, Geometry, Message, Owner, SlotRef, socket};
@@ -43,6 +44,7 @@ struct Gateway {
 enum Part<'a> {
     Bytes(&'a [u8]),
     Ints(&'a [i32]),
+    Words(&'a [u32]),
     Floats(&'a [f32]),
 }
 
@@ -197,6 +199,7 @@ impl Gateway {
         let sizes = parts.iter().map(|part| match part {
             Part::Bytes(values) => (DType::U8, values.len()),
             Part::Ints(values) => (DType::I32, values.len()),
+            Part::Words(values) => (DType::U32, values.len()),
             Part::Floats(values) => (DType::F32, values.len()),
         });
         let bytes = required(&sizes.collect::<Vec<_>>());
@@ -207,6 +210,7 @@ impl Gateway {
             match part {
                 Part::Bytes(values) => copy(&mut tensors, values),
                 Part::Ints(values) => copy(&mut tensors, values),
+                Part::Words(values) => copy(&mut tensors, values),
                 Part::Floats(values) => copy(&mut tensors, values),
             }
         }
@@ -383,7 +387,8 @@ fn steps_are_answered_in_order_and_the_worker_ends_with_its_gateway() {
     assert_eq!((code, log.as_str()), (Some(0), ""));
 }
 
-/// A program's answer, from `RUN` to the last thing that it says.
+/// A program's answer, from `RUN` to the last thing that it says. It has looked for one sequence in an
+/// earlier life, and looks for another one in this.
 #[test]
 fn a_program_answers_a_request() {
     let mut worker = Worker::start("embedded", &["--kv-memory", "4194304"]);
@@ -393,7 +398,8 @@ fn a_program_answers_a_request() {
     let request = Request {
         messages: Vec::new(),
         prompt: vec![5, 6, 7],
-        args: r#"[{"new": {"alternatives": 2}}, {"ask": 0}, {"take": 0}, {"ask": 0}, {"take": 0}]"#
+        args: r#"[{"reopen": "a"}, {"reopen": "b"}, {"length": 0}, {"new": {"alternatives": 2}},
+            {"ask": 1}, {"take": 1}, {"ask": 1}, {"take": 1}]"#
             .into(),
         dials: Dials {
             temperature: 0.0,
@@ -413,6 +419,8 @@ fn a_program_answers_a_request() {
         Part::Bytes(bytemuck::bytes_of(&allotment)),
         Part::Bytes(&request),
         Part::Bytes(b"[]"),
+        // It found none.
+        Part::Words(&[0]),
     ];
     worker.submit(RUN, [8, 3], &parts);
     let start = Instant::now();
@@ -428,6 +436,10 @@ fn a_program_answers_a_request() {
                 What::Open(open) => {
                     worker.open_as(JOIN, [0, open.lease], sampling(0.0));
                     tokens = open.prompt.iter().map(|token| *token as i32).collect();
+                }
+                What::Reopen(name) => {
+                    assert_eq!(name, "b");
+                    worker.submit(KEPT, [8, 0], &[Part::Words(&[5, 6, 7, 8])]);
                 }
                 What::Emit(more) => text += &more,
                 What::Finished(Finish::Stop) => finished = true,
@@ -449,7 +461,7 @@ fn a_program_answers_a_request() {
             result::LATE => flags |= PARKED,
             result::STOPPED => tokens.clear(),
             token => {
-                let start = format!(" {token}@{logprob}[({token}, {:?})", top[0]);
+                let start = format!("[none](4) {token}@{logprob}[({token}, {:?})", top[0]);
                 expected = if drawn == 0 { start } else { expected };
                 tokens.push(token);
                 drawn += 1;
