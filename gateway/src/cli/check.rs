@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use realm_shared::run::{Dials, Message, Request, Role};
 use serde::Serialize;
 
-use super::program::{CompilerArgs, read};
+use super::component::{CompilerArgs, read};
 use super::run::hear;
 use crate::api::{ApiError, allotment, random};
 use crate::batching::{Allowance, Instance, Priority, Sequence, SequenceId, Steering, TenantId};

@@ -5,6 +5,7 @@ mod api_key;
 mod bench;
 mod check;
 mod client;
+mod component;
 mod info;
 mod log;
 mod models;

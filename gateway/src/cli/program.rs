@@ -1,7 +1,7 @@
 //! `realm program`
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -13,6 +13,7 @@ use serde::de::IgnoredAny;
 
 use super::check;
 use super::client::{Client, JSON, WASM};
+use super::component::{CompilerArgs, read};
 use crate::api::{ProgramList, ProgramObject};
 use crate::config::{File, ProgramSettings};
 use crate::programs::{Compiler, ProgramName, Programs, Push};
@@ -96,33 +97,6 @@ pub(super) struct Remove {
     name: ProgramName,
     #[command(flatten)]
     place: Place,
-}
-
-#[derive(Debug, clap::Args)]
-pub(super) struct CompilerArgs {
-    /// The realm-worker binary, which compiles [default: beside this one]
-    #[arg(long, env = "REALM_WORKER", value_name = "PATH")]
-    pub(super) worker: Option<PathBuf>,
-    /// Compile nothing where the system cannot confine the compiler
-    #[arg(
-        long,
-        env = "REALM_REQUIRE_SANDBOX",
-        num_args = 0..=1,
-        default_missing_value = "true",
-        value_name = "BOOL"
-    )]
-    pub(super) require_sandbox: Option<bool>,
-}
-
-impl CompilerArgs {
-    pub(super) fn find(&self, file: &File) -> Compiler {
-        let binary = self.worker.clone().or_else(|| file.worker.worker.clone());
-        let require_sandbox = self.require_sandbox.or(file.worker.require_sandbox);
-        Compiler::new(
-            binary.unwrap_or_else(default_binary),
-            require_sandbox.unwrap_or(false),
-        )
-    }
 }
 
 pub(super) async fn program(command: Command, file: File) -> anyhow::Result<ExitCode> {
@@ -254,10 +228,4 @@ async fn remove(args: Remove, file: &File) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-pub(super) fn read(file: &Path) -> anyhow::Result<Bytes> {
-    let component = std::fs::read(file);
-    let component = component.with_context(|| format!("cannot read {}", file.display()))?;
-    Ok(component.into())
 }

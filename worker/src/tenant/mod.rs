@@ -46,6 +46,7 @@ mod replay;
 mod runs;
 mod seats;
 mod sequences;
+mod sights;
 mod steering;
 mod tensors;
 mod vocabulary;

@@ -21,7 +21,7 @@ use super::lanes::take_turns;
 use super::lease::{Answer, Held, Question, Sight};
 use super::plan::{drawable, known, temperature};
 use super::steering::Draw;
-use super::tensors::{Tensor, Value};
+use super::tensors::Tensor;
 use crate::sampler::{clean, mix};
 
 /// Sequences that a program may make, one after the other: the gateway keeps what was drawn for each.
@@ -42,13 +42,13 @@ pub struct Sequence {
     alternatives: Option<u32>,
     /// Draws so far, replayed ones among them: the number of the next one's random numbers.
     draws: u32,
-    asked: Asked,
+    pub(super) asked: Asked,
     /// By which it is computed, from these very tokens. It may be over.
-    lease: Option<Held>,
+    pub(super) lease: Option<Held>,
 }
 
 /// What was asked for and not taken yet.
-enum Asked {
+pub(super) enum Asked {
     Nothing,
     /// A token that was drawn in an earlier life.
     Before(run::Drawn),
@@ -58,23 +58,6 @@ enum Asked {
     Sight(Sight),
     /// The same of an earlier life, which is hardly needed now.
     SightBefore(Sight),
-}
-
-impl Sight {
-    /// Functions of the contract that are about it.
-    fn asked_by(self) -> &'static str {
-        match self {
-            Sight::Logits => "ask-logits",
-            Sight::Hidden => "ask-hidden",
-        }
-    }
-
-    fn taken_by(self) -> &'static str {
-        match self {
-            Sight::Logits => "take-logits",
-            Sight::Hidden => "take-hidden",
-        }
-    }
 }
 
 /// What a sequence is computed from.
@@ -89,7 +72,7 @@ pub(super) struct Wanted {
 }
 
 impl Sequence {
-    fn wanted(&self) -> Wanted {
+    pub(super) fn wanted(&self) -> Wanted {
         Wanted {
             number: self.number,
             tokens: self.tokens.clone(),
@@ -115,12 +98,15 @@ pub(super) fn plan(message: impl Into<String>) -> Failure {
 }
 
 /// Nobody waits for the program any more.
-fn over() -> wasmtime::Error {
+pub(super) fn over() -> wasmtime::Error {
     Failure::new(Fault::Trap, OVER).into()
 }
 
 impl Run {
-    fn sequence(&mut self, handle: &Resource<Sequence>) -> wasmtime::Result<&mut Sequence> {
+    pub(super) fn sequence(
+        &mut self,
+        handle: &Resource<Sequence>,
+    ) -> wasmtime::Result<&mut Sequence> {
         Ok(self.table.get_mut(handle)?)
     }
 
@@ -151,7 +137,7 @@ impl Run {
     }
 
     /// Whether a token may be asked for.
-    fn may_draw(
+    pub(super) fn may_draw(
         &mut self,
         this: &Resource<Sequence>,
         what: &str,
@@ -183,7 +169,11 @@ impl Run {
     }
 
     /// Asks the engine, by a new lease where the sequence has none that goes on.
-    fn ask_lease(&mut self, this: &Resource<Sequence>, question: Question) -> wasmtime::Result<()> {
+    pub(super) fn ask_lease(
+        &mut self,
+        this: &Resource<Sequence>,
+        question: Question,
+    ) -> wasmtime::Result<()> {
         let sequence = self.sequence(this)?;
         let (asked, draws) = match question {
             Question::Show(sight) => (Asked::Sight(sight), false),
@@ -203,7 +193,7 @@ impl Run {
     }
 
     /// Has a sequence computed.
-    fn open(&mut self, wanted: Wanted, question: Question) -> Held {
+    pub(super) fn open(&mut self, wanted: Wanted, question: Question) -> Held {
         let lease = self.leases.make(self.voice.clone(), question, wanted.draws);
         let open = Open {
             lease: lease.name(),
@@ -232,73 +222,6 @@ impl Run {
             tokens,
         }));
         Ok(())
-    }
-
-    /// What the model computes for a sequence as it was.
-    pub(super) async fn sight_of(
-        &mut self,
-        wanted: Wanted,
-        sight: Sight,
-    ) -> wasmtime::Result<Vec<f32>> {
-        let lease = self.open(wanted, Question::Show(sight));
-        match lease.answered().await {
-            Some(Ok(Answer::Shown(numbers))) => Ok(numbers),
-            Some(Err(failure)) => Err(failure.into()),
-            Some(Ok(Answer::Drawn(_))) | None => Err(over()),
-        }
-    }
-
-    /// Asks for what the model computes for the next token.
-    fn ask_sight(
-        &mut self,
-        this: &Resource<Sequence>,
-        sight: Sight,
-    ) -> wasmtime::Result<Result<(), Exhausted>> {
-        if let Err(exhausted) = self.may_draw(this, sight.asked_by())? {
-            return Ok(Err(exhausted));
-        }
-        if self.replay.is_over() {
-            self.ask_lease(this, Question::Show(sight))?;
-        } else {
-            self.sequence(this)?.asked = Asked::SightBefore(sight);
-            self.asked += 1;
-        }
-        Ok(Ok(()))
-    }
-
-    /// Waits for what was asked for, which must be this.
-    async fn take_sight(
-        &mut self,
-        this: &Resource<Sequence>,
-        wanted: Sight,
-    ) -> wasmtime::Result<Resource<Tensor>> {
-        self.say_text();
-        let shape = vec![match wanted {
-            Sight::Logits => self.limits.vocabulary.into(),
-            Sight::Hidden => self.limits.hidden_size.into(),
-        }];
-        let sequence = self.sequence(this)?;
-        let asked = std::mem::replace(&mut sequence.asked, Asked::Nothing);
-        match (asked, &sequence.lease) {
-            (Asked::SightBefore(sight), _) if sight == wanted => {
-                take_turns().await;
-                let sequence = self.sequence(this)?.wanted();
-                self.add_tensor(Value::sight_of(sequence, sight, shape))
-            }
-            (Asked::Sight(sight), Some(lease)) if sight == wanted => {
-                let numbers = match lease.answered().await {
-                    Some(Ok(Answer::Shown(numbers))) => numbers,
-                    Some(Err(failure)) => return Err(failure.into()),
-                    Some(Ok(Answer::Drawn(_))) | None => return Err(over()),
-                };
-                self.guest.meter.begin_stretch();
-                self.add_tensor(Value::of(&numbers, &shape)?)
-            }
-            (_, _) => {
-                let take = wanted.taken_by();
-                Err(plan(format!("`{take}` of what was not asked for")).into())
-            }
-        }
     }
 
     /// Tokens that there are.
