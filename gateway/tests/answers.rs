@@ -145,6 +145,96 @@ fn the_best_of_several_is_drawn_side_by_side() {
     );
 }
 
+/// The contract is not Rust's alone: a program that is written in JavaScript.
+#[test]
+fn a_form_is_filled_in_by_javascript() {
+    let shop = Shop::open(&["fill"]);
+    let server = &shop.server;
+    let form = "Name: {{[A-Z][a-z]{2,8}}}\nAge: {{[0-9]{2}}}\nJob: {{[a-z]{3,9}}}, {{[a-z]{3,9}}}.";
+    let body = call("fill", "Who are you?", json!({"form": form}));
+    let ask = |body: &Value| server.post("/v1/chat/completions", body);
+    let answer = ask(&body);
+    let text = content(&answer);
+    assert!(is_filled_in(&text), "{text}");
+    assert_eq!(answer.json()["choices"][0]["finish_reason"], "stop");
+    assert_eq!(content(&ask(&body)), text, "the same seed, the same answer");
+
+    let mut few = body.clone();
+    few["max_tokens"] = json!(2);
+    let answer = ask(&few);
+    assert!(content(&answer).len() < text.len());
+    assert_eq!(answer.json()["choices"][0]["finish_reason"], "length");
+    assert_eq!(answer.json()["usage"]["completion_tokens"], 2);
+
+    // More matchers than there may be at once, which are dropped one by one.
+    let long = "{{[0-9]}}-".repeat(70);
+    let mut body_of_long = call("fill", "Count!", json!({"form": long}));
+    body_of_long["max_tokens"] = json!(200);
+    assert_eq!(content(&ask(&body_of_long)).len(), 140);
+
+    for (args, words) in [
+        (Value::Null, "program.args.form"),
+        (json!({"form": "{{(}}"}), "unclosed group"),
+    ] {
+        let wrong = ask(&call("fill", "hi", args));
+        let expected = (422, "program_error".into());
+        assert_eq!(code(&wrong), expected, "{}", wrong.body);
+        assert!(wrong.body.contains(words), "{}", wrong.body);
+    }
+
+    let mut streamed = body;
+    streamed["stream"] = json!(true);
+    streamed["stream_options"] = json!({"include_usage": true});
+    let streamed = request(streamed);
+    let undisturbed = server.ask(&streamed);
+    assert_eq!(undisturbed.choices[&0].text, text);
+    for point in [0, 1, 3, 5] {
+        let (ended, worker) = (
+            server.metric("realm_worker_ends_total"),
+            server.worker_pid(),
+        );
+        let mut killed = false;
+        let answer = server.ask_with(&streamed, |chunks| {
+            if chunks >= point && !killed {
+                kill(worker, Signal::SIGKILL).expect("the worker runs");
+                killed = true;
+            }
+        });
+        let End::Finished(answer) = answer else {
+            panic!("killed at {point}: {answer:?}");
+        };
+        assert!(killed, "it has fewer than {point} chunks");
+        assert_eq!(answer.choices, undisturbed.choices, "killed at {point}");
+        wait_until("the worker is replaced", || {
+            server.metric("realm_worker_ends_total") == ended + 1.0
+                && server.admin("/ready").status == 200
+        });
+    }
+}
+
+/// Whether a text has the form of [`a_form_is_filled_in_by_javascript`].
+fn is_filled_in(text: &str) -> bool {
+    let filled_in = || {
+        let (name, rest) = text.strip_prefix("Name: ")?.split_once("\nAge: ")?;
+        let (age, rest) = rest.split_once("\nJob: ")?;
+        let (job, other) = rest.strip_suffix('.')?.split_once(", ")?;
+        let is_word = |word: &str| {
+            (3..=9).contains(&word.len()) && word.bytes().all(|b| b.is_ascii_lowercase())
+        };
+        let mut letters = name.chars();
+        Some(
+            letters.next()?.is_ascii_uppercase()
+                && (2..=8).contains(&letters.as_str().len())
+                && letters.all(|c| c.is_ascii_lowercase())
+                && age.len() == 2
+                && age.bytes().all(|b| b.is_ascii_digit())
+                && is_word(job)
+                && is_word(other),
+        )
+    };
+    filled_in().unwrap_or(false)
+}
+
 /// A form that the embedded model, which has never seen JSON, would not keep to by itself.
 const FORM: &str = r#"{"type": "object", "additionalProperties": false, "required": ["animal", "legs"],
     "properties": {"animal": {"enum": ["cat", "dog", "hen"]}, "legs": {"type": "integer",

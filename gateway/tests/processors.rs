@@ -53,6 +53,37 @@ fn an_answer_is_one_of_the_choices() {
     }
 }
 
+/// The same processor in Rust and in JavaScript.
+#[test]
+fn the_language_of_a_processor_makes_no_difference() {
+    let shop = Shop::open(&["choice", "pick"]);
+    let choices = ["yes, of course", "yes", "no", "no, not at all", "perhaps"];
+    for (question, temperature) in [("Is the sky blue?", 0.0), ("Tell me a story.", 1.5)] {
+        let [rust, javascript] = ["choice", "pick"].map(|name| {
+            let mut body = chat(question);
+            for (field, value) in [
+                ("processor", processor(name, json!({"choices": choices}))),
+                ("n", json!(4)),
+                ("seed", json!(5)),
+                ("temperature", json!(temperature)),
+                ("stream", json!(true)),
+                ("stream_options", json!({"include_usage": true})),
+                ("logprobs", json!(true)),
+            ] {
+                body[field] = value;
+            }
+            let (name, path) = (name.to_owned(), "/v1/chat/completions");
+            shop.server.ask(&Request { name, path, body })
+        });
+        for choice in javascript.choices.values() {
+            assert!(choices.contains(&choice.text.trim()), "{}", choice.text);
+        }
+        assert_eq!(javascript.choices, rust.choices, "{question}");
+    }
+    let wrong = ask(&shop, "hi", processor("pick", json!({"choices": [""]})));
+    assert_eq!(code(&wrong), (422, "processor_error".into()));
+}
+
 #[test]
 fn what_cannot_be_used_is_told_before_anything_is_done() {
     let shop = Shop::open(&["choice"]);

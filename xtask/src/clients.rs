@@ -7,13 +7,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, anyhow, bail};
 
-use crate::packages::{install_once, version};
+use crate::npm;
 use crate::pip;
 use crate::server::Server;
 use crate::workspace::{Workspace, on_path, run};
-
-/// Oldest Node.js that all packages of the suite support.
-const NODE: u32 = 20;
 
 /// The suites and the packages they use, installed below the target folder.
 #[derive(Debug)]
@@ -31,7 +28,7 @@ impl Clients {
     /// Sees that Python, Node.js and curl are there. Cheap, so that it can go before an hour of builds.
     pub(crate) fn new(workspace: &Workspace) -> anyhow::Result<Self> {
         pip::check_python()?;
-        check_node()?;
+        npm::check("the client suites")?;
         if !on_path("curl") {
             bail!(
                 "curl is missing, which the client suites call: install it with your package manager"
@@ -144,31 +141,7 @@ impl Clients {
     fn install_node(&self) -> anyhow::Result<PathBuf> {
         let folder = self.scratch.join("node");
         let source = self.source.join("node");
-        let pins = source.join("package-lock.json");
-        install_once(&folder, &pins, || {
-            fs::create_dir_all(&folder)?;
-            for name in ["package.json", "package-lock.json"] {
-                fs::copy(source.join(name), folder.join(name))?;
-            }
-            let mut npm = Command::new("npm");
-            npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
-                .current_dir(&folder)
-                .stdin(Stdio::null());
-            let output = npm.output().context("cannot start npm")?;
-            if !output.status.success() {
-                // npm's own words may name the hosts of a private registry; its code does not.
-                let log = String::from_utf8_lossy(&output.stderr);
-                let code = log
-                    .lines()
-                    .find_map(|line| line.split_once(" code "))
-                    .map_or("no reason", |(_, code)| code);
-                bail!(
-                    "npm cannot install the packages of tests/clients/node ({code}): check the network and npm's \
-                     settings (`npm config list`)"
-                );
-            }
-            Ok(())
-        })?;
+        npm::install(&folder, &source)?;
         let is_test =
             |path: &&PathBuf| path.extension().is_some_and(|extension| extension == "mjs");
         for old in entries(&folder)?.iter().filter(is_test) {
@@ -190,19 +163,4 @@ fn entries(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut paths = read().with_context(|| format!("cannot list {}", folder.display()))?;
     paths.sort();
     Ok(paths)
-}
-
-fn check_node() -> anyhow::Result<()> {
-    let wanted = format!(
-        "the client suites need Node.js {NODE} or later with npm: install them with your package manager"
-    );
-    match version("node").as_deref() {
-        Some([major, ..]) if *major >= NODE => {}
-        Some([major, ..]) => bail!("node is Node.js {major}; {wanted}"),
-        _ => bail!("node is missing; {wanted}"),
-    }
-    if version("npm").is_none() {
-        bail!("npm is missing; {wanted}");
-    }
-    Ok(())
 }

@@ -7,6 +7,7 @@ mod faults;
 mod install;
 mod libtorch;
 mod loadtest;
+mod npm;
 mod packages;
 mod pip;
 mod programs;

@@ -31,9 +31,10 @@ const PLACES: u32 = INSTANCES + 256;
 const STACK: usize = 256 << 10;
 const HOST_STACK: usize = 256 << 10;
 /// What a component may be made of. One made from Rust has three or four modules, one memory and
-/// two tables.
+/// two tables; one made from JavaScript with QuickJS has eleven modules, three memories, two of them
+/// empty, and three tables.
 const MODULES: u32 = 16;
-const MEMORIES: u32 = 2;
+const MEMORIES: u32 = 3;
 const TABLES: u32 = 8;
 /// Names that are told of what a component imports, and as many of what it exports; and how long they are
 /// told. The gateway reads 4 KiB of them.
