@@ -143,6 +143,15 @@ impl Pace {
         self.bears(decodes, stretch)
     }
 
+    /// Tokens of prefill that a step without decodes takes `stretch` times as long for as one that decodes one
+    /// sequence does; any number, if that is not known.
+    pub(super) fn bears_alone(&self, stretch: f64) -> usize {
+        match (self.alone(1), self.prefill) {
+            (Some(alone), Some(each)) => ((alone * stretch / each) as usize).max(LEAST),
+            _ => usize::MAX,
+        }
+    }
+
     /// The same, without counting the step.
     pub(super) fn bears(&self, decodes: usize, stretch: f64) -> usize {
         let (Some(alone), Some(each)) = (self.alone(decodes), self.prefill) else {

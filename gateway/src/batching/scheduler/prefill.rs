@@ -19,6 +19,10 @@ const STRETCH: f64 = 1.8;
 /// The same where many wait for their first token, and few for their next one.
 const MOST_STRETCH: f64 = 16.0;
 
+/// The same where others may come any moment, who would have to wait for two such steps; also of steps that
+/// read alone, beside those that decode one sequence.
+const POLITE_STRETCH: f64 = 5.0;
+
 /// How many that wait for their next token each counts for that waits for its first, beyond one of
 /// them. Where requests arrive together, the sooner all of them are read the better the batch; a
 /// lone one is to disturb nobody.
@@ -133,10 +137,15 @@ impl Attached {
         config: &Config,
     ) -> Budget {
         let mut left = self.limits.max_step_tokens as usize;
+        let polite = line.shares.expects_company();
+        let most_stretch = if polite { POLITE_STRETCH } else { MOST_STRETCH };
+        if polite && decodes == 0 {
+            left = left.min(self.pace.bears_alone(POLITE_STRETCH));
+        }
         if decodes > 0 {
             let others = (self.crowd(decodes, line) - 1.0).max(0.0);
             let stretch = 1.0 + CROWD * others / decodes as f64;
-            let stretch = stretch.clamp(STRETCH, MOST_STRETCH);
+            let stretch = stretch.clamp(STRETCH, most_stretch);
             left = self
                 .pace
                 .prefill_beside(decodes, stretch)

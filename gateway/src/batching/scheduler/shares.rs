@@ -46,6 +46,10 @@ const MEMORY: f64 = 256.0;
 /// may be about to send the next request.
 const PRESENCE: u32 = 16;
 
+/// Plans for which others are still expected when one has everything to itself: what it is given then is not
+/// to be long in the way of whoever comes next.
+const COMPANY: u32 = 4096;
+
 /// Sequences of better classes that may start before one of a worse class that waits.
 const AGING: u32 = 8;
 
@@ -117,6 +121,8 @@ pub(super) struct Shares {
     floor: f64,
     /// Parties at work.
     parties: usize,
+    /// Plans since there were several; [`COMPANY`] if there never were.
+    alone: u32,
     /// Weight of all tenants at work.
     weight: f64,
     /// Sequences that run, by class.
@@ -135,6 +141,7 @@ impl Default for Shares {
             tenants: HashMap::new(),
             floor: 0.0,
             parties: 0,
+            alone: COMPANY,
             weight: 0.0,
             running: [0; 3],
             best: Priority::Low,
@@ -209,6 +216,10 @@ impl Shares {
                 self.best = self.best.min(tenant.best);
             }
         }
+        self.alone = match self.parties {
+            0 | 1 => self.alone.saturating_add(1),
+            _ => 0,
+        };
         let best = self.best;
         for tenant in self.tenants.values_mut() {
             // Whoever comes back begins where the others are.
@@ -269,6 +280,11 @@ impl Shares {
     /// Whether all that runs or waits is of one party, which has everything then.
     pub(super) fn is_alone(&self) -> bool {
         self.parties <= 1
+    }
+
+    /// Whether one has everything to itself that had not a while ago.
+    pub(super) fn expects_company(&self) -> bool {
+        self.is_alone() && self.alone < COMPANY
     }
 
     /// Whose turn it is to be read: of a sequence that waits to be.

@@ -70,6 +70,9 @@ struct Service {
     live: BTreeMap<SequenceId, Asked>,
     last: u64,
     had: Vec<Had>,
+    /// Microseconds of the longest step that was planned when only the first tenant had had anything to do for
+    /// some plans.
+    longest: u64,
 }
 
 impl Service {
@@ -97,6 +100,7 @@ impl Service {
             sent: vec![0; loads.len()],
             arrivals: BinaryHeap::new(),
             live: BTreeMap::new(),
+            longest: 0,
             last: 0,
             had: vec![Had::default(); loads.len()],
             loads,
@@ -161,7 +165,9 @@ impl Service {
     fn run(&mut self, time: u64) -> Vec<Had> {
         let end = self.now + time;
         self.had.fill(Had::default());
+        self.longest = 0;
         let mut steps = VecDeque::new();
+        let mut plans = 0;
         while self.now < end || !steps.is_empty() {
             while let Some(&Reverse((at, tenant, _))) = self.arrivals.peek()
                 && at <= self.now
@@ -172,10 +178,18 @@ impl Service {
             while self.now < end
                 && let Some(plan) = self.scheduler.plan(self.time(), |_| true)
             {
-                steps.push_back(plan);
+                let alone = self.live.values().all(|asked| asked.tenant == 0);
+                plans = if alone { plans + 1 } else { 0 };
+                steps.push_back((plan, plans > 20));
             }
             match steps.pop_front() {
-                Some(plan) => self.compute(&plan),
+                Some((plan, alone)) => {
+                    let before = self.now;
+                    self.compute(&plan);
+                    if alone {
+                        self.longest = self.longest.max(self.now - before);
+                    }
+                }
                 None => self.now = self.arrivals.peek().map_or(end, |next| next.0.0),
             }
         }
@@ -281,6 +295,7 @@ fn nine_tenants_keep_what_is_theirs_beside_a_flood() {
     for (device, load) in [
         (CPU, Load::Clients(1)),
         (CPU, Load::Clients(3)),
+        (CPU, Load::Rate(100)),
         (CPU, Load::Rate(500)),
         (GPU, Load::Clients(1)),
         (GPU, Load::Clients(3)),
@@ -289,6 +304,21 @@ fn nine_tenants_keep_what_is_theirs_beside_a_flood() {
         let left = flooded(device, 9, 1, load, 20, 600);
         left.check();
     }
+}
+
+/// Whoever comes next waits for two steps: they are not long where somebody may come.
+#[test]
+fn a_flood_that_is_not_always_alone_has_no_long_steps() {
+    let longest = |others: u64| {
+        let loads = vec![Load::Rate(1500), Load::Rate(others)];
+        let mut service = Service::new(CPU, loads);
+        service.run(100 * SECOND);
+        service.run(500 * SECOND);
+        service.longest
+    };
+    // A request of somebody else every ten seconds, and hardly any.
+    let (company, alone) = (longest(100), longest(1));
+    assert!(2 * company < alone, "{company} us, alone {alone} us");
 }
 
 #[test]
