@@ -3,11 +3,10 @@
 
 mod common;
 
-use common::client::{End, Transcript};
+use common::client::Transcript;
 use common::requests::{Request, kinds};
 use common::shop::{Shop, code, content};
 use common::{Answer, Server, chat, setting, wait_until};
-use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
 /// What the embedded model, which has never seen JSON, would not keep to by itself.
@@ -271,31 +270,11 @@ fn a_form_survives_its_worker() {
     let request = streamed(body);
     let undisturbed = server.ask(&request);
     let stride = setting("REALM_TEST_STRIDE", 9).max(1) as usize;
-    for point in (1..undisturbed.tokens()).step_by(stride) {
-        let (ended, worker) = (
-            server.metric("realm_worker_ends_total"),
-            server.worker_pid(),
-        );
-        let answer = server.ask_with(&request, |chunks| {
-            if chunks == point {
-                kill(worker, Signal::SIGKILL).expect("the worker runs");
-            }
-        });
-        let End::Finished(answer) = answer else {
-            panic!("killed at {point}: {answer:?}");
-        };
-        assert_eq!(answer, undisturbed, "killed at token {point}");
+    server.ask_and_kill(&request, &undisturbed, stride, |answer| {
         for choice in answer.choices.values() {
             assert_fits(&choice.text);
         }
-        // A token without text of its own makes no chunk: then nobody was killed.
-        if server.worker_pid() != worker {
-            wait_until("the worker is replaced", || {
-                server.metric("realm_worker_ends_total") == ended + 1.0
-                    && server.admin("/ready").status == 200
-            });
-        }
-    }
+    });
     assert!(server.metric("realm_worker_ends_total") > 1.0);
 }
 

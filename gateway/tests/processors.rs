@@ -5,11 +5,9 @@
 
 mod common;
 
-use common::client::End;
 use common::requests::{Request, kinds};
 use common::shop::{Shop, code, content};
-use common::{Answer, Server, chat, setting, wait_until};
-use nix::sys::signal::{Signal, kill};
+use common::{Answer, Server, chat, setting};
 use serde_json::{Value, json};
 
 fn ask(shop: &Shop, content: &str, processor: Value) -> Answer {
@@ -170,28 +168,7 @@ fn a_steered_stream_survives_its_worker() {
         server.ask(&request.clone().with("processor", None))
     );
     let stride = setting("REALM_TEST_STRIDE", 6).max(1) as usize;
-    for point in (1..undisturbed.tokens()).step_by(stride) {
-        let (ended, worker) = (
-            server.metric("realm_worker_ends_total"),
-            server.worker_pid(),
-        );
-        let answer = server.ask_with(&request, |chunks| {
-            if chunks == point {
-                kill(worker, Signal::SIGKILL).expect("the worker runs");
-            }
-        });
-        let End::Finished(answer) = answer else {
-            panic!("killed at {point}: {answer:?}");
-        };
-        assert_eq!(answer, undisturbed, "killed at token {point}");
-        // A token without text of its own makes no chunk: then nobody was killed.
-        if server.worker_pid() != worker {
-            wait_until("the worker is replaced", || {
-                server.metric("realm_worker_ends_total") == ended + 1.0
-                    && server.admin("/ready").status == 200
-            });
-        }
-    }
+    server.ask_and_kill(&request, &undisturbed, stride, |_| {});
     assert!(server.metric("realm_worker_ends_total") > 0.0);
 }
 

@@ -65,6 +65,17 @@ pub struct Dials {
     pub min_p: f32,
 }
 
+impl From<&Sampling> for Dials {
+    fn from(sampling: &Sampling) -> Self {
+        Dials {
+            temperature: sampling.temperature,
+            top_p: sampling.top_p,
+            top_k: sampling.top_k,
+            min_p: sampling.min_p,
+        }
+    }
+}
+
 /// What a program is to answer.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Request {

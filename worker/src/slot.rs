@@ -22,7 +22,7 @@ pub(crate) struct Slot {
     /// What the last plan said that came in.
     verdict: Option<Verdict>,
     parked: Option<Parked>,
-    /// The hidden state that the logits to draw from follow from, if its code may ask for that.
+    /// The hidden state that the logits to draw from follow from, if its code may ask for that yet.
     hidden: Vec<f32>,
 }
 
@@ -90,7 +90,7 @@ impl Slot {
 
     /// Takes the hidden state behind the logits that are drawn from next, or kept.
     pub(crate) fn keep_hidden(&mut self, hidden: &[f32]) {
-        if self.steering.as_ref().is_some_and(Steering::is_curious) {
+        if let Some(Verdict::Show | Verdict::Late) = self.verdict {
             self.hidden.clear();
             self.hidden.extend(hidden);
         }

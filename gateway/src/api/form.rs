@@ -118,11 +118,8 @@ fn schema(at: String, value: Value) -> Result<Grammar, ApiError> {
 
 /// One of `json`, `regex`, `choice` and `grammar`.
 fn structured(mut fields: Fields) -> Result<Grammar, ApiError> {
-    let kinds = ["json", "regex", "choice", "grammar"];
-    let mut given = kinds.map(|kind| (kind, fields.take(kind))).into_iter();
-    let mut given = given
-        .by_ref()
-        .filter_map(|(kind, value)| Some((kind, value?)));
+    let kinds = ["json", "regex", "choice", "grammar"].into_iter();
+    let mut given = kinds.filter_map(|kind| Some((kind, fields.take(kind)?)));
     let (Some((kind, value)), None) = (given.next(), given.next()) else {
         return Err(ApiError::conflict(
             OUTPUTS,

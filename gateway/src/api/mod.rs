@@ -33,6 +33,7 @@ use http::Response;
 pub use body::Body;
 pub use error::ApiError;
 pub(crate) use processor::allotment;
+pub(crate) use program::task;
 pub use programs::{ProgramList, ProgramObject};
 
 use crate::programs::Programs;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::Response;
-use realm_shared::run::{Dials, Message as Said, Request, Role as Speaker};
+use realm_shared::run::{Message as Said, Request, Role as Speaker};
 use serde_json::Value;
 
 use super::answer::respond;
@@ -16,6 +16,7 @@ use super::params::Params;
 use super::processor::{allotment, args};
 use super::run::{Format, Run};
 use crate::batching::sequence::Sequence;
+use crate::config::TenantSettings;
 use crate::programs::{Kind, Program, ProgramError, ProgramRecord, Programs};
 use crate::tenants::Caller;
 use crate::workers::{Model, ModelLimits, Models, Task};
@@ -127,42 +128,55 @@ pub(super) async fn submit<F: Format>(
         sequence,
         id,
     } = asked;
-    let allotment = allotment(&settings);
-    let sampling = &sequence.sampling;
-    let end_tokens = sampling.stop_ids.iter().take(sampling.stop_count as usize);
-    let budget = u64::from(sequence.max_tokens) * u64::from(allotment.sequences);
-    let request = Request {
-        messages: messages.into_iter().map(said).collect(),
-        prompt: sequence.prompt.to_vec(),
-        args: args.unwrap_or_else(|| Value::Null.to_string()),
-        dials: Dials {
-            temperature: sampling.temperature,
-            top_p: sampling.top_p,
-            top_k: sampling.top_k,
-            min_p: sampling.min_p,
-        },
-        max_tokens: sequence.max_tokens,
-        budget,
-        key: sampling.key,
-        end_tokens: end_tokens.copied().collect(),
-        context: limits.max_context,
-    };
-    // All that it may draw, and read for that.
-    let tokens = run.prompt_tokens() as u64 + budget;
-    let sequences = allotment.sequences as usize;
-    let reservation = caller.reserve(id, &program.name, sequences, tokens)?;
-    let allowed = settings.program_limits();
-    let task = Task {
+    let sequence = Sequence {
         tenant: caller.tenant.id,
         allowance: settings.allowance(),
         priority: params.urgency.within(settings.priority()),
+        ..sequence
+    };
+    let messages = messages.into_iter().map(said).collect();
+    let args = args.unwrap_or_else(|| Value::Null.to_string());
+    let context = limits.max_context;
+    let task = task(program, messages, args, &sequence, context, &settings);
+    // All that it may draw, and read for that.
+    let tokens = run.prompt_tokens() as u64 + task.request.budget;
+    let sequences = task.allotment.sequences as usize;
+    let reservation = caller.reserve(id, &task.program.name, sequences, tokens)?;
+    respond(run, model.run(task, Some(reservation))?, params).await
+}
+
+/// What a program is to do where the model itself would compute this sequence.
+pub(crate) fn task(
+    program: Arc<Program>,
+    messages: Vec<Said>,
+    args: String,
+    sequence: &Sequence,
+    context: u32,
+    settings: &TenantSettings,
+) -> Task {
+    let (allotment, allowed) = (allotment(settings), settings.program_limits());
+    let sampling = &sequence.sampling;
+    let end_tokens = sampling.stop_ids.iter().take(sampling.stop_count as usize);
+    Task {
+        tenant: sequence.tenant,
+        allowance: sequence.allowance,
+        priority: sequence.priority,
         program,
         allotment,
         saved: allowed.saved_tokens,
         wall: allowed.wall,
-        request,
-    };
-    respond(run, model.run(task, Some(reservation))?, params).await
+        request: Request {
+            messages,
+            prompt: sequence.prompt.to_vec(),
+            args,
+            dials: sampling.into(),
+            max_tokens: sequence.max_tokens,
+            budget: u64::from(sequence.max_tokens) * u64::from(allotment.sequences),
+            key: sampling.key,
+            end_tokens: end_tokens.copied().collect(),
+            context,
+        },
+    }
 }
 
 /// A message as programs see it.

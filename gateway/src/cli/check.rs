@@ -1,23 +1,21 @@
 //! `realm program check`: what a component is, and what it does when it is tried.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use realm_shared::run::{Dials, Message, Request, Role};
-use serde::Serialize;
+use realm_shared::run::{Message, Role};
 
 use super::component::{CompilerArgs, read};
-use super::run::hear;
-use crate::api::{ApiError, allotment, random};
+use super::run::{self, encode, show};
+use crate::api::{ApiError, allotment, random, task};
 use crate::batching::{Allowance, Instance, Priority, Sequence, SequenceId, Steering, TenantId};
 use crate::config::{File, ModelSpec, TenantSettings, WorkerSettings};
 use crate::programs::{Kind, Program, Programs};
 use crate::tenants::ANYONE;
-use crate::workers::{Generation, Model, Task};
+use crate::workers::{Generation, Model};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -85,14 +83,9 @@ pub(super) async fn check(args: Args, file: &File) -> anyhow::Result<ExitCode> {
     };
     println!("asked {:?}, with {}, it answers:", args.prompt, trial.json);
     let mut generation = trial.begin(verdict.program)?;
-    let heard = hear(&mut generation, &model.text, |piece| {
-        let mut out = std::io::stdout();
-        out.write_all(piece.as_bytes())?;
-        out.flush()
-    });
-    let heard = heard.await;
+    let shown = show(&mut generation, &model.text).await;
     println!();
-    if let Err(reason) = heard? {
+    if let Err(reason) = shown? {
         bail!("{}", ApiError::from(reason));
     }
     Ok(ExitCode::SUCCESS)
@@ -106,91 +99,49 @@ struct Trial<'a> {
     json: String,
 }
 
-/// What is asked, as templates see it.
-#[derive(Serialize)]
-struct Asked<'a> {
-    role: &'static str,
-    content: &'a str,
-}
-
 impl Trial<'_> {
     /// Has it answer.
     fn begin(&self, program: Program) -> anyhow::Result<Generation> {
         let Trial { model, args, .. } = self;
-        let limits = model
-            .limits()
-            .context("the worker has not said its limits")?;
-        let text = &model.text;
-        let asked = [Asked {
+        let asked = run::Message {
             role: "user",
-            content: &args.prompt,
-        }];
-        let prompt = match &text.template {
-            Some(template) => text.tokenizer.encode(&template.render(&asked)?, false)?,
-            None => text.tokenizer.encode(&args.prompt, true)?,
+            content: args.prompt.clone(),
         };
-        let left = limits.max_context.saturating_sub(prompt.len() as u32);
-        if left == 0 {
-            bail!(
-                "--prompt fills the model's context of {} tokens",
-                limits.max_context
-            );
-        }
-        let max_tokens = args.max_tokens.clamp(1, left);
-        let mut sampling = text.sampling();
+        let (prompt, left) = encode(model, &[asked])?;
+        let context = left + prompt.len() as u32;
+        let mut sampling = model.text.sampling();
         sampling.key = random::key(args.seed, 0);
-        let (program, allotment) = (Arc::new(program), allotment(self.limits));
+        let mut sequence = Sequence {
+            id: SequenceId(0),
+            tenant: TenantId::ANYONE,
+            prompt: prompt.into(),
+            max_tokens: args.max_tokens.clamp(1, left),
+            sampling,
+            bias: Arc::new([]),
+            allowance: Allowance::default(),
+            priority: Priority::default(),
+            prompt_logprobs: false,
+            steering: None,
+        };
+        let (program, json) = (Arc::new(program), &self.json);
         let generation = match program.kind {
-            Kind::Processor => model.generate(
-                vec![Sequence {
-                    id: SequenceId(0),
-                    tenant: TenantId::ANYONE,
-                    prompt: prompt.into(),
-                    max_tokens,
-                    sampling,
-                    bias: Arc::new([]),
-                    allowance: Allowance::default(),
-                    priority: Priority::default(),
-                    prompt_logprobs: false,
-                    steering: Some(Steering::Instance(Instance {
-                        program,
-                        args: self.json.as_str().into(),
-                        allotment,
-                    })),
-                }],
-                None,
-            ),
-            Kind::Program => model.run(
-                Task {
-                    tenant: TenantId::ANYONE,
-                    allowance: Allowance::default(),
-                    priority: Priority::default(),
+            Kind::Processor => {
+                sequence.steering = Some(Steering::Instance(Instance {
                     program,
-                    allotment,
-                    saved: self.limits.program_limits().saved_tokens,
-                    wall: self.limits.program_limits().wall,
-                    request: Request {
-                        messages: vec![Message {
-                            role: Role::User,
-                            content: args.prompt.clone(),
-                        }],
-                        prompt,
-                        args: self.json.clone(),
-                        dials: Dials {
-                            temperature: sampling.temperature,
-                            top_p: sampling.top_p,
-                            top_k: sampling.top_k,
-                            min_p: sampling.min_p,
-                        },
-                        max_tokens,
-                        budget: u64::from(max_tokens) * u64::from(allotment.sequences),
-                        key: sampling.key,
-                        end_tokens: text.stop_ids.clone(),
-                        context: limits.max_context,
-                    },
-                },
-                None,
-            ),
+                    args: json.as_str().into(),
+                    allotment: allotment(self.limits),
+                }));
+                model.generate(vec![sequence], None)
+            }
+            Kind::Program => {
+                let asked = vec![Message {
+                    role: Role::User,
+                    content: args.prompt.clone(),
+                }];
+                let json = json.clone();
+                let task = task(program, asked, json, &sequence, context, self.limits);
+                model.run(task, None)
+            }
         };
         Ok(generation?)
     }

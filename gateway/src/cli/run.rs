@@ -35,9 +35,9 @@ pub(super) struct Args {
 }
 
 #[derive(Debug, Clone, Serialize)]
-struct Message {
-    role: &'static str,
-    content: String,
+pub(super) struct Message {
+    pub(super) role: &'static str,
+    pub(super) content: String,
 }
 
 pub(super) async fn run(args: Args, file: WorkerSettings) -> anyhow::Result<ExitCode> {
@@ -107,6 +107,31 @@ async fn read_line() -> anyhow::Result<Option<String>> {
 /// Streams the model's answer to standard output, and returns it.
 async fn answer(model: &Model, args: &Args, messages: &[Message]) -> anyhow::Result<String> {
     let text = &model.text;
+    let (prompt, left) = encode(model, messages)?;
+    let max_tokens = args.max_tokens.unwrap_or(left).clamp(1, left);
+    let sequence = Sequence {
+        id: SequenceId(0),
+        tenant: TenantId::ANYONE,
+        prompt: prompt.into(),
+        max_tokens,
+        sampling: sampling(model, args)?,
+        bias: Arc::new([]),
+        allowance: Allowance::default(),
+        priority: Priority::default(),
+        prompt_logprobs: false,
+        steering: None,
+    };
+    let mut generation = model.generate(vec![sequence], None)?;
+    let answer = show(&mut generation, text)
+        .await?
+        .map_err(|reason| anyhow::anyhow!("the answer broke off: {}", ApiError::from(reason)))?;
+    writeln!(std::io::stdout())?;
+    Ok(answer)
+}
+
+/// The tokens of a conversation up to where an answer begins, and how many the answer may have.
+pub(super) fn encode(model: &Model, messages: &[Message]) -> anyhow::Result<(Vec<u32>, u32)> {
+    let text = &model.text;
     let limits = model
         .limits()
         .context("the worker has not said its limits")?;
@@ -124,40 +149,15 @@ async fn answer(model: &Model, args: &Args, messages: &[Message]) -> anyhow::Res
             limits.max_context
         );
     }
-    let max_tokens = args.max_tokens.unwrap_or(left).clamp(1, left);
-    let sequence = Sequence {
-        id: SequenceId(0),
-        tenant: TenantId::ANYONE,
-        prompt: prompt.into(),
-        max_tokens,
-        sampling: sampling(model, args)?,
-        bias: Arc::new([]),
-        allowance: Allowance::default(),
-        priority: Priority::default(),
-        prompt_logprobs: false,
-        steering: None,
-    };
-    let mut generation = model.generate(vec![sequence], None)?;
-    let mut answer = String::new();
-    let heard = hear(&mut generation, text, |piece| {
-        answer.push_str(piece);
-        let mut out = std::io::stdout();
-        out.write_all(piece.as_bytes())?;
-        out.flush()
-    });
-    if let Err(reason) = heard.await? {
-        bail!("the answer broke off: {}", ApiError::from(reason));
-    }
-    writeln!(std::io::stdout())?;
-    Ok(answer)
+    Ok((prompt, left))
 }
 
-/// Has an answer shown piece by piece, up to its end or to why it has none.
-pub(super) async fn hear(
+/// Streams an answer to standard output up to its end, or to why it has none, and returns it.
+pub(super) async fn show(
     generation: &mut Generation,
     text: &Text,
-    mut show: impl FnMut(&str) -> std::io::Result<()>,
-) -> std::io::Result<Result<(), FailReason>> {
+) -> std::io::Result<Result<String, FailReason>> {
+    let mut answer = String::new();
     let mut detokenizer = if text.template.is_some() {
         Detokenizer::at_start(&text.tokenizer)
     } else {
@@ -174,9 +174,12 @@ pub(super) async fn hear(
             Event::Text { text, .. } => piece = text,
             Event::Started { .. } | Event::Token { .. } | Event::PromptLogprobs { .. } => {}
         }
-        show(&piece)?;
+        let mut out = std::io::stdout();
+        out.write_all(piece.as_bytes())?;
+        out.flush()?;
+        answer.push_str(&piece);
     }
-    Ok(Ok(()))
+    Ok(Ok(answer))
 }
 
 fn sampling(model: &Model, args: &Args) -> anyhow::Result<Sampling> {

@@ -6,10 +6,11 @@ use std::io::{BufRead, BufReader, ErrorKind};
 use std::net::TcpStream;
 use std::ops::ControlFlow;
 
+use nix::sys::signal::{Signal, kill};
 use serde_json::Value;
 
-use super::Server;
 use super::requests::Request;
+use super::{Server, wait_until};
 
 /// Everything that an answer promises, however it was cut into chunks; ids and times are not among it.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -124,6 +125,37 @@ impl Server {
     /// The whole answer to a request that nothing disturbs.
     pub(crate) fn ask(&self, request: &Request) -> Transcript {
         self.ask_with(request, |_| {}).finished()
+    }
+
+    /// Sends a request again and again, whose worker is killed each time at another token, so many apart:
+    /// the answer is what it is undisturbed, and `check` looks at it.
+    pub(crate) fn ask_and_kill(
+        &self,
+        request: &Request,
+        undisturbed: &Transcript,
+        stride: usize,
+        check: impl Fn(&Transcript),
+    ) {
+        for point in (1..undisturbed.tokens()).step_by(stride) {
+            let (ended, worker) = (self.metric("realm_worker_ends_total"), self.worker_pid());
+            let answer = self.ask_with(request, |chunks| {
+                if chunks == point {
+                    kill(worker, Signal::SIGKILL).expect("the worker runs");
+                }
+            });
+            let End::Finished(answer) = answer else {
+                panic!("killed at {point}: {answer:?}");
+            };
+            assert_eq!(&answer, undisturbed, "killed at token {point}");
+            check(&answer);
+            // A token without text of its own makes no chunk: then nobody was killed.
+            if self.worker_pid() != worker {
+                wait_until("the worker is replaced", || {
+                    self.metric("realm_worker_ends_total") == ended + 1.0
+                        && self.admin("/ready").status == 200
+                });
+            }
+        }
     }
 }
 

@@ -5,10 +5,8 @@
 //! program makes a new lease where it goes on from other tokens, or later.
 
 use std::collections::HashMap;
-use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use realm_shared::run::Drawn;
@@ -163,21 +161,18 @@ impl Lease {
 
     /// What was asked for; None when the program is to end instead.
     async fn answered(&self) -> Option<Result<Answer, Failure>> {
-        poll_fn(|context| {
-            if self.life.is_over_or_will_wake(context.waker()) {
-                return Poll::Ready(None);
-            }
+        let answer = self.life.wait_for(|| {
             let mut state = self.lock();
             if let Turn::Asked(_) = &state.turn {
-                return Poll::Pending;
+                return None;
             }
-            Poll::Ready(match std::mem::replace(&mut state.turn, Turn::Idle) {
+            Some(match std::mem::replace(&mut state.turn, Turn::Idle) {
                 Turn::Answered(answer) => Some(answer),
                 // Only what was asked for is waited for.
                 Turn::Idle | Turn::Asked(_) => None,
             })
-        })
-        .await
+        });
+        answer.await.flatten()
     }
 
     /// The program lets go of it: a question that was not answered is taken back.

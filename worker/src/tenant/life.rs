@@ -1,8 +1,9 @@
 //! Whether anybody still waits for an instance.
 
+use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Waker;
+use std::task::{Poll, Waker};
 
 /// Lasts as long as the sequence or request that an instance works for.
 #[derive(Debug, Default)]
@@ -34,6 +35,17 @@ impl Life {
         if let Some(waker) = waker {
             waker.wake();
         }
+    }
+
+    /// Waits until `look` finds something for the instance; None once it is over.
+    pub(super) async fn wait_for<T>(&self, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+        poll_fn(|context| {
+            if self.is_over_or_will_wake(context.waker()) {
+                return Poll::Ready(None);
+            }
+            look().map_or(Poll::Pending, |found| Poll::Ready(Some(found)))
+        })
+        .await
     }
 
     /// Whether it is over. If not, the task is woken when it is, or when there is something: what it

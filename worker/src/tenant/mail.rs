@@ -1,10 +1,8 @@
 //! The mail between the engine and what steers a sequence beside it: a processor's instance, or a
 //! grammar.
 
-use std::future::poll_fn;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use realm_shared::wire::Fault;
@@ -160,16 +158,7 @@ impl Mail {
 
     /// The tokens that were accepted; None once the sequence is over.
     pub(super) async fn accepted(&self) -> Option<Vec<u32>> {
-        poll_fn(|context| {
-            if self.life.is_over_or_will_wake(context.waker()) {
-                return Poll::Ready(None);
-            }
-            match self.lock().accepted.take() {
-                Some(accepted) => Poll::Ready(Some(accepted)),
-                None => Poll::Pending,
-            }
-        })
-        .await
+        self.life.wait_for(|| self.lock().accepted.take()).await
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

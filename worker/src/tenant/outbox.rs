@@ -4,9 +4,7 @@
 //! the gateway lends, sends what there is. It waits only where the gateway lends no slot.
 
 use std::collections::VecDeque;
-use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
 
 use anyhow::{anyhow, bail};
 use realm_shared::run::{Open, Said, What};
@@ -153,8 +151,8 @@ pub(super) struct Voice {
     run: u64,
     life: Arc<Life>,
     outbox: Arc<Outbox>,
-    /// What it is told, in answer to what it asked.
-    told: Arc<Mutex<VecDeque<Vec<u32>>>>,
+    /// What it is told, in answer to what it asked: it asks for one thing at a time.
+    told: Arc<Mutex<Option<Vec<u32>>>>,
 }
 
 impl Voice {
@@ -211,25 +209,16 @@ impl Voice {
 
     /// It is told something that it asked for.
     pub(super) fn tell(&self, words: Vec<u32>) {
-        self.lock_told().push_back(words);
+        *self.lock_told() = Some(words);
         self.life.wake();
     }
 
     /// Waits until it is. None when the program is to end instead.
     pub(super) async fn told(&self) -> Option<Vec<u32>> {
-        poll_fn(|context| {
-            if self.life.is_over_or_will_wake(context.waker()) {
-                return Poll::Ready(None);
-            }
-            match self.lock_told().pop_front() {
-                Some(words) => Poll::Ready(Some(words)),
-                None => Poll::Pending,
-            }
-        })
-        .await
+        self.life.wait_for(|| self.lock_told().take()).await
     }
 
-    fn lock_told(&self) -> MutexGuard<'_, VecDeque<Vec<u32>>> {
+    fn lock_told(&self) -> MutexGuard<'_, Option<Vec<u32>>> {
         self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

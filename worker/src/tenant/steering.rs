@@ -100,11 +100,6 @@ impl Steering {
         }
     }
 
-    /// Whether it may want to see logits or hidden states.
-    pub fn is_curious(&self) -> bool {
-        matches!(self.by, By::Program(_))
-    }
-
     /// The logits and the hidden state of which it wants to see one.
     pub fn show(&self, logits: &[f32], hidden: &[f32]) {
         if let By::Program(lease) = &self.by {

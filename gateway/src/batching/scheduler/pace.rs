@@ -143,15 +143,6 @@ impl Pace {
         self.bears(decodes, stretch)
     }
 
-    /// Tokens of prefill that a step without decodes takes `stretch` times as long for as one that decodes one
-    /// sequence does; any number, if that is not known.
-    pub(super) fn bears_alone(&self, stretch: f64) -> usize {
-        match (self.alone(1), self.prefill) {
-            (Some(alone), Some(each)) => ((alone * stretch / each) as usize).max(LEAST),
-            _ => usize::MAX,
-        }
-    }
-
     /// The same, without counting the step.
     pub(super) fn bears(&self, decodes: usize, stretch: f64) -> usize {
         let (Some(alone), Some(each)) = (self.alone(decodes), self.prefill) else {
@@ -160,6 +151,15 @@ impl Pace {
         // Nothing, if it is negative.
         let tokens = (alone * (stretch - 1.0) / each).round() as usize;
         tokens.min(self.tried * GROWTH).max(LEAST)
+    }
+
+    /// Tokens of prefill that a step without decodes takes `stretch` times as long for as one that decodes one
+    /// sequence does; any number, if that is not known.
+    pub(super) fn bears_alone(&self, stretch: f64) -> usize {
+        match (self.alone(1), self.prefill) {
+            (Some(alone), Some(each)) => ((alone * stretch / each) as usize).max(LEAST),
+            _ => usize::MAX,
+        }
     }
 }
 
