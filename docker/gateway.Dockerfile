@@ -9,11 +9,12 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,targe
     cargo build --locked --release --package realm-gateway --bin realm \
     && install -D target/release/realm /out/opt/realm/realm \
     # A volume takes its owner from the folder that it is mounted on when it is new.
-    && mkdir -p /out/run/realm
+    && mkdir -p /out/run/realm /out/var/lib/realm
 
 FROM gcr.io/distroless/cc-debian12
 COPY --from=build /out/opt/realm/ /opt/realm/
 COPY --from=build --chown=10001:10001 /out/run/realm/ /run/realm/
+COPY --from=build --chown=10001:10001 /out/var/lib/realm/ /var/lib/realm/
 USER 10001:10001
 # The API. The admin listener stays on loopback unless REALM_ADMIN_ADDR says otherwise.
 EXPOSE 8080

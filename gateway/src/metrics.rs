@@ -173,6 +173,25 @@ pub(crate) fn cache_config<'a>(infos: impl Iterator<Item = (&'a str, ModelInfo)>
     text
 }
 
+/// Whether each served model has a worker that computes. Written when asked for, like
+/// [`cache_config`]: one that is served no more has no line.
+pub(crate) fn model_ready<'a>(models: impl Iterator<Item = (&'a str, bool)>) -> String {
+    const NAME: &str = "realm_model_ready";
+    let mut text = String::new();
+    let what = "Whether the model has a worker that computes: 1 or 0";
+    write_help_line(&mut text, NAME, None, None, what);
+    write_type_line(&mut text, NAME, None, None, "gauge");
+    for (model, ready) in models {
+        let model = sanitize_label_value(model);
+        let _ = writeln!(
+            text,
+            r#"{NAME}{{model_name="{model}"}} {}"#,
+            u8::from(ready)
+        );
+    }
+    text
+}
+
 /// How the sequences and blocks of a model stand.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Standing {

@@ -4,11 +4,13 @@
 
 mod common;
 
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 use common::place::{Place, Reply, ask};
-use common::{Server, chat};
+use common::{Server, chat, wait_until};
+use realm_shared::control::COMPILE;
 use serde_json::{Value, json};
 
 fn component(name: &str) -> PathBuf {
@@ -393,4 +395,91 @@ fn what_was_compiled_is_believed_only_if_it_is_ours() {
     // Sent again, it is whole.
     call(&server, None, "POST ?name=choice", &bytes("choice"));
     answer(&server);
+}
+
+/// `realm-worker compile --socket`. Ends with the value.
+struct Listening(Child);
+
+impl Listening {
+    fn start(socket: &Path) -> Listening {
+        let binary = Path::new(env!("CARGO_BIN_EXE_realm")).with_file_name("realm-worker");
+        let mut command = Command::new(binary);
+        command.args(["compile", "--socket"]).arg(socket);
+        let child = command.stdin(Stdio::null()).spawn();
+        let listening = Listening(child.expect("it starts; build the workspace first"));
+        wait_until("it listens", || realm_shm::socket::connect(socket).is_ok());
+        listening
+    }
+
+    /// Processes that it has started and that still run.
+    fn children(&self) -> usize {
+        let pid = self.0.id();
+        let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs");
+        let children = tasks.filter_map(|task| {
+            let path = task.ok()?.path().join("children");
+            std::fs::read_to_string(path).ok()
+        });
+        children.map(|pids| pids.split_whitespace().count()).sum()
+    }
+}
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_compiler_may_run_elsewhere() {
+    let place = Place::new("programs = \"programs\"\ncompiler = \"compiler.sock\"");
+    let (key, socket) = (place.key("acme"), place.file("compiler.sock"));
+    let server = place.serve();
+    let push =
+        |name: &str, body: &[u8]| call(&server, Some(&key), &format!("POST ?name={name}"), body);
+    let choice = bytes("choice");
+
+    let reply = push("choice", &choice);
+    assert_eq!(
+        outcome(&reply),
+        (500, "program_unavailable"),
+        "{}",
+        reply.body
+    );
+
+    let listening = Listening::start(&socket);
+    let reply = push("choice", &choice);
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    assert_eq!(outcome(&push("junk", b"junk")), (400, "invalid_program"));
+    let mut request = chat("Hello");
+    request["processor"] = json!({"name": "choice", "args": {"choices": ["yes"]}});
+    let reply = ask(&server, Some(&key), "/v1/chat/completions", Some(&request));
+    let said = &reply.body["choices"][0]["message"]["content"];
+    assert_eq!(said, "yes", "{}", reply.body);
+
+    // Whoever hangs up ends what works for them.
+    let (socket_end, input) = (
+        realm_shm::socket::connect(&socket).expect("connects"),
+        std::os::unix::net::UnixStream::pair().expect("a pair"),
+    );
+    for _ in 0..3 {
+        let (of, end) = (socket_end.as_fd(), input.0.as_fd());
+        realm_shm::socket::send_with(of, COMPILE, end).expect("sent");
+    }
+    wait_until("it waits for a component", || listening.children() == 1);
+    drop(socket_end);
+    wait_until("nobody waits any more", || listening.children() == 0);
+
+    // Another one takes its place.
+    drop(listening);
+    let reply = push("guard", &bytes("guard"));
+    assert_eq!(
+        outcome(&reply),
+        (500, "program_unavailable"),
+        "{}",
+        reply.body
+    );
+    let _listening = Listening::start(&socket);
+    let reply = push("guard", &bytes("guard"));
+    assert_eq!(reply.status, 200, "{}", reply.body);
 }

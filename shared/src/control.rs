@@ -11,6 +11,14 @@ pub const MAX_CONTROL_BYTES: usize = 16 * 1024;
 /// What a line of a worker's standard error begins with that a tenant's code has logged.
 pub const PROGRAM_LOG: &str = "program ";
 
+/// What a gateway asks of `realm-worker compile --socket`: a process that compiles what comes to its
+/// standard input. Three messages with that, each with a descriptor, are for the process's standard
+/// input, output and errors. The answer, when it has ended, is its wait status: four bytes, the lowest first.
+/// Any other message, or none any more, ends it.
+pub const COMPILE: &[u8] = b"compile";
+/// The same for one that says what compiled code depends on.
+pub const FINGERPRINT: &[u8] = b"fingerprint";
+
 /// What a worker says about itself beside the rings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]

@@ -1,10 +1,11 @@
 """The two images without a container engine: the root file system of each Dockerfile's last stage, run in
-namespaces of its own, read-only, as the user that the Dockerfile names. They share the folder of a socket.
+namespaces of its own, read-only, as the user that the Dockerfile names. They share the folder of their sockets.
 
-    containers.py OUT GATEWAY_OUT WORKER_OUT
+    containers.py OUT GATEWAY_OUT WORKER_OUT PROGRAM
 
-OUT is a folder to work in; the others hold what `/out` is in the Dockerfiles' first stages. What the images take
-from Debian is taken from this system: the libraries that the programs load, and nothing else.
+OUT is a folder to work in; GATEWAY_OUT and WORKER_OUT hold what `/out` is in the Dockerfiles' first stages. What the
+images take from Debian is taken from this system: the libraries that the programs load, and nothing else. PROGRAM is
+the component `choice`.
 
 Exits with 77 where the system does not let its user make namespaces.
 """
@@ -66,7 +67,7 @@ class Image:
             else:
                 said[word] = rest
         self.user = int(said["USER"].split(":")[0])
-        self.command = json.loads(said["ENTRYPOINT"]) + json.loads(said["CMD"])
+        self.entrypoint, self.command = json.loads(said["ENTRYPOINT"]), json.loads(said["CMD"])
         health = said.get("HEALTHCHECK", "CMD []").split("CMD ", 1)[1]
         self.health = json.loads(health)
         self.root = root
@@ -78,7 +79,7 @@ class Image:
             source = out / Path(source).relative_to("/out")
             target = self.root / target.strip("/")
             shutil.copytree(source, target, copy_function=os.link, dirs_exist_ok=True)
-        program = self.root / self.command[0].strip("/")
+        program = self.root / self.entrypoint[0].strip("/")
         listed = subprocess.run(["ldd", program], check=True, capture_output=True, text=True).stdout
         for word in listed.split():
             library = Path(word)
@@ -96,11 +97,12 @@ class Image:
 
 
 class Container:
-    """A process in namespaces of its own, and `beside`, which runs in its network alone."""
+    """A process in namespaces of its own, and `beside`, which runs in its network alone. `volumes` are folders, by
+    where they are mounted."""
 
-    def __init__(self, image, env, shared, args=(), beside=None):
-        self.image, self.env, self.shared = image, image.env | env, shared
-        self.command = [*image.command, *args]
+    def __init__(self, image, env, volumes, command=None, beside=None):
+        self.image, self.env, self.volumes = image, image.env | env, volumes
+        self.command = image.entrypoint + (command or image.command)
         read, write = os.pipe()
         self.agent = os.fork()
         if self.agent == 0:
@@ -158,7 +160,8 @@ class Container:
         call("mount", "none", "/", None, MS_REC | MS_PRIVATE, None)
         call("mount", root, root, None, MS_BIND | MS_REC, None)
         call("mount", "/dev/null", f"{root}/dev/null", None, MS_BIND, None)
-        call("mount", str(self.shared), f"{root}/run/realm", None, MS_BIND, None)
+        for place, folder in self.volumes.items():
+            call("mount", str(folder), f"{root}{place}", None, MS_BIND, None)
         call("mount", "proc", f"{root}/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, None)
         os.chdir(root)
         if LIBC.syscall(PIVOT_ROOT, b".", b".") != 0:
@@ -194,11 +197,15 @@ def stop(pid, with_signal):
 
 
 def ask(port, path, body=None):
+    """Sends JSON, or a component as it is."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=PATIENCE)
     try:
-        method = "GET" if body is None else "POST"
-        sent = None if body is None else json.dumps(body)
-        connection.request(method, path, sent, {"content-type": "application/json"})
+        if isinstance(body, bytes):
+            connection.request("POST", path, body, {"content-type": "application/wasm"})
+        elif body is None:
+            connection.request("GET", path)
+        else:
+            connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
         answer = connection.getresponse()
         return answer.status, answer.read()
     finally:
@@ -219,13 +226,13 @@ def is_ready():
         return False
 
 
-def chat():
+def chat(**more):
     body = {
         "model": "realm-tiny",
         "messages": [{"role": "user", "content": "Tell me a story."}],
         "max_tokens": 32,
         "seed": 7,
-    }
+    } | more
     status, answer = ask(8080, "/v1/chat/completions", body)
     assert status == 200, answer
     text = json.loads(answer)["choices"][0]["message"]["content"]
@@ -254,20 +261,25 @@ def may_make_namespaces():
     return os.waitpid(child, 0)[1] == 0
 
 
-def main(out, gateway_out, worker_out):
+def main(out, gateway_out, worker_out, program):
     if not may_make_namespaces():
         sys.exit(SKIP)
-    shared = out / "shared"
-    shutil.rmtree(shared, ignore_errors=True)
-    shared.mkdir(parents=True)
+    sockets, programs = out / "sockets", out / "programs"
+    for folder in [sockets, programs]:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+    shared = {"/run/realm": sockets}
     gateway = Image(ROOT / "docker/gateway.Dockerfile", gateway_out, out / "gateway")
     worker = Image(ROOT / "docker/worker.Dockerfile", worker_out, out / "worker")
     print(f"without what is Debian's besides: gateway {gateway.size():.0f} MB, worker {worker.size():.0f} MB")
     env = {
         "REALM_ATTACH": "realm-tiny=/run/realm/model.sock",
         "REALM_ALLOW_UNAUTHENTICATED": "true",
+        "REALM_PROGRAMS_DIR": "/var/lib/realm/programs",
+        "REALM_COMPILER": "/run/realm/compiler.sock",
     }
     workers = [Container(worker, {}, shared)]
+    compiler = Container(worker, {}, shared, ["compile", "--socket=/run/realm/compiler.sock"])
     control, told = os.pipe()
     heard, tell = os.pipe()
 
@@ -277,6 +289,11 @@ def main(out, gateway_out, worker_out):
         os.close(tell)
         wait_until("the gateway is ready", is_ready)
         before = chat()
+        wait_until("the compiler listens", (sockets / "compiler.sock").exists)
+        status, stored = ask(8080, "/v1/programs?name=choice", program.read_bytes())
+        assert status == 200, stored
+        steered = {"processor": {"name": "choice", "args": {"choices": ["quite so"]}}}
+        assert chat(**steered) == "quite so"
         own = gateway.root / gateway.health[0].strip("/")
         subprocess.run([own, *gateway.health[1:]], check=True, stdout=subprocess.DEVNULL)
         assert not list((gateway.root).rglob("*torch*"))
@@ -285,17 +302,20 @@ def main(out, gateway_out, worker_out):
         assert os.read(heard, 1) == b"x"
         wait_until("the gateway is ready again", is_ready)
         assert chat() == before
+        assert chat(**steered) == "quite so"
         assert stop(pid, signal.SIGTERM) == 0, "the gateway did not end well"
 
-    serving = Container(gateway, env, shared, beside=beside)
+    serving = Container(gateway, env, shared | {"/var/lib/realm": programs}, beside=beside)
     try:
         os.close(told)
         assert os.read(control, 1) == b"x", "the client failed"
-        here, one, two = namespaces(os.getpid()), namespaces(serving.pid), namespaces(workers[0].pid)
-        for name in here:
-            assert len({here[name], one[name], two[name]}) == 3, name
-        assert interfaces(workers[0].pid) == ["lo"]
-        for pid in [serving.pid, workers[0].pid]:
+        pids = [serving.pid, workers[0].pid, compiler.pid]
+        each = [namespaces(pid) for pid in [os.getpid(), *pids]]
+        for name in each[0]:
+            assert len({one[name] for one in each}) == 4, name
+        for pid in pids[1:]:
+            assert interfaces(pid) == ["lo"]
+        for pid in pids:
             assert status_of(pid, "CapEff") == ["0000000000000000"]
             assert status_of(pid, "NSpid")[1:] == ["1"]
         assert status_of(workers[0].pid, "Seccomp") == ["2"]
@@ -310,7 +330,8 @@ def main(out, gateway_out, worker_out):
     finally:
         os.close(tell)
         workers[0].kill()
-    print("two containers answered, and again after the worker's was killed")
+        compiler.kill()
+    print("three containers answered, and again after the worker's was killed")
 
 
 if __name__ == "__main__":

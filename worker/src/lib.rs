@@ -8,6 +8,7 @@
 
 pub mod arena;
 pub mod batch;
+pub mod compilers;
 pub mod config;
 #[cfg(debug_assertions)]
 mod crash;

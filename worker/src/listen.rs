@@ -35,7 +35,7 @@ const BACKLOG: i32 = 16;
 /// How often the service manager hears of a worker that waits.
 const TURN: Duration = Duration::from_millis(250);
 /// Pause after the system refused a connection, for want of descriptors for example.
-const BREATH: Duration = Duration::from_millis(100);
+pub(crate) const BREATH: Duration = Duration::from_millis(100);
 
 /// Serves a model to one gateway after the other. Ends when none came for `grace` after the last
 /// one went; waits for the first without limit. The socket's file stays: a confined process deletes
@@ -198,7 +198,7 @@ fn hung_up(socket: BorrowedFd<'_>) -> bool {
 }
 
 /// The process at the other end, in words.
-fn caller(socket: BorrowedFd<'_>) -> String {
+pub(crate) fn caller(socket: BorrowedFd<'_>) -> String {
     match getsockopt(&socket, PeerCredentials) {
         // The system gives 0 for a process in a namespace that cannot be seen from here.
         Ok(peer) if peer.pid() > 0 => format!("gateway {}", peer.pid()),
@@ -207,7 +207,7 @@ fn caller(socket: BorrowedFd<'_>) -> String {
 }
 
 /// Listens at `path`, open to this user alone. What a dead worker left there is replaced.
-fn bind(path: &Path) -> anyhow::Result<OwnedFd> {
+pub(crate) fn bind(path: &Path) -> anyhow::Result<OwnedFd> {
     let fail = || format!("cannot listen on {}", path.display());
     let address = SocketAddrUnix::new(path).with_context(fail)?;
     let listener = socket()?;
@@ -239,17 +239,17 @@ fn remove_stale(path: &Path, address: &SocketAddrUnix) -> anyhow::Result<()> {
         Err(Errno::CONNREFUSED) => {
             fs::remove_file(path).with_context(|| format!("cannot replace {shown}"))
         }
-        _ => bail!("a worker listens on {shown} already: stop it, or choose another --socket"),
+        _ => bail!("somebody listens on {shown} already: stop them, or choose another --socket"),
     }
 }
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
+pub(crate) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> anyhow::Result<()> {
     let thread = std::thread::Builder::new().name(name.into());
     thread.spawn(body).context("cannot start a thread")?;
     Ok(())
 }
 
 /// For whoever reads the log of what they started. Nobody may: the terminal may be gone.
-fn say(what: impl Display) {
+pub(crate) fn say(what: impl Display) {
     let _ = writeln!(io::stderr(), "realm-worker: {what}");
 }

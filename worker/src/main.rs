@@ -12,7 +12,7 @@ use realm_worker::config::DType;
 use realm_worker::engine::{ModelSource, Options};
 use realm_worker::linear::cores;
 use realm_worker::serve::{Gateway, serve};
-use realm_worker::{sandbox, tenant};
+use realm_worker::{compilers, sandbox, tenant};
 use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
@@ -34,6 +34,10 @@ enum Command {
         /// Only name what compiled code depends on beside the component.
         #[arg(long)]
         fingerprint: bool,
+        /// Path to listen at, for gateways of this user that have no such program themselves
+        /// (`realm serve --compiler`): each time one asks, another process does the above.
+        #[arg(long, value_name = "PATH", conflicts_with = "fingerprint")]
+        socket: Option<PathBuf>,
         #[command(flatten)]
         sandbox: Sandbox,
     },
@@ -149,8 +153,20 @@ fn main() -> ExitCode {
             }
         }
         Command::Compile {
+            socket: Some(path),
+            sandbox,
+            ..
+        } => match compilers::serve(&path, sandbox.require_sandbox) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("realm-worker compile: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
+        Command::Compile {
             fingerprint,
             sandbox,
+            ..
         } => {
             if let Err(error) = shut_in(sandbox.require_sandbox) {
                 eprintln!("{error:#}");

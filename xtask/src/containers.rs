@@ -26,6 +26,7 @@ pub(crate) fn test(workspace: &Workspace) -> anyhow::Result<bool> {
         .arg(workspace.root.join("tests/containers/containers.py"))
         .arg(scratch.join("run"))
         .args(outs.iter().map(|(_, out)| out))
+        .arg(workspace.programs().join("choice.wasm"))
         .status()
         .context("cannot start python3")?;
     match status.code() {

@@ -69,12 +69,12 @@ pub(crate) fn test(chosen: &[Step]) -> anyhow::Result<ExitCode> {
         let calls = chosen
             .iter()
             .any(|step| (Step::Python..=Step::Stop).contains(step));
-        let starts = chosen
-            .iter()
-            .any(|step| *step > Step::Stop || *step == Step::Containers);
+        let contains = chosen.contains(&Step::Containers);
+        let starts = contains || chosen.iter().any(|step| *step > Step::Stop);
         steps.retain(|step| {
             chosen.contains(step)
-                || calls && matches!(step, Step::Programs | Step::Stop)
+                || calls && *step == Step::Stop
+                || (calls || contains) && *step == Step::Programs
                 || (calls || starts) && *step == Step::Build
         });
     }

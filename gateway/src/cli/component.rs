@@ -27,6 +27,9 @@ pub(super) struct CompilerArgs {
 
 impl CompilerArgs {
     pub(super) fn find(&self, file: &File) -> Compiler {
+        if let (None, Some(socket)) = (&self.worker, &file.programs.compiler) {
+            return Compiler::listening(socket.clone());
+        }
         let binary = self.worker.clone().or_else(|| file.worker.worker.clone());
         let require_sandbox = self.require_sandbox.or(file.worker.require_sandbox);
         Compiler::new(

@@ -124,7 +124,7 @@ impl Place {
         }
         let flags = ProgramSettings {
             programs: self.dir,
-            program_bytes: None,
+            ..ProgramSettings::default()
         };
         let folder = flags.resolve(file.programs.clone())?.context(
             "which programs? Give --dir, or `programs` in the file of --config, or --url of a running server",

@@ -79,8 +79,11 @@ pub(super) async fn serve(
     }
     let programs = match folder {
         Some(folder) => {
-            let binary = workers.binary.clone().unwrap_or_else(default_binary);
-            let compiler = Compiler::new(binary, workers.require_sandbox);
+            let binary = || workers.binary.clone().unwrap_or_else(default_binary);
+            let compiler = match folder.compiler {
+                Some(socket) => Compiler::listening(socket),
+                None => Compiler::new(binary(), workers.require_sandbox),
+            };
             Programs::open(&folder.dir, compiler, folder.most_bytes)?
         }
         None => Programs::off(),

@@ -147,6 +147,10 @@ pub struct ProgramSettings {
     /// Longest component that may be stored, e.g. 16MiB [default: 16MiB]
     #[arg(long, env = "REALM_PROGRAM_BYTES", value_name = "SIZE")]
     pub program_bytes: Option<ByteSize>,
+    /// Have programs compiled by whoever listens at SOCKET, started with `realm-worker compile --socket
+    /// SOCKET`, instead of by the realm-worker binary
+    #[arg(long, env = "REALM_COMPILER", value_name = "SOCKET")]
+    pub compiler: Option<PathBuf>,
 }
 
 /// How to log.
@@ -217,7 +221,7 @@ pub enum ConfigError {
 pub struct File {
     /// `api_keys`, a path from the folder of this file on.
     pub access: AccessSettings,
-    /// `programs`, a path from the folder of this file on, and `program_bytes`.
+    /// `programs` and `compiler`, paths from the folder of this file on, and `program_bytes`.
     pub programs: ProgramSettings,
     /// `[server]`
     pub server: ListenSettings,
@@ -237,6 +241,7 @@ struct Sections {
     usage_log: Option<PathBuf>,
     programs: Option<PathBuf>,
     program_bytes: Option<ByteSize>,
+    compiler: Option<PathBuf>,
     #[serde(default)]
     server: ListenSettings,
     #[serde(default)]
@@ -280,6 +285,7 @@ impl File {
             programs: ProgramSettings {
                 programs: sections.programs.map(|dir| folder.join(dir)),
                 program_bytes: sections.program_bytes,
+                compiler: sections.compiler.map(|socket| folder.join(socket)),
             },
             server: sections.server,
             worker: sections.worker,
@@ -303,6 +309,7 @@ impl ProgramSettings {
         Ok(Some(ProgramFolder {
             dir,
             most_bytes: usize::try_from(most).unwrap_or(usize::MAX),
+            compiler: self.compiler.or(file.compiler),
         }))
     }
 }
@@ -314,6 +321,8 @@ pub struct ProgramFolder {
     pub dir: PathBuf,
     /// Longest component in bytes.
     pub most_bytes: usize,
+    /// Socket of the compiler, if it is not the worker's binary.
+    pub compiler: Option<PathBuf>,
 }
 
 /// Where and how to listen, with every default filled in.
@@ -500,15 +509,18 @@ mod tests {
     fn programs_are_kept_in_a_folder_that_is_named() {
         let off = ProgramSettings::default().resolve(ProgramSettings::default());
         assert_eq!(off.expect("valid"), None);
-        let file = file("programs = \"programs\"\nprogram_bytes = \"1MiB\"").expect("valid");
+        let text = "programs = \"programs\"\nprogram_bytes = \"1MiB\"\ncompiler = \"sock\"";
+        let file = file(text).expect("valid");
         let resolve = |flags: ProgramSettings| flags.resolve(file.programs.clone());
         let folder = resolve(ProgramSettings::default());
         let folder = folder.expect("valid").expect("given");
         assert!(folder.dir.is_absolute() && folder.dir.ends_with("programs"));
         assert_eq!(folder.most_bytes, 1 << 20);
+        let compiler = folder.compiler.expect("given");
+        assert!(compiler.is_absolute() && compiler.ends_with("sock"));
         let flags = ProgramSettings {
             programs: Some("/dev/null".into()),
-            program_bytes: None,
+            ..ProgramSettings::default()
         };
         assert!(matches!(resolve(flags), Err(ConfigError::NoFolder(_))));
     }

@@ -20,7 +20,7 @@ use super::accept::HttpService;
 use super::api::read_json;
 use crate::api::{ApiError, Body};
 use crate::config::ModelSource;
-use crate::metrics::cache_config;
+use crate::metrics::{cache_config, model_ready};
 use crate::tenants::Ledger;
 use crate::workers::{Models, State};
 
@@ -67,7 +67,11 @@ async fn route(
             let infos = models
                 .iter()
                 .filter_map(|m| Some((m.name.as_str(), m.info()?)));
-            let text = metrics.render() + &cache_config(infos) + &ledger.metrics();
+            let ready = models
+                .iter()
+                .map(|m| (m.name.as_str(), *m.state().borrow() == State::Ready));
+            let text =
+                metrics.render() + &cache_config(infos) + &model_ready(ready) + &ledger.metrics();
             respond(StatusCode::OK, PROMETHEUS, text)
         }
         _ => respond(

@@ -1,22 +1,22 @@
-//! Compiling components: `realm-worker compile`, a process of its own for each.
+//! Compiling components: `realm-worker compile`, a [process](super::process) of its own for each.
 //!
 //! What a tenant sends is read there alone. The process limits its own memory and processor time;
 //! we limit how long it lasts and how much it says.
 
 use std::io;
 use std::path::PathBuf;
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use bytes::Bytes;
 use nix::sys::signal::Signal;
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{Child, ChildStdout, Command};
 use tokio::sync::Mutex;
 
 use super::Kind;
 use super::image::{Draft, Image};
+use super::process::{Place, Process, Task};
 use crate::stamp::Stamp;
 
 /// How long one component may take.
@@ -42,10 +42,10 @@ pub enum CompileError {
     #[error("the component takes too much to compile: {0}")]
     Limit(String),
     /// The compiler itself is at fault, or not there.
-    #[error("the compiler {}: {what}", .binary.display())]
+    #[error("the compiler {}: {what}", .path.display())]
     Broken {
-        /// The worker's binary.
-        binary: PathBuf,
+        /// The worker's binary, or the socket where a compiler should listen.
+        path: PathBuf,
         /// What is wrong with it.
         what: String,
     },
@@ -96,13 +96,11 @@ struct Header {
     interfaces: Interfaces,
 }
 
-/// The compiler that belongs to a worker's binary.
+/// The compiler that belongs to a kind of worker.
 #[derive(Debug)]
 pub struct Compiler {
-    binary: PathBuf,
-    /// Whether it is to refuse its service where the system cannot confine it.
-    require_sandbox: bool,
-    /// What it said of itself, when its binary was such.
+    place: Place,
+    /// What it said of itself, when the file at its path was such.
     fingerprint: Mutex<Option<(Stamp, Fingerprint)>>,
 }
 
@@ -110,48 +108,62 @@ impl Compiler {
     /// Of a worker's binary, which confines itself when it compiles: as far as the system
     /// lets it, or it compiles nothing if that is not enough for `require_sandbox`.
     pub fn new(binary: PathBuf, require_sandbox: bool) -> Self {
-        Compiler {
+        Compiler::at(Place::Here {
             binary,
             require_sandbox,
+        })
+    }
+
+    /// Of whoever runs `realm-worker compile --socket` with this path.
+    pub fn listening(path: PathBuf) -> Self {
+        Compiler::at(Place::Socket(path))
+    }
+
+    fn at(place: Place) -> Self {
+        Compiler {
+            place,
             fingerprint: Mutex::new(None),
         }
     }
 
-    /// What it compiles for. A binary that was replaced is asked again.
+    /// What it compiles for. One that was replaced is asked again.
     pub(super) async fn fingerprint(&self) -> Result<Fingerprint, CompileError> {
         let mut known = self.fingerprint.lock().await;
-        // It is on the same disk as we are; a `stat` of it does not wait.
-        let metadata = std::fs::metadata(&self.binary).map_err(|e| self.broken(e))?;
+        // It is on the same machine as we are; a `stat` of it does not wait.
+        let metadata = std::fs::metadata(self.place.path()).map_err(|e| self.broken(e))?;
         let stamp = Stamp::of(&metadata);
         if let Some((then, fingerprint)) = &*known
             && *then == stamp
         {
             return Ok(fingerprint.clone());
         }
-        let output = self.command().arg("--fingerprint").output();
-        let output = tokio::time::timeout(PATIENCE, output).await;
-        let output = output.map_err(|_| self.broken("it does not answer"))?;
-        let output = output.map_err(|e| self.broken(e))?;
-        let said = String::from_utf8_lossy(&output.stdout);
-        let fingerprint = Fingerprint::parse(said.trim()).filter(|_| output.status.success());
-        let fingerprint = fingerprint.ok_or_else(|| {
-            let words = in_a_line(&output.stderr);
-            self.broken(format_args!("it does not tell what it is: {words}"))
-        })?;
+        let run = tokio::time::timeout(PATIENCE, self.run(Task::Fingerprint, &[])).await;
+        let run = run.map_err(|_| self.broken("it does not answer"))?;
+        let (said, words, status) = run.map_err(|e| self.broken(e))?;
+        let header = match said {
+            Said::Code { header, .. } if status.success() => header,
+            _ => Vec::new(),
+        };
+        let said = String::from_utf8_lossy(&header);
+        let fingerprint = Fingerprint::parse(said.trim())
+            .ok_or_else(|| self.broken(format_args!("it does not tell what it is: {words}")))?;
         *known = Some((stamp, fingerprint.clone()));
         Ok(fingerprint)
     }
 
     /// Compiles a component. Dropping the future ends the process.
     pub(super) async fn compile(&self, component: Bytes) -> Result<Compiled, CompileError> {
-        let mut child = self.command().spawn().map_err(|e| self.broken(e))?;
-        // Whoever returns early drops the child, which kills it.
-        let run = tokio::time::timeout(LIMIT, converse(&mut child, &component)).await;
+        let run = tokio::time::timeout(LIMIT, self.run(Task::Compile, &component)).await;
         let run = run.map_err(|_| {
             CompileError::Limit(format!("it is not done after {} s", LIMIT.as_secs()))
         })?;
         let (said, words, status) = run.map_err(|e| self.broken(e))?;
         self.judge(said, &words, status)
+    }
+
+    /// Has a process do its task, and hears it out. Whoever does not wait for it ends it.
+    async fn run(&self, task: Task, input: &[u8]) -> io::Result<(Said, String, ExitStatus)> {
+        converse(self.place.start(task)?, input).await
     }
 
     fn judge(&self, said: Said, words: &str, status: ExitStatus) -> Result<Compiled, CompileError> {
@@ -188,29 +200,9 @@ impl Compiler {
         }
     }
 
-    fn command(&self) -> Command {
-        let mut command = Command::new(&self.binary);
-        command.arg("compile").env_clear();
-        if self.require_sandbox {
-            command.arg("--require-sandbox");
-        }
-        // Without it the binary may not find its libraries.
-        if let Some(path) = std::env::var_os("LD_LIBRARY_PATH") {
-            command.env("LD_LIBRARY_PATH", path);
-        }
-        command
-            // A Ctrl-C on the terminal is for the gateway.
-            .process_group(0)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        command
-    }
-
     fn broken(&self, what: impl std::fmt::Display) -> CompileError {
         CompileError::Broken {
-            binary: self.binary.clone(),
+            path: self.place.path().to_owned(),
             what: what.to_string(),
         }
     }
@@ -224,27 +216,28 @@ enum Said {
     TooMuch,
 }
 
-/// Gives a compiler its component and hears it out: what it said, its last words, and how it ended.
-async fn converse(child: &mut Child, component: &[u8]) -> io::Result<(Said, String, ExitStatus)> {
-    let (Some(mut stdin), Some(stdout), Some(stderr)) =
-        (child.stdin.take(), child.stdout.take(), child.stderr.take())
-    else {
-        return Err(io::Error::other("its pipes are gone"));
-    };
+/// Gives a process its input and hears it out: what it said, its last words, and how it ended.
+async fn converse(process: Process, input: &[u8]) -> io::Result<(Said, String, ExitStatus)> {
+    let Process {
+        mut stdin,
+        stdout,
+        stderr,
+        mut end,
+    } = process;
     let feed = async move {
         // One that refuses its component may not read all of it.
-        let _ = stdin.write_all(component).await;
+        let _ = stdin.write_all(input).await;
         Ok(())
     };
     let ((), said, words) = tokio::try_join!(feed, read_code(stdout), read_words(stderr))?;
     if let Said::TooMuch = said {
-        child.start_kill()?;
+        end.kill()?;
     }
-    let status = child.wait().await?;
+    let status = end.wait().await?;
     Ok((said, words, status))
 }
 
-async fn read_code(stdout: ChildStdout) -> io::Result<Said> {
+async fn read_code(stdout: impl AsyncRead + Unpin) -> io::Result<Said> {
     let mut stdout = BufReader::with_capacity(64 << 10, stdout);
     let mut header = Vec::new();
     let mut first = (&mut stdout).take(MOST_HEADER);

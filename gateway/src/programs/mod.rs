@@ -1,12 +1,13 @@
 //! Programs of tenants: components that they sent, and what was compiled of them.
 //!
-//! [`Programs`] is what requests ask. Behind it are the folder (`store`), the process that compiles
-//! (`compiler`), and what was used lately (`loaded`).
+//! [`Programs`] is what requests ask. Behind it are the folder (`store`), the compiler (`compiler`) with its
+//! processes (`process`), and what was used lately (`loaded`).
 
 mod compiler;
 mod image;
 mod loaded;
 mod name;
+mod process;
 mod store;
 
 use std::collections::HashMap;

@@ -2,18 +2,17 @@
 
 use std::collections::VecDeque;
 use std::io::ErrorKind;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
+use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
-use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, UnixAddr};
 use nix::unistd::Pid;
 use realm_shared::control::{Control, MAX_CONTROL_BYTES, ModelInfo, PROGRAM_LOG};
 use realm_shm::{GatewayEnd, Geometry, Quota, SlotClass};
@@ -335,17 +334,11 @@ fn spawn(model: &ModelSpec, settings: &Workers) -> Result<(Process, OwnedFd), Wo
 
 /// Connects to a worker that listens.
 fn attach(path: &Path) -> Result<(Process, OwnedFd), WorkerError> {
-    let absent = |errno: Errno| WorkerError::Absent {
+    let socket = realm_shm::socket::connect(path).map_err(|source| WorkerError::Absent {
         path: path.to_owned(),
-        source: errno.into(),
-    };
-    // Not to block where a stopped worker lets callers queue.
-    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let socket = socket::socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)
-        .map_err(std::io::Error::from)?;
-    let address = UnixAddr::new(path).map_err(absent)?;
-    socket::connect(socket.as_raw_fd(), &address).map_err(absent)?;
-    let peer = socket::getsockopt(&socket, PeerCredentials).map_err(std::io::Error::from)?;
+        source,
+    })?;
+    let peer = getsockopt(&socket, PeerCredentials).map_err(std::io::Error::from)?;
     let known = peer.pid() > 0 && peer.uid() == nix::unistd::getuid().as_raw();
     let pid = known.then(|| Pid::from_raw(peer.pid()));
     Ok((Process::Attached { pid }, socket))
