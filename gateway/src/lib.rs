@@ -15,6 +15,7 @@ mod embedded;
 pub mod http;
 pub mod metrics;
 pub mod programs;
+mod readable;
 mod stamp;
 pub mod tenants;
 pub mod text;

@@ -24,10 +24,10 @@ fn request(body: Value) -> Request {
     Request { name, path, body }
 }
 
-/// The yardstick: `chat` does what the model does without it.
+/// The yardstick: `chat` does what the model does without it. Everybody has it.
 #[test]
 fn a_program_answers_as_the_model_does() {
-    let shop = Shop::open(&["chat"]);
+    let shop = Shop::open(&[]);
     let questions = ["Hello!", "What is 2 + 2?", "Tell me a story about a cat."];
     for (question, temperature) in questions.into_iter().zip([0.0, 0.9, 1.4]) {
         let with = |field: &str, value: Value| {
@@ -82,17 +82,46 @@ fn a_program_answers_as_the_model_does() {
 
 #[test]
 fn a_program_is_listed_as_a_model_with_its_base() {
-    let shop = Shop::open(&["chat", "choice"]);
-    let listed = shop.server.get("/v1/models").json();
-    let ids: Vec<_> = listed["data"].as_array().expect("a list").iter().collect();
-    let ids: Vec<_> = ids.iter().map(|model| &model["id"]).collect();
-    assert_eq!(ids, ["realm-tiny", "chat"], "a processor is no model");
-    let one = shop.server.get("/v1/models/chat").json();
-    assert_eq!(one, listed["data"][1]);
+    let shop = Shop::open(&["best-of", "choice"]);
+    let listed = || shop.server.get("/v1/models").json()["data"].take();
+    let ids = || -> Vec<Value> {
+        let listed = listed();
+        let models = listed.as_array().expect("a list").iter();
+        models.map(|model| model["id"].clone()).collect()
+    };
+    assert_eq!(
+        ids(),
+        ["realm-tiny", "best-of", "chat"],
+        "a processor is no model"
+    );
+    let one = shop.server.get("/v1/models/best-of").json();
+    assert_eq!(one, listed()[1]);
     assert_eq!(one["base"], "realm-tiny");
-    assert_eq!(one["max_model_len"], listed["data"][0]["max_model_len"]);
+    assert_eq!(one["max_model_len"], listed()[0]["max_model_len"]);
+    assert_eq!(shop.server.delete("/v1/programs/best-of").status, 200);
+    assert_eq!(shop.server.get("/v1/models/best-of").status, 404);
+}
+
+#[test]
+fn what_everybody_has_gives_way_to_what_a_tenant_stores() {
+    let shop = Shop::open(&[]);
+    let says = || {
+        let said = json!([{"emit": "our own"}]);
+        let body = call("chat", "hi", said);
+        content(&shop.server.post("/v1/chat/completions", &body))
+    };
+    let everybodys = says();
+    assert_ne!(everybodys, "our own");
+    assert_eq!(
+        shop.server.get("/v1/programs/chat").status,
+        404,
+        "nobody stored it"
+    );
+    assert_eq!(shop.server.delete("/v1/programs/chat").status, 404);
+    assert_eq!(shop.push("chat", "program-script").status, 200);
+    assert_eq!(says(), "our own");
     assert_eq!(shop.server.delete("/v1/programs/chat").status, 200);
-    assert_eq!(shop.server.get("/v1/models/chat").status, 404);
+    assert_eq!(says(), everybodys);
 }
 
 #[test]

@@ -71,6 +71,9 @@ fn start(socket: &OwnedFd, require_sandbox: bool) -> anyhow::Result<Child> {
 fn end(socket: &OwnedFd) -> anyhow::Result<(Vec<u8>, Stdio)> {
     let mut message = [0; 32];
     let (length, carried) = socket::recv_with(socket.as_fd(), &mut message)?;
+    if length == 0 {
+        bail!("it hung up");
+    }
     let carried = carried.context("a message without a descriptor")?;
     Ok((message[..length].to_vec(), carried.into()))
 }

@@ -41,7 +41,11 @@ enum Xtask {
     /// Build, and fill a folder with both programs and the libraries that they need
     Install(install::Install),
     /// Build target/programs/*.wasm, of the sources in programs
-    Programs,
+    Programs {
+        /// Make `chat` of them the one that is built into the gateway: when the contract or its source changed
+        #[arg(long)]
+        builtin: bool,
+    },
     /// Build, then run `realm serve`
     Serve {
         /// Arguments of `realm serve`
@@ -89,7 +93,13 @@ fn run(command: Xtask) -> anyhow::Result<ExitCode> {
             );
         }
         Xtask::Install(args) => install::install(&args)?,
-        Xtask::Programs => programs::build(&Workspace::set_up()?)?,
+        Xtask::Programs { builtin } => {
+            let workspace = Workspace::set_up()?;
+            programs::build(&workspace)?;
+            if builtin {
+                programs::build_in(&workspace)?;
+            }
+        }
         Xtask::Serve { args } => {
             let workspace = Workspace::set_up()?;
             workspace.build(Profile::Release)?;

@@ -39,6 +39,14 @@ pub(crate) fn build(workspace: &Workspace) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Puts the built `chat` where the gateway takes it from.
+pub(crate) fn build_in(workspace: &Workspace) -> anyhow::Result<()> {
+    let from = workspace.programs().join("chat.wasm");
+    let to = workspace.root.join("gateway/src/programs/chat.wasm");
+    fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
+    Ok(())
+}
+
 /// Makes a component of an attack that is written as text, as it cannot be in Rust.
 fn assemble(root: &Path, name: &str, out: &Path) -> anyhow::Result<Component> {
     let text = root

@@ -81,7 +81,7 @@ pub(super) async fn list(
     programs: &Programs,
     caller: &Caller,
 ) -> Result<Vec<(ProgramRecord, Arc<Model>)>, ApiError> {
-    let records = match programs.list(&caller.tenant.name).await {
+    let records = match programs.usable(&caller.tenant.name).await {
         Ok(records) => records,
         Err(ProgramError::Off) => return Ok(Vec::new()),
         Err(error) => return Err(error.into()),

@@ -3,6 +3,7 @@
 //! [`Programs`] is what requests ask. Behind it are the folder (`store`), the compiler (`compiler`) with its
 //! processes (`process`), and what was used lately (`loaded`).
 
+mod builtin;
 mod compiler;
 mod image;
 mod loaded;
@@ -188,14 +189,22 @@ impl Programs {
         Ok(self.inner()?.most_bytes)
     }
 
-    /// A tenant's program as it is stored now, ready for workers.
+    /// A tenant's program as it is stored now, ready for workers; or the one that everybody has, if the
+    /// tenant has stored none of its name.
     ///
     /// # Errors
     /// If there is none of that name, or it cannot be loaded.
     pub async fn find(&self, tenant: &str, name: &str) -> Result<Arc<Program>, ProgramError> {
         let inner = self.inner()?;
         for _ in 0..TRIES {
-            let record = inner.record(tenant, name).await?;
+            let record = match inner.record(tenant, name).await {
+                Err(ProgramError::NotFound(missing)) => {
+                    let everybodys = builtin::chat().filter(|record| record.name.as_str() == name);
+                    let record = everybodys.ok_or(ProgramError::NotFound(missing))?;
+                    record.clone()
+                }
+                record => record?,
+            };
             let place = inner.loaded.place(tenant, &record.name);
             let mut place = place.lock().await;
             if let Some(program) = place.as_ref().filter(|program| program.is_of(&record)) {
@@ -299,6 +308,20 @@ impl Programs {
         inner.blocking(move |store| store.records(&tenant)).await
     }
 
+    /// What a tenant can use, by name: what it has stored, and what everybody has.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub async fn usable(&self, tenant: &str) -> Result<Vec<ProgramRecord>, ProgramError> {
+        let mut records = self.list(tenant).await?;
+        if let Some(record) = builtin::chat()
+            && let Err(place) = records.binary_search_by(|other| other.name.cmp(&record.name))
+        {
+            records.insert(place, record.clone());
+        }
+        Ok(records)
+    }
+
     /// What a tenant has stored under a name.
     ///
     /// # Errors
@@ -346,10 +369,14 @@ impl Inner {
             return Ok(Some(image));
         }
         let component = self.blocking(move |store| store.component(&digest));
-        let Some(component) = component.await? else {
-            return Ok(None);
+        let component = match component.await? {
+            Some(component) => component.into(),
+            None if Some(&digest) == builtin::chat().map(|record| &record.sha256) => {
+                Bytes::from_static(builtin::CHAT)
+            }
+            None => return Ok(None),
         };
-        let compiled = self.compile(tenant, component.into()).await?;
+        let compiled = self.compile(tenant, component).await?;
         let keep = self.blocking(move |store| {
             if let Err(error) = store.keep(&digest, &compiled) {
                 // It runs without, and is compiled again another time.

@@ -18,6 +18,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 
+use crate::readable::watch;
+
 /// Who starts it.
 #[derive(Debug)]
 pub(super) enum Place {
@@ -125,7 +127,7 @@ fn call(path: &Path, task: Task, theirs: &[OwnedFd; 3]) -> io::Result<AsyncFd<Ow
     for end in theirs {
         socket::send_with(called.as_fd(), task, end.as_fd())?;
     }
-    AsyncFd::with_interest(called, Interest::READABLE)
+    watch(called)
 }
 
 impl End {

@@ -16,7 +16,7 @@ use super::generation::{Cancel, Command};
 use super::heartbeat::Heartbeat;
 use super::link::{Answer, Link, LinkError, MAX_TABLE, Room};
 use super::live::Live;
-use super::process::{WorkerError, WorkerProcess, watch};
+use super::process::{WorkerError, WorkerProcess};
 use super::runs::{Hands, Runs};
 use super::{Shared, State};
 use crate::batching::{
@@ -26,6 +26,7 @@ use crate::batching::{
 use crate::config::{ModelSpec, Workers};
 use crate::metrics::ModelMetrics;
 use crate::programs::Kind;
+use crate::readable::watch;
 use crate::tenants::Outcome;
 
 /// Shortest and longest pause before a worker that ended is replaced.

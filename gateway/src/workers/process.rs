@@ -22,6 +22,7 @@ use tokio::process::{Child, ChildStderr, Command};
 
 use super::link::MAX_TABLE;
 use crate::config::{ModelSpec, Workers};
+use crate::readable::watch;
 
 /// How long a fresh process may take to answer the handshake. It does so before anything else.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
@@ -429,16 +430,6 @@ fn describe(status: ExitStatus) -> String {
         (None, Some(code)) => format!("exited with code {code}"),
         (None, None) => status.to_string(),
     }
-}
-
-/// Makes the readiness of a descriptor awaitable.
-pub(super) fn watch(fd: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
-    #[expect(
-        deprecated,
-        reason = "what its unsafe successor demands (one descriptor, open for as long as it is registered) \
-                  holds for every OwnedFd, and this crate is free of unsafe code"
-    )]
-    AsyncFd::with_interest(fd, Interest::READABLE)
 }
 
 /// `realm-worker` in the folder of the running binary.
