@@ -1,5 +1,5 @@
-"""What hostile programs take from others: the time between tokens of 31 streams while another tenant's client has one
-attack after the other run, without a pause.
+"""What hostile programs take from others: the time between tokens of 31 streams, each of a tenant of its own, while one
+more tenant's client has one attack after the other run, without a pause.
 
     python loadtest/attacks.py target/release/realm MODEL_DIR target/programs [--seconds 8]
 
@@ -73,18 +73,18 @@ class Client:
 class Neighbours:
     """Streams without an end, and how long each waits for its next token."""
 
-    def __init__(self, client):
-        self.client, self.gaps, self.stop, self.wrong = client, [], threading.Event(), []
-        self.threads = [threading.Thread(target=self.run, args=(seed,)) for seed in range(STREAMS)]
+    def __init__(self, clients):
+        self.gaps, self.stop, self.wrong = [], threading.Event(), []
+        self.threads = [threading.Thread(target=self.run, args=each) for each in enumerate(clients)]
         for thread in self.threads:
             thread.start()
 
-    def run(self, seed):
+    def run(self, seed, client):
         chance = random.Random(seed)
         while not self.stop.is_set():
             prompt = [chance.randrange(300, 30000) for _ in range(16)]
             body = dict(model="m", prompt=prompt, max_tokens=TOKENS, ignore_eos=True, stream=True, temperature=0)
-            connection, response = self.client.send("/v1/completions", json.dumps(body))
+            connection, response = client.send("/v1/completions", json.dumps(body))
             last = None
             for line in response:
                 if self.stop.is_set():
@@ -127,12 +127,13 @@ def main():
 
     with tempfile.TemporaryDirectory() as directory:
         keys = str(Path(directory, "keys.json"))
-        ours, theirs = key(args.realm, "neighbours", keys), key(args.realm, "attacker", keys)
+        tenants = [*(f"neighbour-{number}" for number in range(STREAMS)), "attacker"]
+        shown = [key(args.realm, tenant, keys) for tenant in tenants]
         with serving(args.realm, args.model, "--api-keys", keys, "--programs", directory) as port:
-            attacker = Client(port, theirs)
+            *clients, attacker = [Client(port, each) for each in shown]
             for component in {component for _, component, _ in chosen}:
                 attacker.push(component, (args.programs / f"{component}.wasm").read_bytes())
-            neighbours = Neighbours(Client(port, ours))
+            neighbours = Neighbours(clients)
             try:
                 # Until all of them run.
                 neighbours.during(20, lambda: attacker.chat(dict(model="m")))

@@ -381,7 +381,7 @@ mod tests {
     async fn a_compiler_ends_with_the_request_for_it() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let file = dir.path().join("pid");
-        let script = format!("echo $$ > '{}'; sleep 1000 & wait", file.display());
+        let script = format!("echo $$ > '{}'; exec sleep 1000", file.display());
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/programs/puppet.sh");
         let compiler = Compiler::new(path.into(), false);
         let written = async {
