@@ -1,9 +1,9 @@
 """Draws the dashboard from what a Prometheus has, without Grafana.
 
-    python deploy/grafana/picture.py http://127.0.0.1:9090 OUT.png [--minutes 10]
+    python deploy/grafana/picture.py http://127.0.0.1:9090 OUT.png [--minutes 10] [--end UNIX_TIME]
 
-Every panel stands where the dashboard has it, with the curves that its queries give for the last minutes. It is made for
-docs/dashboard.png, and to look at a change of the dashboard where no Grafana is. Needs matplotlib.
+Every panel stands where the dashboard has it, with the curves that its queries give for the minutes before the end, which
+is now unless said. It is made for docs/dashboard.png, and to look at a change of the dashboard where no Grafana is. Needs matplotlib.
 """
 
 import argparse
@@ -61,7 +61,8 @@ def draw(axes, panel, curves):
     for spine in axes.spines.values():
         spine.set_visible(False)
     if curves:
-        axes.legend(fontsize=6, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False, labelcolor=INK)
+        columns = 1 + panel["gridPos"]["w"] // 6
+        axes.legend(fontsize=6, ncols=min(3, columns), loc="upper center", bbox_to_anchor=(0.5, -0.13), frameon=False, labelcolor=INK)
 
 
 def main():
@@ -69,8 +70,9 @@ def main():
     cli.add_argument("prometheus")
     cli.add_argument("out")
     cli.add_argument("--minutes", type=int, default=10)
+    cli.add_argument("--end", type=float, default=time.time())
     args = cli.parse_args()
-    panels, end = json.loads(DASHBOARD.read_text())["panels"], time.time()
+    panels = json.loads(DASHBOARD.read_text())["panels"]
     rows = max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in panels)
     figure = plt.figure(figsize=(16, rows * INCH), facecolor=PAPER)
     for panel in panels:
@@ -84,10 +86,10 @@ def main():
         curves = [
             (target["legendFormat"], result["metric"], result["values"])
             for target in panel["targets"]
-            for result in ask(args.prometheus, target["expr"], end, args.minutes * 60)
+            for result in ask(args.prometheus, target["expr"], args.end, args.minutes * 60)
         ]
         draw(axes, panel, curves)
-    figure.savefig(args.out, dpi=80, facecolor=PAPER)
+    figure.savefig(args.out, dpi=72, facecolor=PAPER)
 
 
 if __name__ == "__main__":
