@@ -3,8 +3,8 @@ more tenant's client has one attack after the other run, without a pause.
 
     python loadtest/attacks.py target/release/realm MODEL_DIR target/programs [--seconds 8]
 
-Before and after each attack the other client is an honest one, which chats with the model. The ratio is that of the p99
-during the attack to the p99 of all of these. MODEL_DIR needs a chat template, such as random_model.py writes. Needs
+Before and after each attack the other client is an honest one, which chats with the model. Ratios are to what is seen
+then: to the times around each attack, and of all attacks to all of these. MODEL_DIR needs a chat template, such as random_model.py writes. Needs
 nothing but Python.
 """
 
@@ -81,9 +81,12 @@ class Neighbours:
 
     def run(self, seed, client):
         chance = random.Random(seed)
+        # The first one ends early, so that they are of all lengths at any time.
+        tokens = 1 + TOKENS * seed // STREAMS
         while not self.stop.is_set():
             prompt = [chance.randrange(300, 30000) for _ in range(16)]
-            body = dict(model="m", prompt=prompt, max_tokens=TOKENS, ignore_eos=True, stream=True, temperature=0)
+            body = dict(model="m", prompt=prompt, max_tokens=tokens, ignore_eos=True, stream=True, temperature=0)
+            tokens = TOKENS
             connection, response = client.send("/v1/completions", json.dumps(body))
             last = None
             for line in response:
@@ -137,24 +140,27 @@ def main():
             try:
                 # Until all of them run.
                 neighbours.during(20, lambda: attacker.chat(dict(model="m")))
-                honest, rows = [], []
+                rows = []
                 for name, _, request in chosen:
-                    honest += neighbours.during(args.seconds / 2, lambda: attacker.chat(dict(model="m")))[0]
-                    rows.append((name, *neighbours.during(args.seconds, lambda: attacker.chat(request))))
-                    honest += neighbours.during(args.seconds / 2, lambda: attacker.chat(dict(model="m")))[0]
+                    honest = lambda: neighbours.during(args.seconds / 2, lambda: attacker.chat(dict(model="m")))[0]
+                    before = honest()
+                    gaps, answers = neighbours.during(args.seconds, lambda: attacker.chat(request))
+                    rows.append((name, gaps, before + honest(), answers))
             finally:
                 neighbours.stop.set()
                 for thread in neighbours.threads:
                     thread.join()
     if neighbours.wrong:
         raise SystemExit(f"a neighbour failed: {neighbours.wrong[0].decode()}")
-    base = [percentile(honest, percent) for percent in (50, 99)]
-    print(f"beside an honest client: p50 {base[0] * 1e3:.1f} ms, p99 {base[1] * 1e3:.1f} ms, of {len(honest)}")
-    rows.append(("all", [gap for _, gaps, _ in rows for gap in gaps], {}))
-    for name, gaps, answers in rows:
-        p50, p99 = percentile(gaps, 50), percentile(gaps, 99)
+    rows.append(("all", sum((row[1] for row in rows), []), sum((row[2] for row in rows), []), {}))
+    print("between two tokens of a neighbour, beside the attack and beside an honest client:")
+    for name, *both, answers in rows:
+        shown = []
+        for percent in (50, 99):
+            here, there = (percentile(gaps, percent) * 1e3 for gaps in both)
+            shown.append(f"p{percent} {here:6.1f} to {there:6.1f} ms ({here / there:.2f})")
         told = ", ".join(f"{count} x {status}" for status, count in answers.items())
-        print(f"{name:>18}: p50 {p50 * 1e3:6.1f} ms ({p50 / base[0]:.2f}), p99 {p99 * 1e3:6.1f} ms ({p99 / base[1]:.2f}); {told}")
+        print(f"{name:>18}: {', '.join(shown)}; {told}")
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import http.client
 import json
 import random
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -121,8 +122,10 @@ def main():
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--warm", type=float, default=20)
     parser.add_argument("--vocabulary", type=int, default=30000)
-    parser.add_argument("serve", nargs="*", help="more arguments of `realm serve`, after --")
-    args = parser.parse_args()
+    parser.epilog = "What stands behind -- are more arguments of `realm serve`."
+    ours = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    args = parser.parse_args(sys.argv[1:ours])
+    args.serve = sys.argv[ours + 1 :]
 
     with tempfile.TemporaryDirectory() as directory:
         keys = Path(directory, "keys.json")

@@ -14,7 +14,8 @@ use serde_json::{Value, json};
 #[test]
 fn a_key_opens_what_its_tenant_may_use() {
     let place = Place::new(
-        "[tenant_defaults]\nmodels = [\"realm-tiny\"]\n[[tenant]]\nid = \"other\"\nmodels = [\"x\"]",
+        "[tenant_defaults]\nmodels = [\"realm-tiny\"]\n[[tenant]]\nid = \"other\"\nmodels = [\"x\"]\n\
+         [[tenant]]\nid = \"limited\"\nmax_context = 60",
     );
     let (acme, other) = (place.key("acme"), place.key("other"));
     let server = place.serve();
@@ -49,6 +50,11 @@ fn a_key_opens_what_its_tenant_may_use() {
 
     assert_eq!(models(Some(&acme)).body["data"][0]["id"], "realm-tiny");
     assert_eq!(complete(Some(&acme)).status, 200);
+    let limited = place.key("limited");
+    wait_until("the key is good", || models(Some(&limited)).status == 200);
+    let shown = models(Some(&limited)).body["data"][0]["max_model_len"].take();
+    assert_eq!(shown, 60, "what it may have");
+
     // To a tenant that may not use it, a model does not exist.
     assert_eq!(models(Some(&other)).body["data"], json!([]));
     let reply = complete(Some(&other));
@@ -67,7 +73,7 @@ fn a_key_opens_what_its_tenant_may_use() {
         models(Some(&acme)).status == 200 && models(Some(&new)).status == 200
     });
     let listed = api_key(&place.keys(), &["list"]);
-    assert_eq!(listed.lines().count(), 4);
+    assert_eq!(listed.lines().count(), 5);
     assert!(
         listed.contains(&acme[..11]) && !listed.contains(&acme[..12]),
         "{listed}"
@@ -181,6 +187,49 @@ fn requests_above_a_limit_are_refused_in_the_words_of_openai() {
     let mut rest = String::new();
     stream.read_to_string(&mut rest).expect("reads");
     assert!(rest.ends_with("data: [DONE]\n\n"), "{rest}");
+    // With what cannot be read they stay as they are.
+    place.configure("[[tenant]]\nid = 1\n");
+    server.signal(Signal::SIGHUP);
+    place.configure(&settings(3));
+    for _ in 0..3 {
+        assert_eq!(complete(&few, 1).status, 200);
+    }
+}
+
+/// What tells a terminal's end to other programs is no reason to end.
+#[test]
+fn a_server_without_settings_survives_sighup() {
+    let server = Server::start(&[]);
+    server.signal(Signal::SIGHUP);
+    let answer = server.post("/v1/completions", &completion("The"));
+    assert_eq!(answer.status, 200, "{}", answer.body);
+}
+
+#[test]
+fn gateways_and_commands_share_a_file_of_keys() {
+    let place = Place::new("");
+    let first = place.key("acme");
+    let servers = [place.serve(), place.serve()];
+    let status = |server: &Server, key: &str| ask(server, Some(key), "/v1/models", None).status;
+    // Commands at the same time lose nothing.
+    let keys: Vec<String> = std::thread::scope(|scope| {
+        let place = &place;
+        let made: Vec<_> = (0..8)
+            .map(|number| scope.spawn(move || place.key(&format!("tenant-{number}"))))
+            .collect();
+        made.into_iter()
+            .map(|key| key.join().expect("made"))
+            .collect()
+    });
+    for server in &servers {
+        wait_until("all keys are good", || {
+            keys.iter().all(|key| status(server, key) == 200)
+        });
+    }
+    api_key(&place.keys(), &["disable", &first]);
+    for server in &servers {
+        wait_until("the key is disabled", || status(server, &first) == 401);
+    }
 }
 
 /// The body of a streamed answer that is still being written.

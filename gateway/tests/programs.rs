@@ -89,9 +89,10 @@ fn realm_says(args: &[&str]) -> String {
 fn tenants_store_programs_of_their_own() {
     let place = Place::new(
         "programs = \"programs\"\nprogram_bytes = \"1MiB\"\n\
-         [[tenant]]\nid = \"few\"\nprograms = 1\nrequests_per_minute = 3\n",
+         [[tenant]]\nid = \"few\"\nprograms = 1\nrequests_per_minute = 3\n\
+         [[tenant]]\nid = \"blind\"\nmodels = [\"x\"]\n",
     );
-    let [acme, other, few] = ["acme", "other", "few"].map(|id| place.key(id));
+    let [acme, other, few, blind] = ["acme", "other", "few", "blind"].map(|id| place.key(id));
     let server = place.serve();
     let call = |key: &str, request: &str, body: &[u8]| call(&server, Some(key), request, body);
     let (choice, guard) = (bytes("choice"), bytes("guard"));
@@ -129,6 +130,10 @@ fn tenants_store_programs_of_their_own() {
     let reply = call(&acme, "DELETE /steer", &[]);
     assert_eq!(outcome(&reply), (404, "program_not_found"));
     assert_eq!(call(&other, "GET /steer", &[]).body["digest"], digest);
+
+    // What it may not use has no name that it could not take.
+    let blind = call(&blind, "POST ?name=realm-tiny", &choice);
+    assert_eq!(blind.status, 200, "{}", blind.body);
 
     // As many as it may, and as often.
     assert_eq!(call(&few, "POST ?name=a", &choice).status, 200);

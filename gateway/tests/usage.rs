@@ -108,6 +108,13 @@ fn every_request_is_billed_before_its_connection_closes() {
         &json!({"model": "realm-tiny"}),
     );
     assert_eq!(bad.status, 400);
+    // One that failed on the worker is counted once, as that.
+    let mut form = completion("The");
+    form["structured_outputs"] = json!({"regex": "("});
+    let bad = post(&server, &acme, "/v1/completions", &form);
+    assert_eq!(bad.status, 400, "{}", bad.body);
+    let line = lines(&place).pop().expect("a line");
+    assert_eq!(line["outcome"], "failed");
     check_sums(&server, &lines(&place));
 
     // What runs when the gateway is killed is lost, and nothing else.
@@ -119,7 +126,7 @@ fn every_request_is_billed_before_its_connection_closes() {
     answered(&body, "/v1/completions", &acme);
     kill(server.pid(), Signal::SIGKILL).expect("signals realm");
     server.wait();
-    assert_eq!(lines(&place).len(), 6);
+    assert_eq!(lines(&place).len(), 7);
 }
 
 /// `/admin/usage` and the metrics say what the lines say.
@@ -141,11 +148,12 @@ fn check_sums(server: &Server, lines: &[Value]) {
     }
     assert_eq!(
         accounts[0]["requests"],
-        json!({"completed": 3, "cancelled": 1, "failed": 0})
+        json!({"completed": 3, "cancelled": 1, "failed": 1})
     );
     let metrics = server.admin("/metrics").body;
     for line in [
         r#"realm_tenant_requests_total{tenant="acme",outcome="completed"} 3"#,
+        r#"realm_tenant_requests_total{tenant="acme",outcome="failed"} 1"#,
         r#"realm_tenant_requests_total{tenant="acme",outcome="refused"} 1"#,
         r#"realm_tenant_requests_total{tenant="other",outcome="completed"} 1"#,
     ] {

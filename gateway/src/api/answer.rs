@@ -119,19 +119,27 @@ pub(super) async fn submit<F: Format>(
         sequence.priority = params.urgency.within(settings.priority());
     }
     let reservation = caller.reserve(id, &model.name, sequences.len(), tokens)?;
-    respond(run, model.generate(sequences, Some(reservation))?, params).await
+    let generation = model.generate(sequences, Some(reservation))?;
+    Ok(respond(run, generation, params).await)
 }
+
+/// Marks a response to a request that a model has taken, whatever became of it: it is in the ledger.
+#[derive(Debug, Clone, Copy)]
+pub struct Taken;
 
 /// Responds with a generation as the request asked.
 pub(super) async fn respond<F: Format>(
     run: Run<F>,
     generation: Generation,
     params: &Params,
-) -> Result<Response<Body>, ApiError> {
+) -> Response<Body> {
     let run = run.with_form(params.form.as_ref().map(|form| form.param));
-    if params.stream {
+    let response = if params.stream {
         respond_stream(run, generation, params.include_usage).await
     } else {
         respond_whole(run, generation).await
-    }
+    };
+    let mut response = response.unwrap_or_else(ApiError::into_response);
+    response.extensions_mut().insert(Taken);
+    response
 }

@@ -30,6 +30,7 @@ mod unsupported;
 use bytes::Bytes;
 use http::Response;
 
+pub use answer::Taken;
 pub use body::Body;
 pub use error::ApiError;
 pub(crate) use processor::allotment;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::{Response, StatusCode};
 use serde::Serialize;
 
+use super::answer::limits;
 use super::body::{self, Body};
 use super::error::ApiError;
 use super::program;
@@ -21,7 +22,7 @@ struct ModelObject<'a> {
     /// The model that a program draws from.
     #[serde(skip_serializing_if = "Option::is_none")]
     base: Option<&'a str>,
-    /// Longest context in tokens; null until the model was loaded once.
+    /// Longest context in tokens that the caller may have; null until the model was loaded once.
     max_model_len: Option<u32>,
 }
 
@@ -31,24 +32,28 @@ struct List<'a> {
     data: Vec<ModelObject<'a>>,
 }
 
-fn object(model: &Model) -> ModelObject<'_> {
+fn object<'a>(model: &'a Model, caller: &Caller) -> ModelObject<'a> {
     ModelObject {
         id: &model.name,
         object: "model",
         created: model.created(),
         owned_by: "realm",
         base: None,
-        max_model_len: model.limits().map(|limits| limits.max_context),
+        max_model_len: limits(model, caller).ok().map(|limits| limits.max_context),
     }
 }
 
-fn program_object<'a>(record: &'a ProgramRecord, base: &'a Model) -> ModelObject<'a> {
+fn program_object<'a>(
+    record: &'a ProgramRecord,
+    base: &'a Model,
+    caller: &Caller,
+) -> ModelObject<'a> {
     ModelObject {
         id: record.name.as_str(),
         created: u64::try_from(record.created.as_second()).unwrap_or(0),
         owned_by: "tenant",
         base: Some(&base.name),
-        ..object(base)
+        ..object(base, caller)
     }
 }
 
@@ -72,10 +77,13 @@ pub(super) async fn list(
     let programs = program::list(models, programs, caller).await?;
     let programs = programs
         .iter()
-        .map(|(record, base)| program_object(record, base));
+        .map(|(record, base)| program_object(record, base, caller));
     let list = List {
         object: "list",
-        data: allowed.map(|model| object(model)).chain(programs).collect(),
+        data: allowed
+            .map(|model| object(model, caller))
+            .chain(programs)
+            .collect(),
     };
     Ok(body::json_response(
         StatusCode::OK,
@@ -91,14 +99,14 @@ pub(super) async fn get(
     id: &str,
 ) -> Result<Response<Body>, ApiError> {
     let json = match find(models, caller, id) {
-        Ok(model) => body::json(&object(&model)),
+        Ok(model) => body::json(&object(&model, caller)),
         Err(missing) => {
             let programs = program::list(models, programs, caller).await?;
             let mut programs = programs.iter();
             let (record, base) = programs
                 .find(|(record, _)| record.name.as_str() == id)
                 .ok_or(missing)?;
-            body::json(&program_object(record, base))
+            body::json(&program_object(record, base, caller))
         }
     };
     Ok(body::json_response(StatusCode::OK, json.into()))

@@ -10,7 +10,7 @@ use crate::batching::Priority;
 
 const PRIORITIES: &str =
     "\"high\", \"normal\", \"low\", an integer (the lower, the sooner) or null";
-const TIERS: &str = "\"auto\", \"default\", \"flex\", \"priority\" or null";
+const TIERS: &str = "\"auto\", \"default\", \"flex\", \"scale\", \"priority\" or null";
 
 /// What a request says of it.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -73,7 +73,8 @@ fn priority(value: &Value) -> Option<Priority> {
 fn tier_of(value: &Value) -> Option<Option<Priority>> {
     Some(match value.as_str()? {
         "auto" => None,
-        "default" => Some(Priority::Normal),
+        // What OpenAI sells by this name is not here: such a request is like any other.
+        "default" | "scale" => Some(Priority::Normal),
         "flex" => Some(Priority::Low),
         "priority" => Some(Priority::High),
         _ => return None,
@@ -117,6 +118,12 @@ mod tests {
                 Normal,
                 Some("default"),
             ),
+            (
+                json!({"service_tier": "scale"}),
+                High,
+                Normal,
+                Some("default"),
+            ),
             (json!({"service_tier": "flex"}), Normal, Low, Some("flex")),
             (json!({"priority": -3}), High, High, None),
             (json!({"priority": 0}), High, Normal, None),
@@ -140,7 +147,7 @@ mod tests {
             json!({"priority": "urgent"}),
             json!({"priority": 1.5}),
             json!({"priority": true}),
-            json!({"service_tier": "scale"}),
+            json!({"service_tier": "fast"}),
             json!({"service_tier": 1}),
         ] {
             assert!(take(body.clone()).is_err(), "{body}");

@@ -142,7 +142,8 @@ pub(super) async fn submit<F: Format>(
     let tokens = run.prompt_tokens() as u64 + task.request.budget;
     let sequences = task.allotment.sequences as usize;
     let reservation = caller.reserve(id, &task.program.name, sequences, tokens)?;
-    respond(run, model.run(task, Some(reservation))?, params).await
+    let generation = model.run(task, Some(reservation))?;
+    Ok(respond(run, generation, params).await)
 }
 
 /// What a program is to do where the model itself would compute this sequence.

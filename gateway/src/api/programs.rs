@@ -102,7 +102,8 @@ pub(super) async fn push(
     body: Bytes,
 ) -> Result<Response<Body>, ApiError> {
     let Asked { name, base } = Asked::read(query)?;
-    if available.get(name.as_str()).is_some() {
+    // One that it may not use does not exist for it.
+    if models::find(available, caller, name.as_str()).is_ok() {
         let message = format!("Invalid 'name': `{name}` is the name of a model that is served.");
         return Err(ApiError::conflict("name", message));
     }

@@ -41,14 +41,27 @@ pub(super) async fn serve(
     config: Option<PathBuf>,
     file: File,
 ) -> anyhow::Result<ExitCode> {
-    let keys = match args.access.api_keys.or(file.access.api_keys) {
+    let keys = match args.access.api_keys.or(file.access.api_keys.clone()) {
         Some(path) => Some(Keys::open(&path)?),
         None => None,
     };
-    let listen = args.listen.resolve(file.server, keys.is_some())?;
-    let workers = Arc::new(args.workers.resolve(file.worker)?);
-    let folder = args.programs.resolve(file.programs)?;
-    let usage_log = args.access.usage_log.or(file.access.usage_log);
+    let has_keys = keys.is_some();
+    let listen = args.listen.resolve(file.server.clone(), has_keys);
+    let listen = listen.map_err(|error| {
+        let alone = ListenSettings::default().resolve(file.server.clone(), has_keys);
+        file.locate(error, alone)
+    })?;
+    let workers = args.workers.resolve(file.worker.clone());
+    let workers = Arc::new(workers.map_err(|error| {
+        let alone = WorkerSettings::default().resolve(file.worker.clone());
+        file.locate(error, alone)
+    })?);
+    let folder = args.programs.resolve(file.programs.clone());
+    let folder = folder.map_err(|error| {
+        let alone = ProgramSettings::default().resolve(file.programs.clone());
+        file.locate(error, alone)
+    })?;
+    let usage_log = args.access.usage_log.or(file.access.usage_log.clone());
     let ledger = open_ledger(usage_log)?;
     let served: Vec<_> = workers
         .models
@@ -74,9 +87,7 @@ pub(super) async fn serve(
     if let Some(keys) = keys {
         tokio::spawn(keys.follow());
     }
-    if let Some(config) = config {
-        follow_tenants(config, access.clone())?;
-    }
+    follow_tenants(config, access.clone())?;
     let programs = match folder {
         Some(folder) => {
             let binary = || workers.binary.clone().unwrap_or_else(default_binary);
@@ -141,12 +152,17 @@ fn open_ledger(log: Option<PathBuf>) -> anyhow::Result<Arc<Ledger>> {
     Ok(Arc::new(ledger))
 }
 
-/// Has tenants use what the config file says at each SIGHUP. Nothing else of it is read again.
-fn follow_tenants(config: PathBuf, access: Arc<Access>) -> anyhow::Result<()> {
+/// Has tenants use what the config file says at each SIGHUP. Nothing else of it is read again. Without
+/// one the signal is no reason to end either.
+fn follow_tenants(config: Option<PathBuf>, access: Arc<Access>) -> anyhow::Result<()> {
     let mut hangup = signal(SignalKind::hangup()).context("cannot handle SIGHUP")?;
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            match read_again(config.clone()).await {
+            let Some(config) = config.clone() else {
+                tracing::info!("SIGHUP has limits of tenants read again, and there is no --config");
+                continue;
+            };
+            match read_again(config).await {
                 Ok(file) => {
                     access.configure(file.tenants);
                     tracing::info!("read the limits of tenants again");

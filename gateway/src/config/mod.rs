@@ -215,6 +215,20 @@ pub enum ConfigError {
     UnauthenticatedAdmin(IpAddr),
 }
 
+impl ConfigError {
+    /// The key of a `realm.toml` that it is about.
+    fn key(&self) -> Option<&'static str> {
+        Some(match self {
+            ConfigError::Read { .. } | ConfigError::Parse { .. } => return None,
+            ConfigError::NoFolder(_) => "programs",
+            ConfigError::NoDirectory(_) | ConfigError::DuplicateModel(_) => "model",
+            ConfigError::AttachUnknown(_) | ConfigError::AttachTwice(_) => "attach",
+            ConfigError::Unauthenticated(_) => "host",
+            ConfigError::UnauthenticatedAdmin(_) => "admin_addr",
+        })
+    }
+}
+
 /// A `realm.toml`: the flags by their long names, with `_` for `-`, in three sections; the file of
 /// API keys and the folder of programs; and the tenants, for which there are no flags.
 #[derive(Debug, Clone, Default)]
@@ -231,6 +245,8 @@ pub struct File {
     pub log: LogSettings,
     /// `[tenant_defaults]` and each `[[tenant]]`.
     pub tenants: TenantTable,
+    /// Where it was read, and its text.
+    source: Option<(PathBuf, String)>,
 }
 
 /// The same as it is written.
@@ -291,7 +307,28 @@ impl File {
             worker: sections.worker,
             log: sections.log,
             tenants,
+            source: Some((path.to_owned(), text)),
         })
+    }
+
+    /// An error with the place in this file where it comes from, if it comes from there: if `alone`, what
+    /// is wrong without any flags, is the same.
+    pub fn locate<T>(&self, error: ConfigError, alone: Result<T, ConfigError>) -> ConfigError {
+        let same = alone.is_err_and(|alone| alone.to_string() == error.to_string());
+        let (Some((path, text)), Some(key), true) = (&self.source, error.key(), same) else {
+            return error;
+        };
+        let sets = |line: &str| {
+            let rest = line.trim_start().strip_prefix(key);
+            rest.is_some_and(|rest| rest.trim_start().starts_with('='))
+        };
+        match text.lines().position(sets) {
+            Some(before) => ConfigError::Parse {
+                path: path.clone(),
+                message: format!("line {}: `{key}`: {error}", before + 1),
+            },
+            None => error,
+        }
     }
 }
 
@@ -523,6 +560,35 @@ mod tests {
             ..ProgramSettings::default()
         };
         assert!(matches!(resolve(flags), Err(ConfigError::NoFolder(_))));
+    }
+
+    #[test]
+    fn a_value_that_cannot_be_is_named_with_its_line_unless_a_flag_is_to_blame() {
+        let text = "[server]\nhost = \"0.0.0.0\"\n[worker]\nmodel = [\"/no/such\"]\n";
+        let file = file(text).expect("reads");
+        let workers = |flags: WorkerSettings| {
+            let error = flags
+                .resolve(file.worker.clone())
+                .expect_err("is not there");
+            let alone = WorkerSettings::default().resolve(file.worker.clone());
+            file.locate(error, alone).to_string()
+        };
+        let said = workers(WorkerSettings::default());
+        assert!(said.contains("realm.toml: line 4: `model`: "), "{said}");
+        let said = workers(WorkerSettings {
+            model: vec!["other=/nor/this".parse().expect("a model")],
+            ..WorkerSettings::default()
+        });
+        assert!(
+            !said.contains("line") && said.contains("/nor/this"),
+            "{said}"
+        );
+        let listen = || ListenSettings::default().resolve(file.server.clone(), false);
+        let said = file.locate(listen().expect_err("open to all"), listen());
+        assert!(
+            said.to_string().contains("line 2: `host`: 0.0.0.0"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use tower::{Layer, Service};
 
 use super::api::linger;
-use crate::api::{ApiError, Body};
+use crate::api::{ApiError, Body, Taken};
 use crate::metrics::http_response;
 use crate::tenants::{Access, Left, Permit, Tenant};
 
@@ -86,10 +86,14 @@ where
         let ledger = self.access.ledger().clone();
         Box::pin(async move {
             let mut response = answer.await?;
-            // What was served is in the ledger already.
+            // What a model has taken is in the ledger already.
+            let taken = response.extensions().get::<Taken>().is_some();
             match response.status() {
+                _ if taken => {}
                 StatusCode::TOO_MANY_REQUESTS => ledger.limited(&tenant.name),
-                status if status.is_client_error() => ledger.refused(&tenant.name),
+                status if status.is_client_error() || status.is_server_error() => {
+                    ledger.refused(&tenant.name);
+                }
                 _ => {}
             }
             tell_left(&tenant, response.headers_mut());

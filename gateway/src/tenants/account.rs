@@ -9,14 +9,12 @@ use governor::middleware::StateInformationMiddleware;
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
 
+use super::turns::Turns;
 use super::window::{Full, Window};
 use crate::config::TenantSettings;
 
 pub(super) const MINUTE: Duration = Duration::from_secs(60);
 const DAY: Duration = Duration::from_secs(24 * 3600);
-
-/// When to ask again for what the end of a running request frees.
-pub(super) const SOON: Duration = Duration::from_secs(1);
 
 /// A request is above a limit of its tenant. Nothing was counted for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -145,6 +143,8 @@ pub(super) struct Account {
     concurrent: usize,
     /// Sequences that run or wait.
     sequences: usize,
+    /// Of those that were refused for what these use.
+    turns: Turns,
 }
 
 impl Account {
@@ -157,6 +157,7 @@ impl Account {
             day: Window::new(DAY),
             concurrent: 0,
             sequences: 0,
+            turns: Turns::new(),
         }
     }
 
@@ -210,19 +211,25 @@ impl Account {
             return Err(OverLimit {
                 limit: Limit::Concurrency,
                 most: most.get() as u64,
-                retry_after: Some(SOON),
+                retry_after: Some(self.turn(now, Duration::ZERO)),
             });
         }
         if let Some(requests) = &mut self.requests {
             requests.check(now)?;
         }
+        self.turns.taken(self.concurrent);
         self.concurrent += 1;
         Ok(())
     }
 
-    /// A request is over.
-    pub(super) fn end(&mut self) {
+    /// A request is over, that has lasted so long.
+    pub(super) fn end(&mut self, lasted: Duration) {
         self.concurrent -= 1;
+        self.turns.ended(lasted);
+    }
+
+    fn turn(&mut self, now: Instant, wait: Duration) -> Duration {
+        self.turns.next(now, wait, self.concurrent)
     }
 
     pub(super) fn reserve(
@@ -237,7 +244,7 @@ impl Account {
             return Err(OverLimit {
                 limit: Limit::Queue,
                 most: most.get() as u64,
-                retry_after: (sequences <= most.get()).then_some(SOON),
+                retry_after: (sequences <= most.get()).then(|| self.turn(now, Duration::ZERO)),
             });
         }
         let over = |limit, most, retry_after| OverLimit {
@@ -250,7 +257,7 @@ impl Account {
         let day = self.day.reserve(now, most, tokens);
         day.map_err(|full| {
             // Who has spent what there is for a day is not to come back in a moment.
-            let retry_after = (full == Full::Reserved).then_some(SOON);
+            let retry_after = (full == Full::Reserved).then(|| self.turn(now, Duration::ZERO));
             over(Limit::DailyTokens(tokens), most, retry_after)
         })?;
         let most = self.settings.tokens_per_minute.map_or(u64::MAX, u64::from);
@@ -258,8 +265,8 @@ impl Account {
             self.day.release(tokens);
             let retry_after = match full {
                 Full::Never => None,
-                Full::Reserved => Some(SOON),
-                Full::Spent(wait) => Some(wait),
+                Full::Reserved => Some(self.turn(now, Duration::ZERO)),
+                Full::Spent(wait) => Some(self.turn(now, wait)),
             };
             return Err(over(Limit::Tokens(tokens), most, retry_after));
         }
@@ -271,6 +278,12 @@ impl Account {
     pub(super) fn take(&mut self, now: Instant, tokens: u64) {
         self.minute.take(now, tokens);
         self.day.take(now, tokens);
+    }
+
+    /// Takes tokens that were computed without a reservation.
+    pub(super) fn overdraw(&mut self, now: Instant, tokens: u64) {
+        self.minute.overdraw(now, tokens);
+        self.day.overdraw(now, tokens);
     }
 
     /// Gives back what was reserved and not taken.

@@ -9,6 +9,7 @@ mod key_file;
 mod keys;
 mod ledger;
 mod reservation;
+mod turns;
 mod window;
 
 use std::collections::HashMap;

@@ -12,19 +12,21 @@ use super::ledger::{self, Entry, Ledger, Outcome, Used};
 #[derive(Debug)]
 pub struct Permit {
     account: Arc<Mutex<Account>>,
+    began: Instant,
 }
 
 impl Permit {
     pub(super) fn new(account: &Arc<Mutex<Account>>) -> Result<Self, OverLimit> {
-        lock(account).start(Instant::now())?;
+        let began = Instant::now();
+        lock(account).start(began)?;
         let account = account.clone();
-        Ok(Permit { account })
+        Ok(Permit { account, began })
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        lock(&self.account).end();
+        lock(&self.account).end(self.began.elapsed());
     }
 }
 
@@ -104,11 +106,15 @@ impl Reservation {
         self.take(state, tokens);
     }
 
+    /// More than was reserved are computed only where a program reads what its request did not hold. It
+    /// counts all the same, against what is asked for next.
     fn take(&self, mut state: MutexGuard<'_, State>, tokens: u64) {
-        let tokens = tokens.min(state.left);
-        state.left -= tokens;
+        let reserved = tokens.min(state.left);
+        state.left -= reserved;
         drop(state);
-        lock(&self.account).take(Instant::now(), tokens);
+        let (mut account, now) = (lock(&self.account), Instant::now());
+        account.take(now, reserved);
+        account.overdraw(now, tokens - reserved);
     }
 
     /// Counts time of the device.
@@ -168,7 +174,7 @@ impl Drop for Reservation {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tenants::account::{Limit, MINUTE, SOON};
+    use crate::tenants::account::{Limit, MINUTE};
 
     fn account(settings: &str) -> Arc<Mutex<Account>> {
         let settings = toml::from_str(settings).expect("valid");
@@ -261,7 +267,6 @@ mod tests {
 
         let second = reserve(90).expect("fits");
         second.generated(90);
-        second.generated(1); // no more than was reserved
         drop(second);
         assert_eq!(left().remaining, 0);
         lock(&account).configure(toml::from_str("tokens_per_day = 150").expect("valid"));
@@ -270,11 +275,22 @@ mod tests {
         assert_eq!(over.retry_after, None);
         let third = reserve(50).expect("fits");
         let over = reserve(50).expect_err("50 of 150 are reserved");
-        assert_eq!(
-            (over.limit, over.retry_after),
-            (Limit::DailyTokens(50), Some(SOON))
-        );
+        assert_eq!(over.limit, Limit::DailyTokens(50));
+        assert!(over.retry_after.is_some_and(|wait| wait <= MINUTE));
         drop(third);
+    }
+
+    #[test]
+    fn what_was_not_reserved_counts_against_what_comes_next() {
+        let account = account("tokens_per_minute = 100");
+        let reserve = |tokens| reserve(&account, 1, tokens);
+        let first = reserve(20).expect("fits");
+        first.prompt(10, 0);
+        first.prompt(120, 0);
+        assert_eq!(first.lock().used.prompt_tokens, 130);
+        drop(first);
+        let over = reserve(1).expect_err("130 of 100 are taken");
+        assert!(over.retry_after.is_some_and(|wait| wait > MINUTE / 2));
     }
 
     #[test]

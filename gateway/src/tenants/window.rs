@@ -3,7 +3,7 @@
 //! Tokens are reserved before they are produced, and become taken when they are; what was not
 //! produced is given back. A reservation is made only while `taken + reserved` of the window that
 //! ends now stays within the limit, and only reserving adds to that sum: so no window of the
-//! length, wherever it begins, ever holds more. A bucket that fills again while it is emptied (as
+//! length, wherever it begins, ever holds more, but for what was [overdrawn](Window::overdraw). A bucket that fills again while it is emptied (as
 //! the generic cell rate algorithm has it) lets up to twice the limit through in its first window,
 //! and has no way to give back.
 
@@ -73,11 +73,16 @@ impl Window {
 
     /// Turns tokens from reserved to taken.
     pub(super) fn take(&mut self, now: Instant, tokens: u64) {
-        debug_assert!(tokens <= self.reserved);
+        self.release(tokens);
+        self.overdraw(now, tokens);
+    }
+
+    /// Takes tokens that nobody has reserved, though it may be above the limit: nothing is reserved
+    /// then until enough have left.
+    pub(super) fn overdraw(&mut self, now: Instant, tokens: u64) {
         if tokens == 0 {
             return;
         }
-        self.reserved = self.reserved.saturating_sub(tokens);
         self.taken += tokens;
         match self.entries.back_mut() {
             Some((at, entry)) if now.saturating_duration_since(*at) < self.length / GRAINS => {

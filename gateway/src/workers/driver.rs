@@ -84,7 +84,8 @@ impl Driver {
         Driver {
             spec,
             scheduler: Scheduler::new(Config {
-                max_waiting: settings.max_queue.saturating_add(PROBES),
+                // As many again for sequences of programs, which have no places of their own.
+                max_waiting: settings.max_queue.saturating_mul(2).saturating_add(PROBES),
                 step_timeout: settings.step_timeout,
                 max_table: MAX_TABLE,
                 surplus: settings.surplus.get(),
@@ -389,6 +390,7 @@ impl Driver {
             metrics: &self.metrics,
             last_id: &mut self.next_id,
             vocabulary: self.vocabulary,
+            kept: self.settings.max_queue.saturating_add(PROBES),
         };
         (&mut self.runs, hands)
     }

@@ -73,6 +73,9 @@ pub(super) struct Run {
     is_suspect: bool,
     /// Something of it was computed.
     has_started: bool,
+    /// Tokens that its sequences have read on this worker, and the most of any.
+    read: u64,
+    most_read: u64,
     /// The request reads slowly: its sequences are held.
     is_held: bool,
     /// The worker has it.
@@ -99,6 +102,8 @@ pub(super) struct Hands<'a> {
     pub(super) last_id: &'a mut u64,
     /// Tokens of the vocabulary.
     pub(super) vocabulary: u32,
+    /// Places in the scheduler's line that are kept for requests which were admitted.
+    pub(super) kept: usize,
 }
 
 impl Runs {
@@ -115,6 +120,8 @@ impl Runs {
             sequences: Vec::new(),
             is_suspect: false,
             has_started: false,
+            read: 0,
+            most_read: 0,
             is_held: false,
             is_sent: false,
             live,
@@ -239,7 +246,7 @@ impl Runs {
         for number in numbers {
             while let Some(run) = self.runs.get_mut(&number) {
                 let wrong = |what: String| format!("a program of run {number} {what}");
-                let may_open = hands.scheduler.room() > 0 && run.may_open();
+                let may_open = hands.scheduler.room() > hands.kept && run.may_open();
                 let context = run.task.request.context as usize;
                 let Some(what) = run.hearing.next(may_open, context).map_err(wrong)? else {
                     break;
@@ -323,6 +330,7 @@ impl Runs {
             run.unanswered = None;
             run.resaves = 0;
             run.repeated = 0;
+            run.read = 0;
             run.is_sent = false;
         }
         self.sequences.clear();
@@ -406,14 +414,21 @@ impl Run {
     fn started(&mut self, id: SequenceId, cached: usize, now: Instant, scheduler: &Scheduler) {
         let length = scheduler.sequence(id).map_or(0, |view| view.prompt.len());
         let first = !std::mem::replace(&mut self.has_started, true);
+        let (length, found) = (length as u64, cached as u64);
+        // What the program's other sequences have read is not counted again, nor what a worker that
+        // died had read already.
+        self.read += if first {
+            length
+        } else {
+            length.saturating_sub(found)
+        };
+        let more = self.read.saturating_sub(self.most_read);
+        self.most_read += more;
         if let Some(reservation) = &self.live.reservation {
             if first {
                 reservation.queued(now - self.live.submitted);
-                reservation.prompt(length as u64, cached as u64);
-            } else {
-                // What the program's other sequences have read is not counted again.
-                reservation.prompt(length.saturating_sub(cached) as u64, 0);
             }
+            reservation.prompt(more, if first { found } else { 0 });
         }
         if first {
             self.live.send(Event::Started { cached });

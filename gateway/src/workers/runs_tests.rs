@@ -48,6 +48,7 @@ impl Desk {
             metrics: &self.metrics,
             last_id: &mut self.last_id,
             vocabulary: 100,
+            kept: 0,
         };
         act(&mut self.runs, &mut hands)
     }

@@ -36,6 +36,10 @@ tokens_per_day = 30
 [[tenant]]
 id = "single"
 max_concurrent = 1
+
+[[tenant]]
+id = "double"
+max_concurrent = 2
 """
 
 
@@ -120,6 +124,12 @@ def test_a_key_is_good_until_it_is_disabled(client_of, new_key, place):
             client.models.list()
 
 
+def wait_until_seen(url, key):
+    """Until the gateway has read the file with a key."""
+    while requests.get(url + "/models", headers={"authorization": f"Bearer {key}"}, timeout=TIMEOUT).status_code != 200:
+        time.sleep(0.05)
+
+
 def test_a_burst_above_the_limit_gets_through_with_the_default_retries(url, client_of, new_key):
     key = new_key("busy")
     client = client_of(key)
@@ -127,9 +137,7 @@ def test_a_burst_above_the_limit_gets_through_with_the_default_retries(url, clie
     refused = []
     log = lambda response: response.status_code == 429 and refused.append(response)
     client._client.event_hooks["response"].append(log)
-    # The gateway has to see the key first.
-    while requests.get(url + "/models", headers={"authorization": f"Bearer {key}"}, timeout=TIMEOUT).status_code != 200:
-        time.sleep(0.05)
+    wait_until_seen(url, key)
     with ThreadPoolExecutor(REQUESTS + beyond) as pool:
         answers = list(pool.map(lambda _: ask(client), range(REQUESTS + beyond)))
     assert all(answer.usage.completion_tokens == 1 for answer in answers)
@@ -137,6 +145,18 @@ def test_a_burst_above_the_limit_gets_through_with_the_default_retries(url, clie
     for response in refused:
         assert response.json()["error"]["code"] == "rate_limit_exceeded"
         assert 0 < int(response.headers["retry-after-ms"]) <= 60_000
+
+
+def test_a_burst_beside_what_runs_gets_through_with_the_default_retries(url, client_of, new_key):
+    key = new_key("double")
+    client = client_of(key)
+    refused = []
+    client._client.event_hooks["response"].append(lambda response: refused.append(response.status_code == 429))
+    wait_until_seen(url, key)
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: ask(client, max_tokens=300), range(8)))
+    assert all(answer.usage.completion_tokens for answer in answers)
+    assert any(refused), "there was no burst"
 
 
 def test_a_quota_that_is_spent_is_not_tried_again(url, client_of, new_key):
