@@ -3,7 +3,9 @@
 
 use std::time::Duration;
 
-use realm_program::program::{Exhausted, Finish, Request, Sampling, Sequence, emit, emit_tokens};
+use realm_program::program::{
+    Exhausted, Finish, Request, Sampling, Sequence, begin_call, emit, emit_arguments, emit_tokens,
+};
 use realm_program::tensor::Tensor;
 use realm_program::{Allowed, Draw, Error, program, random, text};
 use serde::Deserialize;
@@ -52,6 +54,11 @@ enum Step {
     Speak(usize, u32),
     Emit(String),
     EmitTokens(Vec<u32>),
+    /// Begins a call of a tool.
+    Call(String),
+    Arguments(String),
+    /// Emits the next token as arguments, so many times.
+    SpeakArguments(usize, u32),
     /// Emits a text so many times.
     Flood(String, u32),
     /// Makes so many sequences, keeps none, and asks the last for a token in vain.
@@ -110,6 +117,15 @@ fn ask(sequence: &mut Sequence, how: How) -> bool {
     false
 }
 
+/// Takes a token and writes it down.
+fn take(sequence: &mut Sequence) {
+    let drawn = sequence.take();
+    emit(&format!(" {}", drawn.token));
+    if !drawn.alternatives.is_empty() {
+        emit(&format!("@{}{:?}", drawn.logprob, drawn.alternatives));
+    }
+}
+
 fn of(all: &mut [Option<Sequence>], n: usize) -> &mut Sequence {
     all[n].as_mut().expect("not dropped")
 }
@@ -143,13 +159,7 @@ fn answer(request: Request) -> Result<Finish, Error> {
             Step::Truncate(n, length) => of(&mut all, n).truncate(length),
             Step::Ask(n) => drop(ask(of(&mut all, n), How::default())),
             Step::AskWith(n, how) => drop(ask(of(&mut all, n), how)),
-            Step::Take(n) => {
-                let drawn = of(&mut all, n).take();
-                emit(&format!(" {}", drawn.token));
-                if !drawn.alternatives.is_empty() {
-                    emit(&format!("@{}{:?}", drawn.logprob, drawn.alternatives));
-                }
-            }
+            Step::Take(n) => take(of(&mut all, n)),
             Step::Drop(n) => all[n] = None,
             Step::Save(n, name, seconds) => {
                 of(&mut all, n).save(&name, Duration::from_secs(seconds));
@@ -188,6 +198,16 @@ fn answer(request: Request) -> Result<Finish, Error> {
             }
             Step::Emit(text) => emit(&text),
             Step::EmitTokens(tokens) => emit_tokens(&tokens),
+            Step::Call(name) => begin_call(&name),
+            Step::Arguments(fragment) => emit_arguments(&fragment),
+            Step::SpeakArguments(n, count) => {
+                for _ in 0..count {
+                    if !ask(of(&mut all, n), How::default()) {
+                        break;
+                    }
+                    emit_arguments(&format!("{},", of(&mut all, n).take().token));
+                }
+            }
             Step::Flood(text, times) => (0..times).for_each(|_| emit(&text)),
             Step::Waste(times) => {
                 for _ in 0..times {

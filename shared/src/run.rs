@@ -23,6 +23,8 @@ pub const PORTION: usize = 4096;
 
 /// Most words of [`Journal::seen`].
 pub const MOST_SEEN: usize = 1 << 19;
+/// Most calls of tools in an answer.
+pub const MOST_CALLS: usize = 128;
 /// Most bytes of a name that something is kept under.
 pub const MOST_NAME: usize = 256;
 /// Most seconds for which something is kept: a day.
@@ -41,6 +43,8 @@ pub enum Role {
     User,
     /// Who answers.
     Assistant,
+    /// What the assistant called.
+    Tool,
 }
 
 /// A message of a chat.
@@ -50,6 +54,70 @@ pub struct Message {
     pub role: Role,
     /// What.
     pub content: String,
+    /// Tools that the assistant called.
+    pub tool_calls: Vec<ToolCall>,
+    /// The call whose result it is.
+    pub tool_call_id: Option<String>,
+}
+
+/// A call of a tool that was made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ToolCall {
+    /// By which its result is known.
+    pub id: String,
+    /// Of the tool.
+    pub name: String,
+    /// As they were sent.
+    pub arguments: String,
+}
+
+/// What a request says of the tools that its client has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tools {
+    /// Those that there are.
+    pub offered: Vec<Tool>,
+    /// Whether they are to be called.
+    pub choice: ToolChoice,
+    /// Whether there may be several calls in an answer.
+    pub parallel: bool,
+}
+
+impl Default for Tools {
+    /// None.
+    fn default() -> Self {
+        Tools {
+            offered: Vec::new(),
+            choice: ToolChoice::None,
+            parallel: true,
+        }
+    }
+}
+
+/// A function that a client has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tool {
+    /// What it is called by.
+    pub name: String,
+    /// What it does.
+    pub description: Option<String>,
+    /// A JSON schema of its arguments, as JSON.
+    pub parameters: String,
+    /// Whether the client insists that arguments fit.
+    pub strict: bool,
+}
+
+/// Whether tools are to be called.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ToolChoice {
+    /// They are not.
+    None,
+    /// If it is of use.
+    Auto,
+    /// They are.
+    Required,
+    /// The one of this name is.
+    Function(String),
 }
 
 /// How the tokens of a sequence are drawn, as [`Sampling`](crate::wire::Sampling) has it.
@@ -97,6 +165,8 @@ pub struct Request {
     pub end_tokens: Vec<u32>,
     /// Most tokens of a sequence.
     pub context: u32,
+    /// What it may call.
+    pub tools: Tools,
 }
 
 /// A token that a program has taken.
@@ -150,8 +220,8 @@ pub enum What {
     /// What it sees now is not in its journal, though tokens are that it has not asked for again. They
     /// are to be forgotten: of each of these sequences, all beyond its first so many.
     Redraw(Vec<(u32, u32)>),
-    /// Text follows in the answer.
-    Emit(String),
+    /// This follows in the answer.
+    Emit(Part),
     /// The answer is over.
     Finished(Finish),
     /// The program cannot go on.
@@ -189,6 +259,40 @@ impl Open {
             top_logprobs: self.alternatives.map_or(-1, |n| n.min(most) as i32),
             ..Sampling::default()
         }
+    }
+}
+
+/// A part of an answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Part {
+    /// Text.
+    Text(String),
+    /// A call of the tool of this name begins.
+    Call(String),
+    /// More of the arguments of the call that began last.
+    Arguments(String),
+}
+
+impl Part {
+    /// How many bytes of the answer it is.
+    pub fn bytes(&self) -> usize {
+        let (Part::Text(text) | Part::Call(text) | Part::Arguments(text)) = self;
+        text.len()
+    }
+
+    /// What there is of it behind its first bytes, however an answer is cut into parts. The beginning of a
+    /// call is never cut.
+    pub fn behind(mut self, bytes: usize) -> Option<Part> {
+        match &mut self {
+            Part::Text(text) | Part::Arguments(text) => {
+                let rest = text.get(bytes..).filter(|rest| !rest.is_empty())?;
+                *text = rest.to_owned();
+            }
+            Part::Call(_) if bytes > 0 => return None,
+            Part::Call(_) => {}
+        }
+        Some(self)
     }
 }
 
@@ -248,5 +352,26 @@ impl What {
     /// A failure.
     pub fn failed(fault: Fault, message: impl Into<String>) -> What {
         What::Failed(fault as u8, message.into())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_behind_a_beginning_is_the_rest() {
+        let text = |text: &str| Part::Text(text.into());
+        assert_eq!(text("aé").behind(0), Some(text("aé")));
+        assert_eq!(text("aé").behind(1), Some(text("é")));
+        for nothing in [2, 3, 4, usize::MAX] {
+            assert_eq!(text("aé").behind(nothing), None, "{nothing}");
+        }
+        assert_eq!(text("").behind(0), None);
+        let arguments = |text: &str| Part::Arguments(text.into());
+        assert_eq!(arguments("{}").behind(1), Some(arguments("}")));
+        let call = Part::Call("f".into());
+        assert_eq!(call.clone().behind(0), Some(call.clone()));
+        assert_eq!(call.behind(1), None);
     }
 }

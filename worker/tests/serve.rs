@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use realm_shared::ABI_VERSION;
 use realm_shared::control::{Control, MAX_CONTROL_BYTES, ModelInfo, Order};
-use realm_shared::run::{Dials, Finish, Request, Said, What};
+use realm_shared::run::{self, Dials, Finish, Request, Said, Tools, What};
 use realm_shared::wire::step::{INPUT_SAMPLED, PARKED, SAMPLE, STEERED};
 use realm_shared::wire::{
     Allotment, END, HEARD, JOIN, KEPT, LISTEN, LISTEN_BYTES, OPEN, RUN, STEP, STEP_DONE, Sampling,
@@ -412,6 +412,7 @@ fn a_program_answers_a_request() {
         key: 11,
         end_tokens: Vec::new(),
         context: 100,
+        tools: Tools::default(),
     };
     let request = serde_json::to_vec(&request).expect("JSON");
     let allotment = Allotment::default();
@@ -441,7 +442,7 @@ fn a_program_answers_a_request() {
                     assert_eq!(name, "b");
                     worker.submit(KEPT, [8, 0], &[Part::Words(&[5, 6, 7, 8])]);
                 }
-                What::Emit(more) => text += &more,
+                What::Emit(run::Part::Text(more)) => text += &more,
                 What::Finished(Finish::Stop) => finished = true,
                 other => panic!("{other:?}"),
             }

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::answer::{Head, finish_name, limits, off_reactor, submit};
 use super::body::{self, Body};
+use super::calls::{ChunkCall, ToolCall};
 use super::choice::{Choice, Delta};
 use super::error::ApiError;
 use super::fields::Fields;
@@ -17,8 +18,9 @@ use super::messages::{self, Message};
 use super::params::{MAX_COUNT, Params, count};
 use super::program::{self, Asked};
 use super::run::{Events, Format, Run, Usage};
+use super::tools::Tools;
 use super::unsupported::{CHAT, refuse};
-use crate::batching::sequence::Sequence;
+use crate::batching::sequence::{FinishReason, Sequence};
 use crate::programs::Programs;
 use crate::tenants::Caller;
 use crate::text::{Detokenizer, Text};
@@ -29,6 +31,7 @@ use crate::workers::{ModelLimits, Models};
 struct Request {
     model: String,
     messages: Vec<Message>,
+    tools: Tools,
     params: Params,
     /// `top_logprobs` as given, which is an error unless `logprobs` is on.
     alternatives: Option<u32>,
@@ -42,6 +45,7 @@ impl Request {
         let model = fields.string("model")?;
         let model = model.ok_or_else(|| ApiError::missing("model"))?;
         let messages = messages::take(&mut fields)?;
+        let tools = Tools::take(&mut fields)?;
         refuse(&mut fields, CHAT)?;
         let mut params = Params::take(&mut fields, 1)?;
         let newer = count(&mut fields, "max_completion_tokens", 1..=MAX_COUNT)?;
@@ -56,6 +60,7 @@ impl Request {
         Ok(Request {
             model,
             messages,
+            tools,
             params,
             alternatives,
             args,
@@ -73,6 +78,25 @@ impl Request {
         }
         Ok(())
     }
+
+    /// What a model cannot be asked.
+    fn check_for_model(&self) -> Result<(), ApiError> {
+        if self.args.is_some() {
+            return Err(ApiError::conflict(
+                "program",
+                format!("'{}' is a model, and no program.", self.model),
+            ));
+        }
+        self.tools.check_for_model()?;
+        messages::check_for_model(&self.messages)
+    }
+
+    /// What a program cannot be asked.
+    fn check_for_program(&self) -> Result<(), ApiError> {
+        self.params.check_for_program()?;
+        self.tools.check_for_program()?;
+        messages::check_for_program(&self.messages)
+    }
 }
 
 /// Answers a request.
@@ -86,25 +110,25 @@ pub(super) async fn respond(
     let (program, model) = program::find(models, programs, caller, &request.model).await?;
     let limits = limits(&model, caller)?;
     request.check(limits)?;
-    if program.is_some() {
-        request.params.check_for_program()?;
-    } else if request.args.is_some() {
-        return Err(ApiError::conflict(
-            "program",
-            format!("'{}' is a model, and no program.", request.model),
-        ));
+    match program {
+        Some(_) => request.check_for_program()?,
+        None => request.check_for_model()?,
     }
 
     let Request {
         messages,
+        tools,
         params,
         args,
         ..
     } = request;
     let tier = params.urgency.tier(caller.tenant.settings().priority());
     let text = model.text.clone();
-    let encoding = move || encode(&text, &messages).map(|prompt| (prompt, messages));
-    let (prompt, messages) = off_reactor(body.len(), encoding).await??;
+    let encoding = move || {
+        let prompt = encode(&text, &messages, &tools)?;
+        Ok::<_, ApiError>((prompt, messages, tools))
+    };
+    let (prompt, messages, tools) = off_reactor(body.len(), encoding).await??;
     // What an answer may have by default: all that there is room for.
     let default = caller.tenant.most_output(prompt.len(), params.n);
     let name = program
@@ -112,7 +136,9 @@ pub(super) async fn respond(
         .map_or(&model.name, |program| &program.name);
     let head = Head::new("chatcmpl", name, tier);
     let id = head.id.clone();
-    let (mut sequences, run) = prepare(head, &params, model.text.clone(), prompt, limits, default)?;
+    let text = model.text.clone();
+    let has_tools = !tools.sent.is_empty();
+    let (mut sequences, run) = prepare(head, &params, has_tools, text, prompt, limits, default)?;
     if let Some(program) = program
         && let Some(sequence) = sequences.pop()
     {
@@ -120,6 +146,7 @@ pub(super) async fn respond(
             program,
             model,
             messages,
+            tools,
             args,
             limits,
             sequence,
@@ -130,7 +157,7 @@ pub(super) async fn respond(
     submit(&model, caller, id, sequences, run, &params, programs).await
 }
 
-fn encode(text: &Text, messages: &[Message]) -> Result<Vec<u32>, ApiError> {
+fn encode(text: &Text, messages: &[Message], tools: &Tools) -> Result<Vec<u32>, ApiError> {
     let template = text.template.as_ref().ok_or_else(|| {
         ApiError::conflict(
             "model",
@@ -138,7 +165,7 @@ fn encode(text: &Text, messages: &[Message]) -> Result<Vec<u32>, ApiError> {
         )
     })?;
     let prompt = template
-        .render(messages)
+        .render(messages, &tools.sent)
         .map_err(|e| ApiError::conflict("messages", e.to_string()))?;
     let ids = text
         .tokenizer
@@ -157,6 +184,7 @@ fn encode(text: &Text, messages: &[Message]) -> Result<Vec<u32>, ApiError> {
 fn prepare(
     head: Head,
     params: &Params,
+    has_tools: bool,
     text: Arc<Text>,
     prompt: Vec<u32>,
     limits: ModelLimits,
@@ -183,6 +211,8 @@ fn prepare(
     let format = ChatFormat {
         head,
         started: vec![false; choices.len()],
+        calls: vec![false; choices.len()],
+        has_tools,
         logprobs: params.top_logprobs.is_some(),
         include_usage: params.include_usage,
         text,
@@ -200,8 +230,20 @@ struct ChatFormat {
     text: Arc<Text>,
     logprobs: bool,
     include_usage: bool,
+    /// Whether there may be calls, and perhaps no text.
+    has_tools: bool,
     /// Choices whose first event is written.
     started: Vec<bool>,
+    /// Choices of which a call is.
+    calls: Vec<bool>,
+}
+
+/// A finish reason by its OpenAI name. One that stopped with calls did so to make them.
+fn finish_reason(reason: FinishReason, has_calls: bool) -> &'static str {
+    match reason {
+        FinishReason::Stop if has_calls => "tool_calls",
+        reason => finish_name(reason),
+    }
 }
 
 #[derive(Serialize)]
@@ -228,8 +270,10 @@ struct WholeChoice {
 #[derive(Serialize)]
 struct AnswerMessage {
     role: &'static str,
-    content: String,
+    content: Option<String>,
     refusal: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ToolCall>,
 }
 
 #[derive(Serialize)]
@@ -259,8 +303,11 @@ struct ChunkChoice {
 struct ChunkDelta {
     #[serde(skip_serializing_if = "Option::is_none")]
     role: Option<&'static str>,
+    /// Only there, as `null` or a text, where there is one to follow, or none to be expected.
     #[serde(skip_serializing_if = "Option::is_none")]
-    content: Option<String>,
+    content: Option<Option<String>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tool_calls: Vec<ChunkCall>,
 }
 
 impl ChatFormat {
@@ -303,7 +350,8 @@ impl Format for ChatFormat {
             *started = true;
             let first = ChunkDelta {
                 role: Some("assistant"),
-                content: Some(String::new()),
+                content: Some((!self.has_tools).then(String::new)),
+                tool_calls: Vec::new(),
             };
             self.choice_chunk(index, first, None, None, out);
         }
@@ -312,13 +360,24 @@ impl Format for ChatFormat {
                 .logprobs
                 .then(|| ChatLogprobs::new(&delta.tokens, &self.text.tokenizer));
             let content = ChunkDelta {
-                role: None,
-                content: Some(delta.text),
+                content: Some(Some(delta.text)),
+                ..ChunkDelta::default()
             };
             self.choice_chunk(index, content, logprobs, None, out);
         }
+        for call in delta.calls {
+            if let Some(calls) = self.calls.get_mut(index) {
+                *calls = true;
+            }
+            let call = ChunkDelta {
+                tool_calls: vec![call.into()],
+                ..ChunkDelta::default()
+            };
+            self.choice_chunk(index, call, None, None, out);
+        }
         if let Some(reason) = delta.finish {
-            let reason = Some(finish_name(reason));
+            let has_calls = self.calls.get(index).copied().unwrap_or(false);
+            let reason = Some(finish_reason(reason, has_calls));
             self.choice_chunk(index, ChunkDelta::default(), None, reason, out);
         }
     }
@@ -336,12 +395,16 @@ impl Format for ChatFormat {
                 logprobs: self
                     .logprobs
                     .then(|| ChatLogprobs::new(&delta.tokens, &self.text.tokenizer)),
+                finish_reason: delta
+                    .finish
+                    .map(|reason| finish_reason(reason, !delta.calls.is_empty())),
                 message: AnswerMessage {
                     role: "assistant",
-                    content: delta.text,
+                    content: Some(delta.text)
+                        .filter(|text| !text.is_empty() || delta.calls.is_empty()),
                     refusal: None,
+                    tool_calls: delta.calls.into_iter().map(ToolCall::from).collect(),
                 },
-                finish_reason: delta.finish.map(finish_name),
             });
         body::json(&Completion {
             id: &self.head.id,

@@ -1,3 +1,4 @@
+use realm_shared::run::Part;
 use serde_json::{Value, json};
 
 use super::*;
@@ -23,18 +24,32 @@ fn request(extra: Value) -> Result<Request, ApiError> {
     Request::parse(body.to_string().as_bytes())
 }
 
+fn no_tools() -> Tools {
+    Tools::take(&mut Fields::parse(b"{}").expect("an object")).expect("none")
+}
+
 fn start(extra: Value) -> (Vec<Sequence>, Run<ChatFormat>) {
     let request = request(extra).expect("valid");
     request.check(LIMITS).expect("agrees");
     let text = Arc::new(chat_text());
-    let prompt = encode(&text, &request.messages).expect("encodes");
+    let prompt = encode(&text, &request.messages, &request.tools).expect("encodes");
+    let has_tools = !request.tools.sent.is_empty();
     let head = Head {
         id: "chatcmpl-1".into(),
         created: 7,
         model: "m".into(),
         service_tier: None,
     };
-    prepare(head, &request.params, text, prompt, LIMITS, u32::MAX).expect("fits")
+    let prepared = prepare(
+        head,
+        &request.params,
+        has_tools,
+        text,
+        prompt,
+        LIMITS,
+        u32::MAX,
+    );
+    prepared.expect("fits")
 }
 
 fn whole(extra: Value, script: Vec<(usize, Event)>) -> Value {
@@ -237,14 +252,6 @@ fn what_is_not_offered_is_refused_by_name() {
     };
     for (extra, expected) in [
         (
-            json!({"tools": [{"type": "function"}]}),
-            unsupported("tools", "null or an empty list"),
-        ),
-        (
-            json!({"tool_choice": "required"}),
-            unsupported("tool_choice", "null, \"none\" or \"auto\""),
-        ),
-        (
             json!({"functions": [{}]}),
             unsupported("functions", "null or an empty list"),
         ),
@@ -280,10 +287,6 @@ fn what_is_not_offered_is_refused_by_name() {
         (
             json!({"web_search_options": {}}),
             unsupported("web_search_options", "null"),
-        ),
-        (
-            json!({"parallel_tool_calls": 1}),
-            unsupported("parallel_tool_calls", "a boolean or null"),
         ),
         (
             json!({"prompt_cache_retention": "24h"}),
@@ -337,7 +340,141 @@ fn what_changes_nothing_is_accepted() {
         "verbosity": "medium", "audio": null, "prediction": null, "web_search_options": null,
         "prompt_cache_retention": "in_memory", "prompt_cache_options": null,
     }));
-    assert!(request.is_ok(), "{request:?}");
+    let checked = request.and_then(|request| request.check_for_model());
+    assert_eq!(checked, Ok(()));
+}
+
+#[test]
+fn a_model_is_asked_for_no_calls_and_a_program_for_those_that_there_are() {
+    let tools = json!([{"type": "function", "function": {"name": "f"}}]);
+    for (extra, model, program) in [
+        (json!({}), None, None),
+        (json!({"tools": tools}), Some("tools"), None),
+        (
+            json!({"tool_choice": "required"}),
+            Some("tool_choice"),
+            Some("tool_choice"),
+        ),
+        (
+            json!({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}),
+            Some("messages[0].role"),
+            Some("messages[0].role"),
+        ),
+        (json!({"program": {}}), Some("program"), None),
+        (json!({"n": 2}), None, Some("n")),
+    ] {
+        let request = request(extra.clone()).expect("valid by itself");
+        let param = |checked: Result<(), ApiError>| {
+            let error: Value = serde_json::from_slice(&checked.err()?.to_json()).expect("JSON");
+            Some(error["error"]["param"].as_str().expect("named").to_owned())
+        };
+        assert_eq!(
+            param(request.check_for_model()).as_deref(),
+            model,
+            "{extra}"
+        );
+        assert_eq!(
+            param(request.check_for_program()).as_deref(),
+            program,
+            "{extra}"
+        );
+    }
+}
+
+/// "Hm", two calls, and the end.
+fn script_with_calls(text: &str) -> Vec<(usize, Event)> {
+    let parts = [
+        Part::Text(text.into()),
+        Part::Call("f".into()),
+        Part::Arguments("{\"a\":".into()),
+        Part::Arguments("1}".into()),
+        Part::Call("f".into()),
+        Part::Arguments("{}".into()),
+    ];
+    let emitted = parts.map(|part| (0, Event::Emitted { part, tokens: 1 }));
+    let end = (0, Event::Finished(FinishReason::Stop));
+    emitted.into_iter().chain([end]).collect()
+}
+
+fn with_tools() -> Value {
+    json!({"tools": [{"type": "function", "function": {"name": "f"}}], "stop": ["1}"]})
+}
+
+#[test]
+fn a_whole_answer_has_its_calls() {
+    for (text, content) in [("Hm", json!("Hm")), ("", Value::Null)] {
+        let answer = whole(with_tools(), script_with_calls(text));
+        let choice = &answer["choices"][0];
+        let calls = choice["message"]["tool_calls"].as_array().expect("calls");
+        let ids: Vec<_> = calls
+            .iter()
+            .map(|call| call["id"].as_str().expect("an id"))
+            .collect();
+        assert!(ids.iter().all(|id| id.starts_with("call_")) && ids[0] != ids[1]);
+        let call = |id, arguments: &str| json!({"id": id, "type": "function", "function": {"name": "f", "arguments": arguments}});
+        let calls = [call(ids[0], "{\"a\":1}"), call(ids[1], "{}")];
+        assert_eq!(
+            choice,
+            &json!({"index": 0, "logprobs": null, "finish_reason": "tool_calls", "message":
+                    {"role": "assistant", "content": content, "refusal": null, "tool_calls": calls}})
+        );
+        assert_eq!(answer["usage"]["completion_tokens"], 6);
+    }
+    let text = vec![(0, Event::Finished(FinishReason::Stop))];
+    let answer = whole(with_tools(), text);
+    assert_eq!(answer["choices"][0]["message"]["content"], "");
+    assert_eq!(answer["choices"][0]["finish_reason"], "stop");
+}
+
+/// Clients that add up chunks would say a name twice that came twice.
+#[test]
+fn a_stream_says_what_a_call_is_once() {
+    let mut extra = with_tools();
+    extra["stream"] = json!(true);
+    let (_, mut run) = start(extra);
+    let mut got = Vec::new();
+    for (index, event) in script_with_calls("Hm") {
+        got.extend(events(&run.stream(index, event).expect("no failure").0));
+    }
+    let ids = got.iter().filter_map(|chunk| {
+        let id = &chunk["choices"][0]["delta"]["tool_calls"][0]["id"];
+        Some(id.as_str()?.to_owned())
+    });
+    let ids: Vec<_> = ids.collect();
+    assert_eq!(ids.len(), 2);
+    let delta = |delta| chunk(json!([choice(0, delta, Value::Null)]));
+    let begin = |index: usize| {
+        let function = json!({"name": "f", "arguments": ""});
+        delta(json!({"tool_calls": [
+            {"index": index, "id": ids[index], "type": "function", "function": function}]}))
+    };
+    let more = |index: usize, arguments: &str| {
+        delta(json!({"tool_calls": [{"index": index, "function": {"arguments": arguments}}]}))
+    };
+    assert_eq!(
+        got,
+        [
+            delta(json!({"role": "assistant", "content": null})),
+            delta(json!({"content": "Hm"})),
+            begin(0),
+            more(0, "{\"a\":"),
+            more(0, "1}"),
+            begin(1),
+            more(1, "{}"),
+            chunk(json!([choice(0, json!({}), json!("tool_calls"))])),
+        ]
+    );
+}
+
+#[test]
+fn a_call_that_is_cut_off_has_no_other_reason() {
+    let mut cut = script_with_calls("");
+    cut.truncate(3);
+    cut.push((0, Event::Finished(FinishReason::Length)));
+    let answer = whole(with_tools(), cut);
+    assert_eq!(answer["choices"][0]["finish_reason"], "length");
+    let call = &answer["choices"][0]["message"]["tool_calls"][0]["function"];
+    assert_eq!(call["arguments"], "{\"a\":");
 }
 
 #[test]
@@ -363,8 +500,10 @@ fn the_templates_own_refusal_reaches_the_client() {
         role: messages::Role::Assistant,
         content: "x".into(),
         name: None,
+        tool_calls: Vec::new(),
+        tool_call_id: None,
     }];
-    let error = encode(&chat_text(), &messages).unwrap_err();
+    let error = encode(&chat_text(), &messages, &no_tools()).unwrap_err();
     assert_eq!(error.to_string(), "The first message must not be an answer");
     assert_eq!(error.status(), 400);
 }

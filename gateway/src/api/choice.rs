@@ -3,6 +3,10 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use realm_shared::run::Part;
+
+use super::calls::{Call, CallHead};
+use super::random;
 use crate::batching::sequence::{Event, FailReason, FinishReason, Sequence, TokenLogprobs};
 use crate::text::{Detokenizer, Search, StopMatcher, Text};
 
@@ -13,6 +17,8 @@ pub(super) struct Delta {
     pub(super) text: String,
     /// The tokens of that text, if the request asked for log-probabilities.
     pub(super) tokens: Vec<Scored>,
+    /// Calls of tools, or what follows of them.
+    pub(super) calls: Vec<Call>,
     /// Why the choice is over, with its last delta.
     pub(super) finish: Option<FinishReason>,
 }
@@ -22,6 +28,12 @@ impl Delta {
     pub(super) fn extend(&mut self, later: Delta) {
         self.text.push_str(&later.text);
         self.tokens.extend(later.tokens);
+        for call in later.calls {
+            match self.calls.last_mut() {
+                Some(last) if last.index == call.index => last.arguments.push_str(&call.arguments),
+                _ => self.calls.push(call),
+            }
+        }
         self.finish = later.finish.or(self.finish);
     }
 }
@@ -65,6 +77,8 @@ pub(super) struct Choice {
     /// Tokens of the prompt that were not computed for this.
     cached: usize,
     generated: u32,
+    /// Calls that began.
+    calls: usize,
     over: bool,
 }
 
@@ -104,6 +118,7 @@ impl Choice {
             }),
             cached: 0,
             generated: 0,
+            calls: 0,
             over: false,
         }
     }
@@ -141,10 +156,9 @@ impl Choice {
                     self.token(token, logprobs, &mut delta);
                 }
             }
-            Event::Text { text, tokens } => {
+            Event::Emitted { part, tokens } => {
                 self.generated += tokens;
-                self.decoded += text.chars().count();
-                self.let_through(&text, &mut delta);
+                self.emit(part, &mut delta);
             }
             Event::Finished(reason) => {
                 self.release_echo(&mut delta);
@@ -160,6 +174,34 @@ impl Choice {
             Event::Failed(reason) => return Err(reason),
         }
         Ok(delta)
+    }
+
+    /// Stop strings are looked for in the text alone, as if there were no calls in it.
+    fn emit(&mut self, part: Part, delta: &mut Delta) {
+        match part {
+            Part::Text(text) => {
+                self.decoded += text.chars().count();
+                self.let_through(&text, delta);
+            }
+            Part::Call(name) => {
+                let id = random::call_id();
+                delta.calls.push(Call {
+                    index: self.calls,
+                    head: Some(CallHead { id, name }),
+                    arguments: String::new(),
+                });
+                self.calls += 1;
+            }
+            Part::Arguments(arguments) => {
+                // Only a worker that is broken says some without a call.
+                let last = self.calls.checked_sub(1);
+                delta.calls.extend(last.map(|index| Call {
+                    index,
+                    head: None,
+                    arguments,
+                }));
+            }
+        }
     }
 
     fn token(&mut self, token: u32, logprobs: Option<TokenLogprobs>, delta: &mut Delta) {

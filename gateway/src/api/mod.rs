@@ -6,6 +6,7 @@
 
 mod answer;
 mod body;
+mod calls;
 mod chat;
 mod choice;
 mod completions;
@@ -25,6 +26,7 @@ pub(crate) mod random;
 mod run;
 #[cfg(test)]
 mod testing;
+mod tools;
 mod unsupported;
 
 use bytes::Bytes;
@@ -34,7 +36,7 @@ pub use answer::Taken;
 pub use body::Body;
 pub use error::ApiError;
 pub(crate) use processor::allotment;
-pub(crate) use program::task;
+pub(crate) use program::{Chat, task};
 pub use programs::{ProgramList, ProgramObject};
 
 use crate::programs::Programs;

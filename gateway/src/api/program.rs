@@ -3,18 +3,19 @@
 use std::sync::Arc;
 
 use http::Response;
-use realm_shared::run::{Message as Said, Request, Role as Speaker};
+use realm_shared::run::{self, Request};
 use serde_json::Value;
 
 use super::answer::respond;
 use super::body::Body;
 use super::error::ApiError;
 use super::fields::Fields;
-use super::messages::{Message, Role};
+use super::messages::Message;
 use super::models;
 use super::params::Params;
 use super::processor::{allotment, args};
 use super::run::{Format, Run};
+use super::tools::Tools;
 use crate::batching::sequence::Sequence;
 use crate::config::TenantSettings;
 use crate::programs::{Kind, Program, ProgramError, ProgramRecord, Programs};
@@ -103,6 +104,7 @@ pub(super) struct Asked {
     pub(super) program: Arc<Program>,
     pub(super) model: Arc<Model>,
     pub(super) messages: Vec<Message>,
+    pub(super) tools: Tools,
     pub(super) args: Option<String>,
     pub(super) limits: ModelLimits,
     /// What the model itself would do.
@@ -123,6 +125,7 @@ pub(super) async fn submit<F: Format>(
         program,
         model,
         messages,
+        tools,
         args,
         limits,
         sequence,
@@ -134,10 +137,13 @@ pub(super) async fn submit<F: Format>(
         priority: params.urgency.within(settings.priority()),
         ..sequence
     };
-    let messages = messages.into_iter().map(said).collect();
-    let args = args.unwrap_or_else(|| Value::Null.to_string());
+    let chat = Chat {
+        messages: messages.into_iter().map(run::Message::from).collect(),
+        tools: tools.into_said(),
+        args: args.unwrap_or_else(|| Value::Null.to_string()),
+    };
     let context = limits.max_context;
-    let task = task(program, messages, args, &sequence, context, &settings);
+    let task = task(program, chat, &sequence, context, &settings);
     // All that it may draw, and read for that.
     let tokens = run.prompt_tokens() as u64 + task.request.budget;
     let sequences = task.allotment.sequences as usize;
@@ -146,11 +152,18 @@ pub(super) async fn submit<F: Format>(
     Ok(respond(run, generation, params).await)
 }
 
+/// What is said to a program.
+pub(crate) struct Chat {
+    pub(crate) messages: Vec<run::Message>,
+    pub(crate) tools: run::Tools,
+    /// As JSON.
+    pub(crate) args: String,
+}
+
 /// What a program is to do where the model itself would compute this sequence.
 pub(crate) fn task(
     program: Arc<Program>,
-    messages: Vec<Said>,
-    args: String,
+    chat: Chat,
     sequence: &Sequence,
     context: u32,
     settings: &TenantSettings,
@@ -167,28 +180,16 @@ pub(crate) fn task(
         saved: allowed.saved_tokens,
         wall: allowed.wall,
         request: Request {
-            messages,
+            messages: chat.messages,
             prompt: sequence.prompt.to_vec(),
-            args,
+            args: chat.args,
             dials: sampling.into(),
             max_tokens: sequence.max_tokens,
             budget: u64::from(sequence.max_tokens) * u64::from(allotment.sequences),
             key: sampling.key,
             end_tokens: end_tokens.copied().collect(),
             context,
+            tools: chat.tools,
         },
-    }
-}
-
-/// A message as programs see it.
-fn said(message: Message) -> Said {
-    let role = match message.role {
-        Role::System => Speaker::System,
-        Role::User => Speaker::User,
-        Role::Assistant => Speaker::Assistant,
-    };
-    Said {
-        role,
-        content: message.content,
     }
 }

@@ -14,6 +14,15 @@ pub(super) fn id(prefix: &str) -> String {
     format!("{prefix}-{:016x}{:016x}", unpredictable(), unpredictable())
 }
 
+/// The id of a call of a tool: `call_` and 24 hexadecimal digits.
+pub(super) fn call_id() -> String {
+    format!(
+        "call_{:016x}{:08x}",
+        unpredictable(),
+        unpredictable() as u32
+    )
+}
+
 /// The key of the random numbers of one choice: output number `index` (from 0) of the SplitMix64
 /// generator (Steele, Lea and Flood, 2014) whose state starts at `seed`. So a choice draws the
 /// same whatever `n` is.
@@ -45,5 +54,8 @@ mod tests {
         let (a, b) = (id("cmpl"), id("cmpl"));
         assert_ne!(a, b);
         assert_eq!(a.len(), "cmpl-".len() + 32);
+        let (a, b) = (call_id(), call_id());
+        assert_ne!(a, b);
+        assert_eq!(a.len(), "call_".len() + 24);
     }
 }

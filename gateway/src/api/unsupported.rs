@@ -21,10 +21,6 @@ fn off(value: &Value) -> bool {
     value == false
 }
 
-fn any_boolean(value: &Value) -> bool {
-    value.is_boolean()
-}
-
 fn text_only(value: &Value) -> bool {
     matches!(value.as_array().map(Vec::as_slice), Some([one]) if one == "text")
 }
@@ -43,8 +39,6 @@ pub(super) const CHAT: &[Unsupported] = &[
     ("function_call", no_choice, "null, \"none\" or \"auto\""),
     ("functions", empty_list, EMPTY),
     ("modalities", text_only, "null or [\"text\"]"),
-    // Without tools there are no calls to make, in parallel or not.
-    ("parallel_tool_calls", any_boolean, "a boolean or null"),
     ("prediction", nothing, NULL),
     ("prompt_cache_options", nothing, NULL),
     (
@@ -54,8 +48,6 @@ pub(super) const CHAT: &[Unsupported] = &[
     ),
     ("reasoning_effort", |v| v == "none", "null or \"none\""),
     ("store", off, OFF),
-    ("tool_choice", no_choice, "null, \"none\" or \"auto\""),
-    ("tools", empty_list, EMPTY),
     ("verbosity", |v| v == "medium", "null or \"medium\""),
     ("web_search_options", nothing, NULL),
 ];
@@ -72,7 +64,6 @@ pub(super) const ASSISTANT_MESSAGE: &[Unsupported] = &[
     ("audio", nothing, NULL),
     ("function_call", nothing, NULL),
     ("refusal", nothing, NULL),
-    ("tool_calls", empty_list, EMPTY),
 ];
 
 /// Takes the parameters of `table` out and refuses what asks for more than happens anyway.

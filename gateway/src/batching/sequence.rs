@@ -3,6 +3,7 @@
 use std::num::NonZeroU32;
 use std::sync::Arc;
 
+use realm_shared::run::Part;
 use realm_shared::wire::{Allotment, Fault, Sampling};
 use serde::Deserialize;
 
@@ -185,11 +186,11 @@ pub enum Event {
         /// Present if asked for.
         logprobs: Option<TokenLogprobs>,
     },
-    /// A program that answers the request gave out text, for which it drew so many tokens.
-    Text {
+    /// A program that answers the request gave out a part of the answer, for which it drew so many tokens.
+    Emitted {
         /// What follows in the answer.
-        text: String,
-        /// Tokens drawn since it gave out text last.
+        part: Part,
+        /// Tokens drawn since it gave out something last.
         tokens: u32,
     },
     /// The sequence is over; nothing follows.

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, bail};
-use realm_shared::run::{Message, Role};
+use realm_shared::run::{Message, Role, Tools};
 
 use super::component::{CompilerArgs, read};
 use super::run::{self, encode, show};
-use crate::api::{ApiError, allotment, random, task};
+use crate::api::{ApiError, Chat, allotment, random, task};
 use crate::batching::{Allowance, Instance, Priority, Sequence, SequenceId, Steering, TenantId};
 use crate::config::{File, ModelSpec, TenantSettings, WorkerSettings};
 use crate::programs::{Kind, Program, Programs};
@@ -134,12 +134,18 @@ impl Trial<'_> {
                 model.generate(vec![sequence], None)
             }
             Kind::Program => {
-                let asked = vec![Message {
+                let asked = Message {
                     role: Role::User,
                     content: args.prompt.clone(),
-                }];
-                let json = json.clone();
-                let task = task(program, asked, json, &sequence, context, self.limits);
+                    tool_calls: Vec::new(),
+                    tool_call_id: None,
+                };
+                let chat = Chat {
+                    messages: vec![asked],
+                    tools: Tools::default(),
+                    args: json.clone(),
+                };
+                let task = task(program, chat, &sequence, context, self.limits);
                 model.run(task, None)
             }
         };

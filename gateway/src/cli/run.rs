@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use realm_shared::run::Part;
 use realm_shared::wire::Sampling;
 use serde::Serialize;
 
@@ -136,7 +137,9 @@ pub(super) fn encode(model: &Model, messages: &[Message]) -> anyhow::Result<(Vec
         .limits()
         .context("the worker has not said its limits")?;
     let prompt = match &text.template {
-        Some(template) => text.tokenizer.encode(&template.render(messages)?, false)?,
+        Some(template) => text
+            .tokenizer
+            .encode(&template.render(messages, &[])?, false)?,
         // A model without a template completes what it was given.
         None => text
             .tokenizer
@@ -171,8 +174,15 @@ pub(super) async fn show(
             }
             Event::Failed(reason) => return Ok(Err(reason)),
             Event::Finished(_) => detokenizer.finish(&mut piece),
-            Event::Text { text, .. } => piece = text,
-            Event::Started { .. } | Event::Token { .. } | Event::PromptLogprobs { .. } => {}
+            Event::Emitted {
+                part: Part::Text(text),
+                ..
+            } => piece = text,
+            // Whoever is asked here has no tools to call.
+            Event::Emitted { .. }
+            | Event::Started { .. }
+            | Event::Token { .. }
+            | Event::PromptLogprobs { .. } => {}
         }
         let mut out = std::io::stdout();
         out.write_all(piece.as_bytes())?;

@@ -12,6 +12,9 @@ const CONFIG: &str = "config.json";
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const GENERATION_CONFIG: &str = "generation_config.json";
 const TEMPLATE_JINJA: &str = "chat_template.jinja";
+/// Names of chat templates where there are several: the second is for chats with tools.
+const DEFAULT: &str = "default";
+const TOOL_USE: &str = "tool_use";
 const TEMPLATE_JSON: &str = "chat_template.json";
 
 /// Contents of the files of a model directory, as the Hugging Face hub lays it out.
@@ -58,7 +61,10 @@ impl Text {
                 String::from_utf8(jinja)
                     .map_err(|_| invalid(TEMPLATE_JINJA, "it is not UTF-8 text"))?,
             ),
-            (None, Some(json)) => named_template(&object(TEMPLATE_JSON, &json)?, TEMPLATE_JSON)?,
+            (None, Some(json)) => {
+                let json = object(TEMPLATE_JSON, &json)?;
+                named_template(&json, TEMPLATE_JSON, DEFAULT)?
+            }
             (None, None) => None,
         };
         Text::from_parts(&TextFiles {
@@ -153,16 +159,13 @@ impl Text {
                 .copied(),
         };
 
-        let from_config;
-        let source = match files.chat_template {
-            Some(source) => Some(source),
-            None => {
-                from_config = named_template(&tokenizer_config, TOKENIZER_CONFIG)?;
-                from_config.as_deref()
-            }
+        let named = |name| named_template(&tokenizer_config, TOKENIZER_CONFIG, name);
+        let (source, with_tools) = match files.chat_template {
+            Some(source) => (Some(source.to_owned()), None),
+            None => (named(DEFAULT)?, named(TOOL_USE)?),
         };
         let template = source
-            .map(|source| ChatTemplate::new(source, &specials))
+            .map(|source| ChatTemplate::new(&source, with_tools.as_deref(), &specials))
             .transpose()
             .map_err(|e| invalid("chat template", e))?;
 
@@ -219,16 +222,19 @@ fn special_tokens(tokenizer_config: &Value) -> Vec<(&'static str, String)> {
         .collect()
 }
 
-/// `chat_template`: a string, or a list of templates by name, of which `default` is for chats
-/// without tools.
-fn named_template(config: &Value, file: &'static str) -> Result<Option<String>, TextError> {
+/// `chat_template`: a string, which is the default one, or a list of templates by name.
+fn named_template(
+    config: &Value,
+    file: &'static str,
+    name: &str,
+) -> Result<Option<String>, TextError> {
     let template = &config["chat_template"];
     match template {
         Value::Null => Ok(None),
-        Value::String(source) => Ok(Some(source.clone())),
+        Value::String(source) => Ok((name == DEFAULT).then(|| source.clone())),
         Value::Array(named) => Ok(named
             .iter()
-            .find(|t| t["name"] == "default")
+            .find(|t| t["name"] == name)
             .and_then(|t| t["template"].as_str())
             .map(str::to_owned)),
         _ => Err(invalid(
@@ -333,7 +339,7 @@ mod tests {
         let inline = (TOKENIZER_CONFIG, r#"{"chat_template": "inline"}"#);
         let named = (
             TOKENIZER_CONFIG,
-            r#"{"chat_template": [{"name": "tool_use", "template": "no"}, {"name": "default", "template": "named"}]}"#,
+            r#"{"chat_template": [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "named"}]}"#,
         );
         let json = (TEMPLATE_JSON, r#"{"chat_template": "json"}"#);
         let jinja = (TEMPLATE_JINJA, "jinja");
@@ -345,7 +351,10 @@ mod tests {
         ] {
             let text = load(&[&base[..], &files].concat()).expect("loads");
             let template = text.template.expect("has one");
-            assert_eq!(template.render(&[""]).expect("renders"), expected);
+            assert_eq!(template.render(&[""], &[]).expect("renders"), expected);
+            let with_tools = template.render(&[""], &[Value::Null]).expect("renders");
+            let of_its_own = expected == "named";
+            assert_eq!(with_tools, if of_its_own { "tools" } else { expected });
         }
     }
 

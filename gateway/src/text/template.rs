@@ -9,11 +9,14 @@ use serde::Serialize;
 use super::clock::strftime;
 
 const NAME: &str = "chat template";
+/// Of the template for chats with tools, where that is another one.
+const WITH_TOOLS: &str = "chat template with tools";
 
 /// A compiled chat template with the special tokens it may use.
 #[derive(Debug)]
 pub struct ChatTemplate {
     environment: Environment<'static>,
+    has_other_with_tools: bool,
     specials: Value,
 }
 
@@ -34,8 +37,13 @@ pub enum TemplateError {
 struct Raised(String);
 
 impl ChatTemplate {
-    /// Compiles `source`. `specials` are the tokens offered to it by name, such as `bos_token`.
-    pub fn new(source: &str, specials: &[(&'static str, String)]) -> Result<Self, String> {
+    /// Compiles `source`, and `with_tools`, which takes its place in chats with tools. `specials` are the
+    /// tokens offered to them by name, such as `bos_token`.
+    pub fn new(
+        source: &str,
+        with_tools: Option<&str>,
+        specials: &[(&'static str, String)],
+    ) -> Result<Self, String> {
         let mut environment = Environment::new();
         environment.set_trim_blocks(true);
         environment.set_lstrip_blocks(true);
@@ -49,25 +57,40 @@ impl ChatTemplate {
                 .map_err(|e| Error::new(ErrorKind::InvalidOperation, e.to_string()))
         });
         environment.add_filter("tojson", to_json);
-        environment
-            .add_template_owned(NAME, without_generation_tags(source))
-            .map_err(|e| e.to_string())?;
+        let sources = [(NAME, Some(source)), (WITH_TOOLS, with_tools)];
+        for (name, source) in sources.iter().filter_map(|(name, s)| Some((*name, (*s)?))) {
+            environment
+                .add_template_owned(name, without_generation_tags(source))
+                .map_err(|e| e.to_string())?;
+        }
         let specials = specials.iter().map(|(k, v)| (*k, v.as_str())).collect();
         Ok(ChatTemplate {
             environment,
+            has_other_with_tools: with_tools.is_some(),
             specials,
         })
     }
 
-    /// The prompt for `messages`, ending where the assistant's answer begins.
-    pub fn render(&self, messages: &[impl Serialize]) -> Result<String, TemplateError> {
+    /// The prompt for `messages`, ending where the assistant's answer begins. `tools` are those that it may
+    /// call, as OpenAI's API has them, for templates that know of tools.
+    pub fn render(
+        &self,
+        messages: &[impl Serialize],
+        tools: &[serde_json::Value],
+    ) -> Result<String, TemplateError> {
         let variables = context! {
             messages => Value::from_serialize(messages),
+            // As in transformers, of which templates tell no tools by `none`.
+            tools => (!tools.is_empty()).then(|| Value::from_serialize(tools)),
             add_generation_prompt => true,
             ..self.specials.clone()
         };
+        let name = match self.has_other_with_tools && !tools.is_empty() {
+            true => WITH_TOOLS,
+            false => NAME,
+        };
         self.environment
-            .get_template(NAME)
+            .get_template(name)
             .and_then(|template| template.render(variables))
             .map_err(|error| match raised(&error) {
                 Some(message) => TemplateError::Raised(message),
@@ -183,8 +206,18 @@ mod tests {
     use super::*;
 
     fn render(source: &str, messages: serde_json::Value) -> Result<String, TemplateError> {
-        let template = ChatTemplate::new(source, &[("bos_token", "<s>".into())]).expect("compiles");
-        template.render(messages.as_array().expect("a list"))
+        render_with(source, messages, json!([]))
+    }
+
+    fn render_with(
+        source: &str,
+        messages: serde_json::Value,
+        tools: serde_json::Value,
+    ) -> Result<String, TemplateError> {
+        let specials = [("bos_token", "<s>".into())];
+        let template = ChatTemplate::new(source, None, &specials).expect("compiles");
+        let list = |value: &serde_json::Value| value.as_array().expect("a list").clone();
+        template.render(&list(&messages), &list(&tools))
     }
 
     #[test]
@@ -203,6 +236,43 @@ mod tests {
         assert_eq!(
             out.expect("renders"),
             "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
+        );
+    }
+
+    /// As Hermes and Qwen have it, shortened.
+    #[test]
+    fn tools_and_their_calls_render_as_in_transformers() {
+        let source = "{%- if tools %}\n    {{- '<tools>' }}\n    {%- for tool in tools %}\n        \
+            {{- '\\n' }}\n        {{- tool | tojson }}\n    {%- endfor %}\n    {{- '\\n</tools>\\n' }}\n{%- endif %}\n\
+            {%- for message in messages %}\n    {%- if message.role == 'assistant' and message.tool_calls %}\n        \
+            {{- 'assistant' }}\n        {%- if message.content %}\n            {{- '\\n' + message.content }}\n        \
+            {%- endif %}\n        {%- for tool_call in message.tool_calls %}\n            \
+            {%- if tool_call.function is defined %}\n                {%- set tool_call = tool_call.function %}\n            \
+            {%- endif %}\n            {{- '\\n<tool_call>\\n{\"name\": \"' }}\n            {{- tool_call.name }}\n            \
+            {{- '\", \"arguments\": ' }}\n            {{- tool_call.arguments | tojson }}\n            \
+            {{- '}\\n</tool_call>' }}\n        {%- endfor %}\n        {{- '\\n' }}\n    {%- elif message.role == 'tool' %}\n        \
+            {{- 'tool ' + message.tool_call_id + ': ' + message.content + '\\n' }}\n    {%- else %}\n        \
+            {{- message.role + ': ' + message.content + '\\n' }}\n    {%- endif %}\n{%- endfor %}\n";
+        let messages = json!([
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "", "tool_calls": [{"id": "1", "type": "function",
+                "function": {"name": "f", "arguments": {"b": 1, "a": "<>"}}}]},
+            {"role": "tool", "content": "7", "tool_call_id": "1"},
+        ]);
+        let tool =
+            json!({"type": "function", "function": {"name": "f", "parameters": {"z": 1, "a": 2}}});
+        let chat = "user: Hi\nassistant\n<tool_call>\n{\"name\": \"f\", \"arguments\": \
+            {\"b\": 1, \"a\": \"<>\"}}\n</tool_call>\ntool 1: 7\n";
+        let tools = "<tools>\n{\"type\": \"function\", \"function\": \
+            {\"name\": \"f\", \"parameters\": {\"z\": 1, \"a\": 2}}}\n</tools>\n";
+        assert_eq!(
+            render_with(source, messages.clone(), json!([tool])).expect("renders"),
+            format!("{tools}{chat}")
+        );
+        assert_eq!(render(source, messages).expect("renders"), chat);
+        assert_eq!(
+            render("{{ tools is none }}", json!([])).expect("renders"),
+            "True"
         );
     }
 
@@ -259,6 +329,6 @@ mod tests {
 
     #[test]
     fn a_broken_template_is_refused_when_loaded() {
-        assert!(ChatTemplate::new("{% if %}", &[]).is_err());
+        assert!(ChatTemplate::new("{% if %}", None, &[]).is_err());
     }
 }

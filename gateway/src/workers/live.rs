@@ -44,7 +44,7 @@ impl Live {
             Event::Token { .. } => reservation.generated(1),
             Event::Finished(_) => reservation.ended(Outcome::Completed),
             Event::Failed(_) => reservation.ended(Outcome::Failed),
-            Event::PromptLogprobs { .. } | Event::Text { .. } => {}
+            Event::PromptLogprobs { .. } | Event::Emitted { .. } => {}
         }
     }
 

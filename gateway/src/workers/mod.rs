@@ -240,7 +240,7 @@ impl Model {
     }
 
     /// Has a program answer a request: a generation of one sequence, whose tokens come as
-    /// [text](crate::batching::Event::Text).
+    /// [parts of an answer](crate::batching::Event::Emitted).
     pub fn run(&self, task: Task, reservation: Option<Reservation>) -> Result<Generation, Refused> {
         self.admit(task.tenant, 1, reservation, |admitted| {
             Command::Run(StartRun {

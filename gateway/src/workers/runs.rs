@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use realm_shared::run::{Drawn, Finish, Keep, MOST_NAME, MOST_SECONDS, Open, Request, Said, What};
+use realm_shared::run::{
+    Drawn, Finish, Keep, MOST_NAME, MOST_SECONDS, Open, Part, Request, Said, What,
+};
 use realm_shared::wire::{Allotment, Fault};
 
 use super::hearing::Hearing;
@@ -63,9 +65,9 @@ pub(super) struct Run {
     /// How often it saved something, in all its lives and in the present one.
     saves: u64,
     resaves: u64,
-    /// Bytes of text that the request has.
+    /// Bytes of the answer that the request has.
     sent: usize,
-    /// Bytes of text that the program has said in its present life.
+    /// Bytes of the answer that the program has said in its present life.
     repeated: usize,
     /// Its sequences in the scheduler.
     sequences: Vec<SequenceId>,
@@ -231,7 +233,7 @@ impl Runs {
                 }
                 self.fail(number, reason, hands);
             }
-            Event::PromptLogprobs { .. } | Event::Text { .. } => {}
+            Event::PromptLogprobs { .. } | Event::Emitted { .. } => {}
         }
         None
     }
@@ -266,7 +268,7 @@ impl Runs {
                             .map_err(wrong)?;
                         false
                     }
-                    What::Emit(text) => run.emit(&text, hands.scheduler),
+                    What::Emit(part) => run.emit(part, hands.scheduler).map_err(wrong)?,
                     What::Finished(finish) => {
                         let reason = match finish {
                             Finish::Stop => FinishReason::Stop,
@@ -375,7 +377,7 @@ impl Runs {
         let Some(mut run) = self.take(number, hands.scheduler) else {
             return;
         };
-        run.tell(String::new());
+        run.tell(Part::Text(String::new()));
         hands.metrics.ended(&last, run.live.submitted.elapsed());
         let outcome = match last {
             Event::Finished(_) => Outcome::Completed,
@@ -532,34 +534,38 @@ impl Run {
         Ok((open.sequence, id))
     }
 
-    /// Sends what the request does not have yet of a text. True if its sequences were held for that.
-    fn emit(&mut self, text: &str, scheduler: &mut Scheduler) -> bool {
-        let new = self.sent.saturating_sub(self.repeated);
-        self.repeated += text.len();
-        let Some(new) = text
-            .get(new.min(text.len())..)
-            .filter(|new| !new.is_empty())
-        else {
-            return false;
+    /// Sends what the request does not have yet of a part of the answer. True if its sequences were held for
+    /// that.
+    fn emit(&mut self, part: Part, scheduler: &mut Scheduler) -> Result<bool, String> {
+        let mut tools = self.task.request.tools.offered.iter();
+        if let Part::Call(name) = &part
+            && !tools.any(|tool| tool.name == *name)
+        {
+            return Err("calls a tool that there is not".into());
+        }
+        let before = self.sent.saturating_sub(self.repeated);
+        self.repeated += part.bytes();
+        let Some(new) = part.behind(before) else {
+            return Ok(false);
         };
-        self.sent += new.len();
-        if !self.tell(new.to_owned()) {
-            return false;
+        self.sent += new.bytes();
+        if !self.tell(new) {
+            return Ok(false);
         }
         self.is_held = true;
         for &id in &self.sequences {
             scheduler.hold(id);
         }
-        true
+        Ok(true)
     }
 
-    /// Tells the request of a text and of the tokens drawn since. True if it reads too slowly.
-    fn tell(&mut self, text: String) -> bool {
+    /// Tells the request of a part of the answer and of the tokens drawn since. True if it reads too slowly.
+    fn tell(&mut self, part: Part) -> bool {
         let tokens = std::mem::take(&mut self.untold);
-        if text.is_empty() && tokens == 0 {
+        if part.bytes() == 0 && tokens == 0 {
             return false;
         }
-        self.live.send(Event::Text { text, tokens })
+        self.live.send(Event::Emitted { part, tokens })
     }
 }
 

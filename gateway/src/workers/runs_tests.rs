@@ -1,7 +1,7 @@
 use std::fs::File;
 use std::time::Duration;
 
-use realm_shared::run::{Dials, Journal, MOST_SEEN};
+use realm_shared::run::{Dials, Journal, MOST_SEEN, Tool, ToolChoice, Tools};
 use tokio::sync::mpsc;
 
 use super::*;
@@ -139,6 +139,16 @@ pub(in crate::workers) fn task() -> Task {
             key: 7,
             end_tokens: vec![2],
             context: 64,
+            tools: Tools {
+                offered: vec![Tool {
+                    name: "look".into(),
+                    description: None,
+                    parameters: "{}".into(),
+                    strict: false,
+                }],
+                choice: ToolChoice::Auto,
+                parallel: true,
+            },
         },
     }
 }
@@ -162,7 +172,15 @@ fn open(lease: u64, prompt: &[u32]) -> What {
 }
 
 fn emit(text: &str) -> What {
-    What::Emit(text.to_owned())
+    What::Emit(Part::Text(text.to_owned()))
+}
+
+fn call(name: &str) -> What {
+    What::Emit(Part::Call(name.to_owned()))
+}
+
+fn arguments(fragment: &str) -> What {
+    What::Emit(Part::Arguments(fragment.to_owned()))
 }
 
 fn heard(events: &mut mpsc::UnboundedReceiver<(usize, Event)>) -> Vec<Event> {
@@ -172,8 +190,8 @@ fn heard(events: &mut mpsc::UnboundedReceiver<(usize, Event)>) -> Vec<Event> {
 }
 
 fn text(text: &str, tokens: u32) -> Event {
-    let text = text.to_owned();
-    Event::Text { text, tokens }
+    let part = Part::Text(text.to_owned());
+    Event::Emitted { part, tokens }
 }
 
 #[test]
@@ -245,6 +263,59 @@ fn another_worker_goes_on_from_the_journal_and_repeats_no_text() {
     desk.draw(6);
     desk.say(2, emit("e")).expect("right");
     assert_eq!(heard(&mut events), [text("e", 1)]);
+}
+
+/// A call is said once, and so are its arguments, wherever they are cut.
+#[test]
+fn a_call_goes_on_where_it_was() {
+    let mut desk = Desk::new();
+    let mut events = desk.start();
+    let whole = [
+        emit("so "),
+        call("look"),
+        arguments("{\"at\": "),
+        arguments("1}"),
+        call("look"),
+        arguments("{}"),
+        emit("done"),
+    ];
+    let parts = |events: Vec<Event>| {
+        let parts = events.into_iter().map(|event| match event {
+            Event::Emitted { part, tokens: 0 } => What::Emit(part),
+            other => panic!("{other:?}"),
+        });
+        parts.collect::<Vec<_>>()
+    };
+    let mut told = Vec::new();
+    for known in 0..=whole.len() {
+        for what in &whole[..known] {
+            desk.say(0, what.clone()).expect("right");
+        }
+        told.extend(parts(heard(&mut events)));
+        assert_eq!(told, whole[..known]);
+        desk.lose_worker();
+        desk.send();
+    }
+    // Cut otherwise: what is new of an argument alone.
+    let mut desk = Desk::new();
+    let mut events = desk.start();
+    desk.say(0, call("look")).expect("right");
+    desk.say(0, arguments("{\"a")).expect("right");
+    desk.lose_worker();
+    desk.send();
+    desk.say(0, call("look")).expect("right");
+    desk.say(0, arguments("{\"")).expect("right");
+    desk.say(0, arguments("at\"")).expect("right");
+    desk.say(0, call("look")).expect("right");
+    assert_eq!(
+        parts(heard(&mut events)),
+        [
+            call("look"),
+            arguments("{\"a"),
+            arguments("t\""),
+            call("look")
+        ]
+    );
 }
 
 fn saw(words: &[u32], more: bool) -> What {
@@ -437,6 +508,7 @@ fn a_worker_may_say_only_what_a_program_can() {
         What::Open(unlike),
         What::Failed(0, String::new()),
         What::Redraw(vec![(0, 1)]),
+        call("nothing"),
         keep("", &[1]),
         keep(&"x".repeat(257), &[1]),
         keep("a", &[100]),

@@ -24,6 +24,8 @@ pub(crate) struct Transcript {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(crate) struct Choice {
     pub(crate) text: String,
+    /// Tools that it calls, and with what.
+    pub(crate) calls: Vec<(String, String)>,
     /// What was told of each token.
     pub(crate) scores: Vec<Value>,
     pub(crate) finish: String,
@@ -221,6 +223,10 @@ impl Transcript {
             choice
                 .text
                 .extend(text.into_iter().filter_map(Value::as_str));
+            for calls in [&part["delta"]["tool_calls"], &part["message"]["tool_calls"]] {
+                let calls = calls.as_array().into_iter().flatten();
+                calls.for_each(|call| choice.call(call));
+            }
             choice.score(&part["logprobs"]);
             if let Some(reason) = part["finish_reason"].as_str() {
                 reason.clone_into(&mut choice.finish);
@@ -255,6 +261,30 @@ impl Transcript {
 }
 
 impl Choice {
+    /// Adds a call, or a chunk of one: only the first chunk has an id, a type and a name.
+    fn call(&mut self, call: &Value) {
+        let function = &call["function"];
+        let arguments = function["arguments"].as_str().expect("a text");
+        match call["index"].as_u64() {
+            Some(index) if index + 1 == self.calls.len() as u64 => {
+                let said_twice = [&call["id"], &call["type"], &function["name"]];
+                assert!(said_twice.iter().all(|said| said.is_null()), "{call}");
+                let (_, so_far) = self.calls.last_mut().expect("one");
+                so_far.push_str(arguments);
+            }
+            index => {
+                let next = self.calls.len() as u64;
+                assert_eq!(index.unwrap_or(next), next, "{call}");
+                assert!(index.is_none() || arguments.is_empty(), "{call}");
+                let id = call["id"].as_str().expect("an id");
+                assert!(id.starts_with("call_"), "{call}");
+                assert_eq!(call["type"], "function");
+                let name = function["name"].as_str().expect("a name");
+                self.calls.push((name.to_owned(), arguments.to_owned()));
+            }
+        }
+    }
+
     fn score(&mut self, logprobs: &Value) {
         // Chat tells of one token after the other, completions of all in columns.
         if let Some(content) = logprobs["content"].as_array() {

@@ -36,7 +36,7 @@ use crate::tensor::Tensor;
 use crate::{Draw, Error, Token};
 
 pub use crate::bindings::answering::exports::realm::program::answering::{
-    Finish, Message, Request, Role,
+    Finish, Message, Request, Role, Tool, ToolCall, ToolChoice,
 };
 pub use crate::bindings::answering::realm::program::sequences::{Drawn, Sampling};
 
@@ -46,9 +46,15 @@ impl Request {
     pub fn args<T: DeserializeOwned>(&self) -> Result<T, Error> {
         crate::args("program.args", &self.args)
     }
+
+    /// The client's tool of this name.
+    #[must_use]
+    pub fn tool(&self, name: &str) -> Option<&Tool> {
+        self.tools.iter().find(|tool| tool.name == name)
+    }
 }
 
-/// Adds to the answer's text; at most 1 MiB in all.
+/// Adds to the answer's text. An answer has at most 1 MiB, what it says of calls among it.
 pub fn emit(text: &str) {
     client::emit(text);
 }
@@ -57,6 +63,17 @@ pub fn emit(text: &str) {
 /// no character is split.
 pub fn emit_tokens(tokens: &[Token]) {
     client::emit_tokens(tokens);
+}
+
+/// Begins a call of the client's tool of this name, which must be one of [`Request::tools`]: at most 128 in an
+/// answer. What is emitted as arguments from now on is its.
+pub fn begin_call(tool: &str) {
+    client::begin_call(tool);
+}
+
+/// Adds to the arguments of the call that was begun last. They are JSON, and may be cut anywhere.
+pub fn emit_arguments(fragment: &str) {
+    client::emit_arguments(fragment);
 }
 
 /// Tokens, and what the model has computed of them. It is computed when a token is drawn; what

@@ -4,13 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use realm_shared::detokenize::Detokenizer;
-use realm_shared::run::{self, Finish, Journal, MOST_SEEN, What};
+use realm_shared::run::{self, Finish, Journal, MOST_CALLS, MOST_SEEN, Part, What};
 use realm_shared::wire::Fault;
 use wasmtime::component::ResourceTable;
 use wasmtime::{Engine, Store};
 
 use super::Failure;
-use super::contract::program::exports::realm::program::answering::{self, Message, Request, Role};
+use super::contract::program::exports::realm::program::answering::{
+    self, Message, Request, Role, Tool, ToolCall, ToolChoice,
+};
 use super::contract::program::realm::program::sequences::Sampling;
 use super::contract::program::{ProgramPre, realm};
 use super::guest::{self, Guest};
@@ -18,13 +20,15 @@ use super::handles;
 use super::lease::Leases;
 use super::outbox::{PIECE, Voice};
 use super::replay::Replay;
-use super::sequences::MOST_KEPT;
+use super::sequences::{MOST_KEPT, plan};
 use super::tensors::TENSORS;
 
 /// Most sequences that one message can name: it must fit a slot.
 const MAX_TOOK: usize = 1024;
 /// Most bytes of an answer.
 const MAX_EMITTED: usize = 1 << 20;
+/// Most bytes that are shown of a name that there is not.
+const MAX_SHOWN: usize = 64;
 
 /// What an instance that answers a request has beside its memory.
 pub(super) struct Run {
@@ -49,12 +53,22 @@ pub(super) struct Run {
     pub(super) asked: u64,
     /// Of which sequences it took how many since it said something last.
     pub(super) took: BTreeMap<u32, u32>,
-    /// Text that it gave out and that was not said yet.
-    text: String,
-    /// Bytes of text that it may still give out.
+    /// What it gave out and what was not said yet.
+    given: Given,
+    /// Bytes that it may still give out.
     room: usize,
+    /// Names of the tools that it may call.
+    tools: Vec<String>,
+    /// Calls that it began.
+    calls: usize,
     /// Spells the tokens that it gives out, from the first of them on.
     speller: Option<Detokenizer>,
+}
+
+/// The end of an answer, of one kind.
+enum Given {
+    Text(String),
+    Arguments(String),
 }
 
 /// How much there may be.
@@ -85,6 +99,7 @@ impl Run {
         voice: Voice,
         leases: Arc<Leases>,
         limits: Limits,
+        tools: Vec<String>,
         journal: Journal,
     ) -> Run {
         let sequences = usize::try_from(limits.sequences).unwrap_or(usize::MAX);
@@ -102,18 +117,24 @@ impl Run {
             keep_room: MOST_KEPT,
             asked: 0,
             took: BTreeMap::new(),
-            text: String::new(),
+            given: Given::Text(String::new()),
             room: MAX_EMITTED,
+            tools,
+            calls: 0,
             speller: None,
         }
     }
 
-    /// Says what text there is: before anything is said that comes after it, and before any wait.
-    pub(super) fn say_text(&mut self) {
-        while !self.text.is_empty() {
-            let rest = self.text.split_off(self.text.floor_char_boundary(PIECE));
-            let piece = std::mem::replace(&mut self.text, rest);
-            self.say(What::Emit(piece));
+    /// Says what was given out: before anything is said that comes after it, and before any wait.
+    pub(super) fn say_given(&mut self) {
+        let (part, mut rest): (fn(String) -> Part, _) = match &mut self.given {
+            Given::Text(text) => (Part::Text, std::mem::take(text)),
+            Given::Arguments(text) => (Part::Arguments, std::mem::take(text)),
+        };
+        while !rest.is_empty() {
+            let behind = rest.split_off(rest.floor_char_boundary(PIECE));
+            let piece = std::mem::replace(&mut rest, behind);
+            self.say(What::Emit(part(piece)));
         }
     }
 
@@ -144,7 +165,7 @@ impl Run {
     /// Says that it looks where it did not in an earlier life, as far as that is known: what follows may be
     /// other than what followed then.
     pub(super) fn say_look(&mut self, what: What) {
-        self.say_text();
+        self.say_given();
         for kept in self.replay.part().chunks(MAX_TOOK) {
             self.say(What::Redraw(kept.into()));
         }
@@ -160,24 +181,72 @@ impl Run {
     pub(super) fn has_taken(&mut self, sequence: u32) {
         *self.took.entry(sequence).or_default() += 1;
         if self.took.len() >= MAX_TOOK {
-            self.say(What::Emit(String::new()));
+            self.say(What::Emit(Part::Text(String::new())));
         }
     }
 }
 
 impl Run {
-    /// Gives out text.
-    fn emit(&mut self, text: &str) -> Result<(), Failure> {
-        let Some(room) = self.room.checked_sub(text.len()) else {
+    /// Counts so many bytes of the answer.
+    fn count(&mut self, bytes: usize) -> Result<(), Failure> {
+        let Some(room) = self.room.checked_sub(bytes) else {
             let message = format!("it emits more than {MAX_EMITTED} bytes");
             return Err(Failure::new(Fault::Output, message));
         };
         self.room = room;
-        self.text.push_str(text);
-        if self.text.len() >= PIECE {
-            self.say_text();
-        }
         Ok(())
+    }
+
+    /// Gives out text.
+    fn emit(&mut self, text: &str) -> Result<(), Failure> {
+        self.count(text.len())?;
+        if let Given::Arguments(_) = self.given {
+            self.say_given();
+            self.given = Given::Text(String::new());
+        }
+        self.give(text);
+        Ok(())
+    }
+
+    /// Begins a call.
+    fn call(&mut self, name: String) -> Result<(), Failure> {
+        if !self.tools.contains(&name) {
+            let shown = &name[..name.floor_char_boundary(MAX_SHOWN)];
+            let message = format!("`begin-call` of `{shown}`, which is no tool of the request");
+            return Err(plan(message));
+        }
+        if self.calls == MOST_CALLS {
+            let message = format!("it makes more than {MOST_CALLS} calls");
+            return Err(Failure::new(Fault::Output, message));
+        }
+        self.count(name.len())?;
+        self.calls += 1;
+        self.say_given();
+        self.say(What::Emit(Part::Call(name)));
+        Ok(())
+    }
+
+    /// Gives out arguments.
+    fn argue(&mut self, fragment: &str) -> Result<(), Failure> {
+        if self.calls == 0 {
+            return Err(plan("`emit-arguments` before `begin-call`"));
+        }
+        self.count(fragment.len())?;
+        if let Given::Text(_) = self.given {
+            self.say_given();
+            self.given = Given::Arguments(String::new());
+        }
+        self.give(fragment);
+        Ok(())
+    }
+
+    /// Gives out more of the kind that is given out.
+    fn give(&mut self, more: &str) {
+        let (Given::Text(text) | Given::Arguments(text)) = &mut self.given;
+        text.push_str(more);
+        if text.len() >= PIECE {
+            self.say_given();
+        }
     }
 
     /// Gives out what tokens began to spell and will not end.
@@ -212,6 +281,15 @@ impl realm::program::client::Host for Run {
         }
         Ok(Run::emit(self, &text)?)
     }
+
+    fn begin_call(&mut self, name: String) -> wasmtime::Result<()> {
+        self.emit_unspelled()?;
+        Ok(self.call(name)?)
+    }
+
+    fn emit_arguments(&mut self, fragment: String) -> wasmtime::Result<()> {
+        Ok(self.argue(&fragment)?)
+    }
 }
 
 /// An instance's life, from its making to what it is to say last, and of which sequences it took how many
@@ -226,7 +304,7 @@ pub(super) async fn live(
     let ended = answer(code, &mut store, request).await;
     let run = store.data_mut();
     let ended = ended.and_then(|finish| run.emit_unspelled().map(|()| finish));
-    run.say_text();
+    run.say_given();
     let what = match ended {
         Ok(finish) => What::Finished(finish),
         Err(failure) => What::failed(failure.fault, failure.message),
@@ -262,15 +340,34 @@ fn given(request: run::Request, vocabulary: u32) -> Request {
         dials,
         max_tokens,
         context,
+        tools,
         ..
     } = request;
+    let call = |run::ToolCall {
+                    id,
+                    name,
+                    arguments,
+                }| ToolCall {
+        id,
+        name,
+        arguments,
+    };
     let messages = messages.into_iter().map(|message| Message {
         role: match message.role {
             run::Role::System => Role::System,
             run::Role::User => Role::User,
             run::Role::Assistant => Role::Assistant,
+            run::Role::Tool => Role::Tool,
         },
         content: message.content,
+        tool_calls: message.tool_calls.into_iter().map(call).collect(),
+        tool_call_id: message.tool_call_id,
+    });
+    let offered = tools.offered.into_iter().map(|tool| Tool {
+        name: tool.name,
+        description: tool.description,
+        parameters: tool.parameters,
+        strict: tool.strict,
     });
     Request {
         messages: messages.collect(),
@@ -285,5 +382,13 @@ fn given(request: run::Request, vocabulary: u32) -> Request {
         max_tokens,
         vocabulary,
         context,
+        tools: offered.collect(),
+        tool_choice: match tools.choice {
+            run::ToolChoice::None => ToolChoice::None,
+            run::ToolChoice::Auto => ToolChoice::Auto,
+            run::ToolChoice::Required => ToolChoice::Required,
+            run::ToolChoice::Function(name) => ToolChoice::Function(name),
+        },
+        parallel_tool_calls: tools.parallel,
     }
 }

@@ -310,7 +310,8 @@ impl Programs {
                 Code::Processor(_) => Err(mistaken(&name, PROCESSOR, PROGRAM)),
             });
             guest.name = name;
-            let run = Run::new(guest, voice, leases, limits, journal);
+            let tools = request.tools.offered.iter().map(|tool| tool.name.clone());
+            let run = Run::new(guest, voice, leases, limits, tools.collect(), journal);
             last.say(match code {
                 Ok(code) => answering::live(&host.engine, &code, run, request).await,
                 Err(failure) => (Vec::new(), What::failed(failure.fault, failure.message)),

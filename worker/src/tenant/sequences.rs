@@ -203,7 +203,7 @@ impl Run {
             key: self.key(wanted.number),
             alternatives: wanted.alternatives,
         };
-        self.say_text();
+        self.say_given();
         self.voice.open(open);
         lease
     }
@@ -215,7 +215,7 @@ impl Run {
             return Err(Failure::new(Fault::Output, message));
         };
         self.keep_room = room;
-        self.say_text();
+        self.say_given();
         self.say(What::Keep(Keep {
             name,
             seconds,
@@ -449,7 +449,7 @@ impl HostSequence for Run {
     }
 
     async fn take(&mut self, this: Resource<Sequence>) -> wasmtime::Result<Drawn> {
-        self.say_text();
+        self.say_given();
         let sequence = self.sequence(&this)?;
         let asked = std::mem::replace(&mut sequence.asked, Asked::Nothing);
         let drawn = match (asked, &sequence.lease) {

@@ -66,7 +66,7 @@ impl Run {
         this: &Resource<Sequence>,
         wanted: Sight,
     ) -> wasmtime::Result<Resource<Tensor>> {
-        self.say_text();
+        self.say_given();
         let shape = vec![match wanted {
             Sight::Logits => self.limits.vocabulary.into(),
             Sight::Hidden => self.limits.hidden_size.into(),

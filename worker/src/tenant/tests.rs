@@ -18,6 +18,7 @@ use super::*;
 use crate::engine::ModelSource;
 
 mod answering;
+mod calls;
 mod forms;
 mod grammars;
 mod model;

@@ -188,7 +188,7 @@ mod tests {
     use std::time::Duration;
 
     use realm_shared::ABI_VERSION;
-    use realm_shared::run::What;
+    use realm_shared::run::{Part, What};
     use realm_shm::{WorkerEnd, socket};
 
     use super::super::Answer;
@@ -256,7 +256,7 @@ mod tests {
         let said = [Said {
             run: 1,
             took: Vec::new(),
-            what: What::Emit("ä".into()),
+            what: What::Emit(Part::Text("ä".into())),
         }];
         say(&mut worker, lent, &serde_json::to_vec(&said).expect("JSON"));
         match link.poll().expect("right") {

@@ -1,6 +1,6 @@
 //! Programs that answer requests, as a gateway and an engine have them run.
 
-use realm_shared::run::{Finish, Journal, What};
+use realm_shared::run::{Finish, Journal, Part, What};
 
 use super::rig::{KEY, Play, Rig, answer, model};
 use super::*;
@@ -422,7 +422,7 @@ fn what_is_taken_back_in_time_is_never_said() {
         assert!(begun.elapsed() < LONG, "{said:?}");
         said.extend(rig.heard().into_iter().map(|said| said.what));
     }
-    assert_eq!(said, [What::Emit("done".into()), last]);
+    assert_eq!(said, [What::Emit(Part::Text("done".into())), last]);
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! A gateway's place, taken by a test: it has a program answer, and computes its sequences.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 use realm_shared::ABI_VERSION;
-use realm_shared::run::{Dials, Drawn, Journal, Keep, Message, Open, Request, Role, Said, What};
+use realm_shared::run::{
+    Dials, Drawn, Journal, Keep, Message, Open, Part, Request, Role, Said, Tools, What,
+};
 use realm_shared::wire::{HEARD, LISTEN_BYTES};
 use realm_shm::{AlignedBuf, GatewayEnd, Geometry, Owner, WorkerEnd, socket};
 
@@ -103,6 +105,8 @@ pub(super) fn answer(args: &str) -> Answer {
             messages: vec![Message {
                 role: Role::User,
                 content: "Hi".into(),
+                tool_calls: Vec::new(),
+                tool_call_id: None,
             }],
             prompt: vec![5, 6, 7],
             args: args.to_owned(),
@@ -117,6 +121,7 @@ pub(super) fn answer(args: &str) -> Answer {
             key: KEY,
             end_tokens: vec![2],
             context: 1000,
+            tools: Tools::default(),
         },
         journal: Journal::default(),
         vocabulary: VOCABULARY,
@@ -142,11 +147,15 @@ pub(super) struct Play {
     pub(super) opened: Vec<Open>,
     pieces: Vec<u32>,
     pub(super) text: String,
+    /// Tools that it called, and with what.
+    pub(super) calls: Vec<(String, String)>,
     /// In the order in which they were drawn, with their sequences.
     pub(super) drawn: Vec<(u32, Drawn)>,
     pub(super) last: Option<What>,
     /// How often logits were shown.
     pub(super) shown: usize,
+    /// What the model draws where any token may follow, until there is no more.
+    pub(super) script: VecDeque<u32>,
     /// Sequences that are not computed for now.
     pub(super) held: Vec<u32>,
     /// Tokens taken, by sequence, and those of them that were drawn in an earlier life.
@@ -201,7 +210,14 @@ impl Play {
                 Verdict::Late => {}
                 Verdict::Draw(draw) => {
                     idle = false;
-                    let drawn = sequence.draw(&draw);
+                    let scripted = match &draw.allowed {
+                        Allowed::All => self.script.pop_front(),
+                        _ => None,
+                    };
+                    let drawn = match scripted {
+                        Some(token) => sequence.give(token),
+                        None => sequence.draw(&draw),
+                    };
                     self.drawn.push((sequence.open.sequence, drawn));
                 }
                 Verdict::DrawFrom(_, logits) => {
@@ -265,7 +281,12 @@ impl Play {
                         self.before[sequence as usize] = kept as usize;
                     }
                 }
-                What::Emit(text) => self.text.push_str(&text),
+                What::Emit(Part::Text(text)) => self.text.push_str(&text),
+                What::Emit(Part::Call(name)) => self.calls.push((name, String::new())),
+                What::Emit(Part::Arguments(more)) => {
+                    let (_, arguments) = self.calls.last_mut().expect("a call began");
+                    arguments.push_str(&more);
+                }
                 what => self.last = Some(what),
             }
         }

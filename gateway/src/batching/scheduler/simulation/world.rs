@@ -450,7 +450,7 @@ impl Track {
                 assert_eq!(entries[..], expected.prompt[*start..start + entries.len()]);
                 self.scored += entries.len();
             }
-            Event::Text { .. } => panic!("the scheduler has no text"),
+            Event::Emitted { .. } => panic!("the scheduler has no text"),
             Event::Token { token, logprobs } => {
                 assert!(self.started);
                 assert_eq!(self.scored, expected.prompt.len());
