@@ -154,6 +154,22 @@ fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
     });
 }
 
+/// Both are alike, but for how deep they are: one is just within what a compiler may take, by the same measure
+/// as the other is beyond it.
+#[test]
+fn a_component_that_takes_too_much_to_compile_is_refused_at_nobody_elses_cost() {
+    let shop = Shop::open(&["compile-heavy"]);
+    shop.attacked(5, || {
+        let refused = shop.push("compile-bomb", "compile-bomb");
+        let expected = (400, "program_compile_limit".to_owned());
+        assert_eq!(code(&refused), expected, "{}", refused.body);
+        assert!(refused.body.contains("memory"), "{}", refused.body);
+    });
+    let missing = ask(&shop, "hi", processor("compile-bomb", Value::Null));
+    assert_eq!(code(&missing), (404, "program_not_found".into()));
+    content(&ask(&shop, "hi", processor("compile-heavy", Value::Null)));
+}
+
 /// `echo-state` forces text that depends on all tokens so far and on how they came, and fails if it
 /// is told other ones than it drew.
 #[test]
