@@ -270,7 +270,7 @@ fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
     let attacks = [
         ("answer-spin", "program_time_limit"),
         ("answer-flood", "program_output_limit"),
-        ("answer-handles", "program_output_limit"),
+        ("answer-handles", "program_handle_limit"),
         ("answer-trap", "program_trap"),
         ("answer-error", "program_error"),
         ("answer-bad-token", "program_invalid_call"),
@@ -286,7 +286,7 @@ fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
     let small = "start: \"a\"";
     calls.extend(
         [
-            (json!({"lark": small, "forks": 64}), "program_output_limit"),
+            (json!({"lark": small, "forks": 64}), "program_handle_limit"),
             (
                 json!({"lark": small, "tokens": 1, "rollback": 2}),
                 "program_invalid_call",
@@ -312,12 +312,19 @@ fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
             ),
             (json!(vec![tensor.clone(); 1025]), "program_tensor_limit"),
             (
+                json!([{"tensor": [[4_000_000_000_u32, 4_000_000_000_u32], [1]]}]),
+                "program_invalid_call",
+            ),
+            (
                 json!([{"new": {}}, tensor, {"ask-from": [0, 0]}]),
                 "program_invalid_call",
             ),
         ]
         .map(|(args, wanted)| ("program-script", args, wanted)),
     );
+    // Others hold such handles at the same time.
+    let handles = [0, 2, 3, 1000, u32::MAX];
+    calls.extend(handles.map(|handle| ("answer-foreign-handle", json!(handle), "program_trap")));
     let mut names: Vec<_> = calls.iter().map(|call| call.0).collect();
     names.dedup();
     let shop = Shop::open(&names);
@@ -333,6 +340,26 @@ fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
             );
             assert_eq!(answer.json()["error"]["type"], "program_error");
         }
+    });
+}
+
+/// Instances that end at once, as many and as quickly as can be.
+#[test]
+fn a_storm_of_traps_is_nobody_elses_trouble() {
+    let shop = Shop::open(&["answer-trap"]);
+    let body = call("answer-trap", "hi", Value::Null);
+    let trap = || {
+        for _ in 0..25 {
+            let answer = shop.server.post("/v1/chat/completions", &body);
+            assert_eq!(code(&answer), (422, "program_trap".into()));
+        }
+    };
+    shop.attacked(7, || {
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(trap);
+            }
+        });
     });
 }
 

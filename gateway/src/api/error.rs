@@ -515,6 +515,12 @@ fn program_failure(fault: Fault) -> (StatusCode, [&'static str; 2]) {
         Fault::Plan => (own, ["processor_invalid_plan", "program_invalid_call"]),
         Fault::Output => (own, ["processor_output_limit", "program_output_limit"]),
         Fault::Tensors => (own, ["processor_tensor_limit", "program_tensor_limit"]),
+        Fault::Stack => (own, ["processor_stack_limit", "program_stack_limit"]),
+        Fault::Handles => (own, ["processor_handle_limit", "program_handle_limit"]),
+        Fault::HostCall => (
+            own,
+            ["processor_host_call_limit", "program_host_call_limit"],
+        ),
         Fault::Wall => (
             own,
             ["processor_wall_time_limit", "program_wall_time_limit"],

@@ -23,8 +23,6 @@ use super::tensors::TENSORS;
 
 /// Most sequences that one message can name: it must fit a slot.
 const MAX_TOOK: usize = 1024;
-/// Most bytes of an answer.
-const MAX_EMITTED: usize = 1 << 20;
 
 /// What an instance that answers a request has beside its memory.
 pub(super) struct Run {
@@ -71,6 +69,8 @@ pub(super) struct Limits {
     pub(super) sequences: u32,
     /// Bytes of tensors.
     pub(super) tensors: u64,
+    /// Bytes of text.
+    pub(super) output: usize,
 }
 
 impl AsMut<Guest> for Run {
@@ -96,15 +96,15 @@ impl Run {
             tensors: handles::table(TENSORS),
             tensor_room: limits.tensors,
             made: 0,
-            limits,
             replay: Replay::new(journal),
             see_room: MOST_SEEN,
             keep_room: MOST_KEPT,
             asked: 0,
             took: BTreeMap::new(),
             text: String::new(),
-            room: MAX_EMITTED,
+            room: limits.output,
             speller: None,
+            limits,
         }
     }
 
@@ -169,7 +169,7 @@ impl Run {
     /// Gives out text.
     fn emit(&mut self, text: &str) -> Result<(), Failure> {
         let Some(room) = self.room.checked_sub(text.len()) else {
-            let message = format!("it emits more than {MAX_EMITTED} bytes");
+            let message = format!("it emits more than {} bytes", self.limits.output);
             return Err(Failure::new(Fault::Output, message));
         };
         self.room = room;
@@ -205,7 +205,7 @@ impl realm::program::client::Host for Run {
         let mut text = String::new();
         for token in tokens {
             speller.push(tokenizer, token, &mut text);
-            if text.len() > MAX_EMITTED {
+            if text.len() > self.limits.output {
                 // More than there can be room for: no need to spell the rest.
                 break;
             }
