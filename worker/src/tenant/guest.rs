@@ -172,8 +172,8 @@ impl Meter {
             return Err(Failure::new(Fault::Trap, OVER));
         }
         if self.used > self.most {
-            let most = self.most.as_micros();
-            let message = format!("a call took more than {most} µs of processor time");
+            let [used, most] = [self.used, self.most].map(|time| time.as_micros());
+            let message = format!("a call took {used} µs of processor time, more than {most} µs");
             return Err(Failure::new(Fault::Time, message));
         }
         if now.saturating_sub(BEGUN.get()) < LEAST {

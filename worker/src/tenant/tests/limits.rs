@@ -210,3 +210,23 @@ fn what_a_processor_plans() {
         assert!(beyond.message.contains(&(most + 1).to_string()), "{beyond}");
     }
 }
+
+/// Of processor time, which a busy machine does not make longer.
+#[test]
+fn a_call_that_does_not_end_is_ended_within_ten_milliseconds_of_its_time() {
+    let _some = PLACES.read();
+    let programs = programs(&["spin"]);
+    let over = |_| {
+        let failure = failure(&programs, start(1, "null", &[]));
+        assert_eq!(failure.fault, Fault::Time, "{failure}");
+        let used = failure
+            .message
+            .split(' ')
+            .find_map(|word| word.parse().ok());
+        let used: u64 = used.unwrap_or_else(|| panic!("{failure}"));
+        used - Allotment::default().call_micros
+    };
+    let mut over: Vec<_> = (0..9).map(over).collect();
+    over.sort();
+    assert!(over[4] < 10_000, "{over:?}");
+}
