@@ -181,7 +181,7 @@ fn a_flood_of_log_lines_is_cut_off() {
     let attacks = AtomicUsize::new(0);
     shop.attacked(6, || {
         attacks.fetch_add(1, Ordering::Relaxed);
-        let flooding = processor("flood-log", json!({"lines": 16}));
+        let flooding = processor("flood-log", json!({"lines": 4}));
         let flooding = request.clone().with("processor", flooding);
         assert_eq!(shop.server.ask(&flooding), plain, "it only draws freely");
     });

@@ -311,7 +311,9 @@ impl control::Host for Guest {
     }
 
     fn log(&mut self, line: String) -> wasmtime::Result<()> {
-        let line: String = line.chars().filter(|c| !c.is_control()).collect();
+        // What is not logged is not looked at: it may be long.
+        let start = line.chars().take(MAX_LINE);
+        let line: String = start.filter(|c| !c.is_control()).collect();
         let line = &line[..line.floor_char_boundary(MAX_LINE)];
         let left = &mut self.meter.log;
         if *left > line.len() {
