@@ -2,10 +2,7 @@
 
 mod common;
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::Path;
-
+use common::calls::Calls;
 use common::client::Transcript;
 use common::requests::Request;
 use common::shop::Shop;
@@ -13,33 +10,7 @@ use common::{chat, setting, wait_until};
 use serde_json::{Value, json};
 
 /// Of so many calls, an ordinary run takes one; which one differs from case to case.
-const STRIDE: u64 = 16;
-
-/// How many calls are left until one kills its worker: a file, which a debug build of the worker counts down.
-struct Calls(File);
-
-impl Calls {
-    /// More than are ever made.
-    const ENDLESS: u64 = u64::MAX;
-
-    fn new(path: &Path) -> Self {
-        let calls = Calls(File::create_new(path).expect("created"));
-        calls.set(0);
-        calls
-    }
-
-    /// The worker dies of the call with this number, counted from 1; of none if it is 0. Returns how many calls
-    /// were left by then.
-    fn set(&self, left: u64) -> u64 {
-        self.0.lock().expect("locked");
-        let mut before = [0; 8];
-        let _ = self.0.read_at(&mut before, 0);
-        let written = self.0.write_all_at(&left.to_le_bytes(), 0);
-        self.0.unlock().expect("unlocked");
-        written.expect("written");
-        u64::from_le_bytes(before)
-    }
-}
+const STRIDE: u64 = 24;
 
 /// Requests that are made one after the other. The number of the round is for names that are used once.
 type Case = (&'static str, Box<dyn Fn(u64) -> Vec<Request>>);

@@ -18,6 +18,9 @@ static CALLS: LazyLock<Option<Mutex<File>>> = LazyLock::new(|| {
     Some(Mutex::new(file.ok()?))
 });
 
+/// How a line begins that `REALM_TEST_CRASH_LOG` names.
+static LOG: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("REALM_TEST_CRASH_LOG").ok());
+
 /// Opens what cannot be opened later, when this process is confined.
 pub(crate) fn arm() {
     LazyLock::force(&CALLS);
@@ -27,6 +30,14 @@ pub(crate) fn arm() {
 /// among a step's inputs.
 pub(crate) fn if_asked(inputs: &[u32]) {
     if TOKEN.is_some_and(|token| inputs.contains(&token)) {
+        std::process::abort();
+    }
+}
+
+/// Ends the process, as a bad access would, if the code of a tenant logs a line that begins with
+/// `REALM_TEST_CRASH_LOG`.
+pub(crate) fn if_logged(line: &str) {
+    if LOG.as_ref().is_some_and(|start| line.starts_with(start)) {
         std::process::abort();
     }
 }

@@ -459,6 +459,9 @@ impl From<ProgramError> for ApiError {
         let (status, code) = match &error {
             ProgramError::Off => (StatusCode::NOT_FOUND, "programs_disabled"),
             ProgramError::NotFound(_) => (StatusCode::NOT_FOUND, "program_not_found"),
+            ProgramError::Quarantined(_) => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "program_quarantined")
+            }
             ProgramError::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "program_too_large"),
             ProgramError::TooMany(_) => (StatusCode::BAD_REQUEST, "too_many_programs"),
             ProgramError::Compile(CompileError::Invalid(_)) => {
@@ -571,6 +574,18 @@ impl From<FailReason> for ApiError {
                 ..Self::server(
                     Some("worker_crashed"),
                     "The model's worker died twice while it worked on this request, which will not be retried".into(),
+                )
+            },
+            FailReason::Quarantined { kind } => ApiError {
+                never_retry: true,
+                ..Self::new(
+                    StatusCode::UNPROCESSABLE_ENTITY,
+                    "invalid_request_error",
+                    Some("program_quarantined"),
+                    format!(
+                        "This version of the {kind} of this request crashed the worker again and again, and is not \
+                         run any more: push another version of it"
+                    ),
                 )
             },
             FailReason::NotANumber => ApiError {

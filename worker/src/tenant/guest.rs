@@ -311,6 +311,8 @@ impl control::Host for Guest {
     }
 
     fn log(&mut self, line: String) -> wasmtime::Result<()> {
+        #[cfg(debug_assertions)]
+        crate::crash::if_logged(&line);
         // What is not logged is not looked at: it may be long.
         let start = line.chars().take(MAX_LINE);
         let line: String = start.filter(|c| !c.is_control()).collect();
