@@ -121,6 +121,11 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         "realm_saved_tokens",
         "Tokens that programs have saved for later requests"
     );
+    describe_gauge!(
+        "realm_programs_quarantined",
+        "Versions of programs that are refused because they crashed workers"
+    );
+    gauge!("realm_programs_quarantined").set(0.0);
     describe_counter!("realm_sequences_failed_total", "Sequences that failed");
     describe_counter!(
         "realm_sequences_cancelled_total",

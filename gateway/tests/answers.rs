@@ -3,11 +3,10 @@
 
 mod common;
 
-use common::client::{End, Transcript};
+use common::client::Transcript;
 use common::requests::Request;
 use common::shop::{Shop, code, content};
 use common::{chat, setting, wait_until};
-use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
 fn call(model: &str, question: &str, args: Value) -> Value {
@@ -210,35 +209,6 @@ fn a_form_is_filled_in_by_javascript() {
         assert_eq!(code(&wrong), expected, "{}", wrong.body);
         assert!(wrong.body.contains(words), "{}", wrong.body);
     }
-
-    let mut streamed = body;
-    streamed["stream"] = json!(true);
-    streamed["stream_options"] = json!({"include_usage": true});
-    let streamed = request(streamed);
-    let undisturbed = server.ask(&streamed);
-    assert_eq!(undisturbed.choices[&0].text, text);
-    for point in [0, 1, 3, 5] {
-        let (ended, worker) = (
-            server.metric("realm_worker_ends_total"),
-            server.worker_pid(),
-        );
-        let mut killed = false;
-        let answer = server.ask_with(&streamed, |chunks| {
-            if chunks >= point && !killed {
-                kill(worker, Signal::SIGKILL).expect("the worker runs");
-                killed = true;
-            }
-        });
-        let End::Finished(answer) = answer else {
-            panic!("killed at {point}: {answer:?}");
-        };
-        assert!(killed, "it has fewer than {point} chunks");
-        assert_eq!(answer.choices, undisturbed.choices, "killed at {point}");
-        wait_until("the worker is replaced", || {
-            server.metric("realm_worker_ends_total") == ended + 1.0
-                && server.admin("/ready").status == 200
-        });
-    }
 }
 
 /// Whether a text has the form of [`a_form_is_filled_in_by_javascript`].
@@ -329,7 +299,7 @@ fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
     let attacks = [
         ("answer-spin", "program_time_limit"),
         ("answer-flood", "program_output_limit"),
-        ("answer-handles", "program_output_limit"),
+        ("answer-handles", "program_handle_limit"),
         ("answer-trap", "program_trap"),
         ("answer-error", "program_error"),
         ("answer-bad-token", "program_invalid_call"),
@@ -345,7 +315,7 @@ fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
     let small = "start: \"a\"";
     calls.extend(
         [
-            (json!({"lark": small, "forks": 64}), "program_output_limit"),
+            (json!({"lark": small, "forks": 64}), "program_handle_limit"),
             (
                 json!({"lark": small, "tokens": 1, "rollback": 2}),
                 "program_invalid_call",
@@ -371,12 +341,19 @@ fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
             ),
             (json!(vec![tensor.clone(); 1025]), "program_tensor_limit"),
             (
+                json!([{"tensor": [[4_000_000_000_u32, 4_000_000_000_u32], [1]]}]),
+                "program_invalid_call",
+            ),
+            (
                 json!([{"new": {}}, tensor, {"ask-from": [0, 0]}]),
                 "program_invalid_call",
             ),
         ]
         .map(|(args, wanted)| ("program-script", args, wanted)),
     );
+    // Others hold such handles at the same time.
+    let handles = [0, 2, 3, 1000, u32::MAX];
+    calls.extend(handles.map(|handle| ("answer-foreign-handle", json!(handle), "program_trap")));
     let mut names: Vec<_> = calls.iter().map(|call| call.0).collect();
     names.dedup();
     let shop = Shop::open(&names);
@@ -392,6 +369,26 @@ fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
             );
             assert_eq!(answer.json()["error"]["type"], "program_error");
         }
+    });
+}
+
+/// Instances that end at once, as many and as quickly as can be.
+#[test]
+fn a_storm_of_traps_is_nobody_elses_trouble() {
+    let shop = Shop::open(&["answer-trap"]);
+    let body = call("answer-trap", "hi", Value::Null);
+    let trap = || {
+        for _ in 0..25 {
+            let answer = shop.server.post("/v1/chat/completions", &body);
+            assert_eq!(code(&answer), (422, "program_trap".into()));
+        }
+    };
+    shop.attacked(7, || {
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(trap);
+            }
+        });
     });
 }
 
@@ -421,83 +418,29 @@ fn what_is_not_waited_for_ends_with_its_program() {
     assert_eq!(shop.server.metric("realm_worker_ends_total"), 0.0);
 }
 
-/// The program runs anew with what it has seen: nothing is said twice, and nothing is lost.
+/// The program runs anew with what it has seen: nothing is said twice, and nothing is lost. Here its worker
+/// is killed while it computes; `calls.rs` has it killed while the program runs.
 #[test]
 fn an_answer_survives_its_worker() {
-    let shop = Shop::open(&[
-        "chat",
-        "answer-edit",
-        "best-of",
-        "contrastive",
-        "json-extract",
-        "program-script",
-    ]);
-    let server = &shop.server;
-    let seen = json!({"ask-logits": 0});
+    let shop = Shop::open(&["chat", "answer-edit", "program-script"]);
+    let stride = setting("REALM_TEST_STRIDE", 6).max(1) as usize;
     let reads = json!([
-        {"reopen": "s"}, {"new": {}}, {"speak": [0, 6]}, {"save": [0, "s", 60]}, seen, {"take-logits": 0},
-        {"top": [0, 2]}, {"speak": [0, 6]}, {"reopen": "s"}, {"length": 1}, {"speak": [1, 6]}, {"forget": "s"},
-        {"reopen": "s"},
+        {"new": {}}, {"speak": [0, 6]}, {"ask-logits": 0}, {"take-logits": 0}, {"top": [0, 2]}, {"speak": [0, 6]},
     ]);
     for (model, args) in [
         ("program-script", reads),
         ("chat", Value::Null),
         ("answer-edit", Value::Null),
-        ("contrastive", json!({"window": 2})),
-        ("json-extract", json!({"schema": form(), "attempts": 8})),
-        ("best-of", json!({"n": 3})),
     ] {
         let mut body = call(model, "Tell me a story.", args);
         body["stream"] = json!(true);
         body["stream_options"] = json!({"include_usage": true});
         let request = request(body);
-        let undisturbed = server.ask(&request);
-        let stride = setting("REALM_TEST_STRIDE", 6).max(1) as usize;
-        // By chunks of text; some have fewer than tokens, so there it is by what was computed.
-        let whole = ["best-of", "contrastive", "json-extract"].contains(&model);
-        let points = match whole {
-            true => vec![0; 5],
-            false => (0..undisturbed.tokens()).step_by(stride).collect(),
-        };
-        for (round, point) in points.into_iter().enumerate() {
-            let (ended, worker) = (
-                server.metric("realm_worker_ends_total"),
-                server.worker_pid(),
-            );
-            let generated = || server.metric("vllm:generation_tokens_total");
-            let before = generated();
-            std::thread::scope(|scope| {
-                if whole {
-                    let drawn = undisturbed.usage["completion_tokens"].as_f64();
-                    let after = before + round as f64 / 5.0 * drawn.expect("a number");
-                    scope.spawn(move || {
-                        wait_until("it is under way", || generated() > after);
-                        // It may be over already.
-                        let _ = kill(worker, Signal::SIGKILL);
-                    });
-                }
-                let answer = server.ask_with(&request, |chunks| {
-                    if !whole && chunks == point {
-                        kill(worker, Signal::SIGKILL).expect("the worker runs");
-                    }
-                });
-                let End::Finished(answer) = answer else {
-                    panic!("killed at {point}: {answer:?}");
-                };
-                assert_eq!(
-                    answer.choices, undisturbed.choices,
-                    "{model}, killed at {point}"
-                );
-                let tokens = |of: &Transcript| of.usage["completion_tokens"].clone();
-                assert_eq!(tokens(&answer), tokens(&undisturbed));
-            });
-            wait_until("the worker is replaced", || {
-                server.metric("realm_worker_ends_total") == ended + 1.0
-                    && server.admin("/ready").status == 200
-            });
-        }
+        let undisturbed = shop.server.ask(&request);
+        shop.server
+            .ask_and_kill(&request, &undisturbed, stride, |_| {});
     }
-    assert!(server.metric("realm_worker_ends_total") > 10.0);
+    assert!(shop.server.metric("realm_worker_ends_total") > 6.0);
 }
 
 #[test]

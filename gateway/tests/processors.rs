@@ -5,9 +5,11 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use common::requests::{Request, kinds};
 use common::shop::{Shop, code, content};
-use common::{Answer, Server, chat, setting};
+use common::{Answer, Server, chat, setting, wait_until};
 use serde_json::{Value, json};
 
 fn ask(shop: &Shop, content: &str, processor: Value) -> Answer {
@@ -95,11 +97,11 @@ fn what_cannot_be_used_is_told_before_anything_is_done() {
     ] {
         assert_eq!(ask(&shop, "hi", wrong.clone()).status, 400, "{wrong}");
     }
-    let long = "x".repeat(70_000);
-    assert_eq!(
-        ask(&shop, "hi", processor("choice", json!(long))).status,
-        400
-    );
+    // Arguments of 64 KiB, quotation marks and all, are what the processor refuses, and longer ones the gateway.
+    for (bytes, status) in [(64 << 10, 422), (64 << 10 | 1, 400)] {
+        let args = json!("x".repeat(bytes - 2));
+        assert_eq!(ask(&shop, "hi", processor("choice", args)).status, status);
+    }
     let mut other = chat("hi");
     other["processor"] = processor("choice", json!({"choices": ["a", "b"]}));
     let pushed = shop.server.post_component(
@@ -125,10 +127,10 @@ fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
         ("spin-start", "processor_time_limit"),
         ("grow", "processor_memory_limit"),
         ("table-grow", "processor_memory_limit"),
-        ("recurse", "processor_memory_limit"),
+        ("recurse", "processor_stack_limit"),
         ("trap", "processor_trap"),
         ("trap-start", "processor_trap"),
-        ("many-args", "processor_trap"),
+        ("many-args", "processor_host_call_limit"),
         ("bad-token", "processor_invalid_plan"),
         ("bad-force", "processor_invalid_plan"),
         ("empty-force", "processor_invalid_plan"),
@@ -152,6 +154,42 @@ fn every_attack_ends_alone_and_neighbours_keep_their_tokens() {
             );
         }
     });
+}
+
+/// Both are alike, but for how deep they are: one is just within what a compiler may take, by the same measure
+/// as the other is beyond it.
+#[test]
+fn a_component_that_takes_too_much_to_compile_is_refused_at_nobody_elses_cost() {
+    let shop = Shop::open(&["compile-heavy"]);
+    shop.attacked(5, || {
+        let refused = shop.push("compile-bomb", "compile-bomb");
+        let expected = (400, "program_compile_limit".to_owned());
+        assert_eq!(code(&refused), expected, "{}", refused.body);
+        assert!(refused.body.contains("memory"), "{}", refused.body);
+    });
+    let missing = ask(&shop, "hi", processor("compile-bomb", Value::Null));
+    assert_eq!(code(&missing), (404, "program_not_found".into()));
+    content(&ask(&shop, "hi", processor("compile-heavy", Value::Null)));
+}
+
+/// What is logged beyond 64 KiB is dropped, and the answer is what it would be.
+#[test]
+fn a_flood_of_log_lines_is_cut_off() {
+    let shop = Shop::open(&["flood-log"]);
+    let request = kinds(3, 8).swap_remove(1);
+    let plain = shop.server.ask(&request);
+    let attacks = AtomicUsize::new(0);
+    shop.attacked(6, || {
+        attacks.fetch_add(1, Ordering::Relaxed);
+        let flooding = processor("flood-log", json!({"lines": 4}));
+        let flooding = request.clone().with("processor", flooding);
+        assert_eq!(shop.server.ask(&flooding), plain, "it only draws freely");
+    });
+    // 3 KiB of each line are logged, and nothing after 64 KiB.
+    let expected = 21 * attacks.into_inner();
+    let lines = || shop.server.logged(&["flood-log", "flood flood"]);
+    wait_until("it is logged", || lines() >= expected);
+    assert_eq!(lines(), expected);
 }
 
 /// `echo-state` forces text that depends on all tokens so far and on how they came, and fails if it

@@ -187,6 +187,12 @@ fn what_cannot_be_stored_is_refused_in_words() {
             "1048576",
         ),
         (
+            "POST ?name=a",
+            &vec![0; 1 << 20],
+            (400, "invalid_program"),
+            "component",
+        ),
+        (
             "POST ",
             &choice,
             (400, "missing_required_parameter"),

@@ -67,6 +67,12 @@ enum Step {
     Random,
     /// Writes what the request is like.
     Describe,
+    /// Has a text encoded that is this one so many times, or so many of a token decoded, or logs such a line.
+    Encode(String, usize),
+    Decode(u32, usize),
+    Log(String, usize),
+    /// Calls itself so deep.
+    Recurse(u32),
     /// So many turns of a loop.
     Spin(u64),
     Trap(String),
@@ -128,6 +134,14 @@ fn take(sequence: &mut Sequence) {
 
 fn of(all: &mut [Option<Sequence>], n: usize) -> &mut Sequence {
     all[n].as_mut().expect("not dropped")
+}
+
+/// What is done after the call inside keeps this from becoming a loop.
+fn down(depth: u32) -> u32 {
+    match depth {
+        0 => 0,
+        depth => std::hint::black_box(down(depth - 1)) ^ depth,
+    }
 }
 
 fn answer(request: Request) -> Result<Finish, Error> {
@@ -217,6 +231,10 @@ fn answer(request: Request) -> Result<Finish, Error> {
             }
             Step::Random => emit(&format!("<{:016x}>", random())),
             Step::Describe => emit(&format!("{request:?} {:?}", text::end_tokens())),
+            Step::Encode(text, times) => drop(text::encode(&text.repeat(times))),
+            Step::Decode(token, times) => drop(text::decode(&vec![token; times])),
+            Step::Log(text, times) => realm_program::log(&text.repeat(times)),
+            Step::Recurse(depth) => drop(std::hint::black_box(down(depth))),
             Step::Spin(times) => {
                 for turn in 0..times {
                     std::hint::black_box(turn);

@@ -146,6 +146,10 @@ pub struct Allotment {
     pub sequences: u32,
     /// Bytes of tensors that a program may have at once.
     pub tensors: u64,
+    /// Bytes of text that a program may give out.
+    pub output: u64,
+    /// Bytes that an instance may write to the log.
+    pub log: u64,
 }
 
 impl Default for Allotment {
@@ -158,6 +162,8 @@ impl Default for Allotment {
             choice: 0,
             sequences: 8,
             tensors: 64 << 20,
+            output: 1 << 20,
+            log: 64 << 10,
         }
     }
 }
@@ -172,8 +178,8 @@ pub enum Fault {
     Trap = 2,
     /// A call took more processor time than allotted.
     Time = 3,
-    /// It asked for more memory than allotted, or for more tables or a deeper stack than there are. Of
-    /// a grammar: it is too complex.
+    /// It asked for more memory than allotted, or for more entries of tables than there are. Of a grammar: it is
+    /// too complex.
     Memory = 4,
     /// What it planned cannot be: a token outside of the vocabulary, nothing to draw from.
     Plan = 5,
@@ -183,17 +189,23 @@ pub enum Fault {
     Unusable = 7,
     /// A call took too long in wall time.
     Late = 8,
-    /// It handles more than it may: text, sequences, or what it sees.
+    /// More goes out or comes in than may: text, what it saves, or what it sees.
     Output = 9,
     /// It has more tensors than it may.
     Tensors = 10,
     /// It was not done in the wall time that it may take in all. Only a gateway finds that.
     Wall = 11,
+    /// Its stack is full.
+    Stack = 12,
+    /// It holds more sequences at once than it may, or more places in texts.
+    Handles = 13,
+    /// It hands more to a call of its host than that takes.
+    HostCall = 14,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 11] = [
+    pub const ALL: [Fault; 14] = [
         Fault::Error,
         Fault::Trap,
         Fault::Time,
@@ -205,6 +217,9 @@ impl Fault {
         Fault::Output,
         Fault::Tensors,
         Fault::Wall,
+        Fault::Stack,
+        Fault::Handles,
+        Fault::HostCall,
     ];
 
     /// The one with this number.

@@ -70,6 +70,8 @@ pub fn serve(
     options: &Options,
     require_sandbox: bool,
 ) -> anyhow::Result<()> {
+    #[cfg(debug_assertions)]
+    crate::crash::arm();
     if let Gateway::Listen { path, grace } = gateway {
         return listen::serve(path, *grace, model, options, require_sandbox);
     }

@@ -31,6 +31,8 @@ enum Suite {
     Drain,
     /// Swap a model under load for another version of it
     Swap,
+    /// Kill the worker at every call that programs and processors make of it
+    Calls,
 }
 
 impl Suite {
@@ -41,6 +43,7 @@ impl Suite {
             Suite::Random => "faults",
             Suite::Drain => "drain",
             Suite::Swap => "swap",
+            Suite::Calls => "calls",
         }
     }
 }

@@ -19,6 +19,10 @@ const JAVASCRIPT: [(&str, &str); 2] = [("fill", "program"), ("pick", "processor"
 /// The last one trades speed for a third of the size.
 const QUICKJS: [&str; 3] = ["--sync", "--stub-wasi", "--opt-size"];
 
+/// Processors that are short and take long to compile, and how deep: a third of a second and 0.7 GB, and more
+/// than a compiler may have.
+const BOMBS: [(&str, usize); 2] = [("compile-heavy", 300), ("compile-bomb", 1000)];
+
 /// Runs the tests of what the guests do without a host.
 pub(crate) fn test(workspace: &Workspace) -> anyhow::Result<()> {
     run(workspace
@@ -30,7 +34,14 @@ pub(crate) fn test(workspace: &Workspace) -> anyhow::Result<()> {
 pub(crate) fn build(workspace: &Workspace) -> anyhow::Result<()> {
     let out = workspace.programs();
     let mut components = realm_program_build::build(&workspace.root.join("programs"), &out)?;
-    components.push(assemble(&workspace.root, "table-grow", &out)?);
+    let attack = workspace.root.join("programs/attacks/table-grow.wat");
+    let text =
+        fs::read_to_string(&attack).with_context(|| format!("cannot read {}", attack.display()))?;
+    components.push(assemble(&workspace.root, "table-grow", &text, &out)?);
+    for (name, depth) in BOMBS {
+        let text = bomb(depth);
+        components.push(assemble(&workspace.root, name, &text, &out)?);
+    }
     components.extend(javascript(workspace, &out)?);
     for component in components {
         let size = component.size.div_ceil(1024);
@@ -47,25 +58,45 @@ pub(crate) fn build_in(workspace: &Workspace) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Makes a component of an attack that is written as text, as it cannot be in Rust.
-fn assemble(root: &Path, name: &str, out: &Path) -> anyhow::Result<Component> {
-    let text = root
-        .join("programs/attacks")
-        .join(name)
-        .with_extension("wat");
-    let mut module = wat::parse_file(&text)?;
+/// Makes a component of a processor that is written as text, as it cannot be in Rust.
+fn assemble(root: &Path, name: &str, text: &str, out: &Path) -> anyhow::Result<Component> {
+    let mut module = wat::parse_str(text).with_context(|| format!("cannot assemble {name}"))?;
     let mut contract = Resolve::default();
     let (package, _) = contract.push_dir(root.join("shared/wit"))?;
     let world = contract.select_world(&[package], Some("processor"))?;
     embed_component_metadata(&mut module, &contract, world, StringEncoding::UTF8)?;
     let bytes = realm_program_build::encode(&module)
-        .with_context(|| format!("cannot make a component of {}", text.display()))?;
+        .with_context(|| format!("cannot make a component of {name}"))?;
     let path = out.join(name).with_extension("wasm");
     fs::write(&path, &bytes).with_context(|| format!("cannot write {}", path.display()))?;
     Ok(Component {
         path,
         size: bytes.len() as u64,
     })
+}
+
+/// Text of a processor that lets the model say what it likes, with a function beside that is never called: so
+/// many blocks within one another, each of which leaves a thousand values, and a jump to any of them. A
+/// compiler that follows every value to every block needs memory for the product.
+fn bomb(depth: usize) -> String {
+    const VALUES: usize = 1000;
+    let targets: Vec<_> = (0..depth).map(|block| block.to_string()).collect();
+    format!(
+        r#"(module
+          (memory (export "memory") 1)
+          (type $many (func (result {many})))
+          (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) (i32.const 1024))
+          (func (export "realm:program/steering@0.1.0#start") (param i32 i32 i32 i32 i32 i32) (result i32)
+            (i32.const 0))
+          (func (export "realm:program/steering@0.1.0#advance") (param i32 i32) (result i32) (i32.const 0))
+          (func (param i32) {blocks} {values} (br_table {targets} (local.get 0)) {ends} {drops}))"#,
+        many = "i32 ".repeat(VALUES),
+        blocks = "block (type $many) ".repeat(depth),
+        values = "local.get 0 ".repeat(VALUES),
+        targets = targets.join(" "),
+        ends = "end ".repeat(depth),
+        drops = "drop ".repeat(VALUES),
+    )
 }
 
 /// Makes components of the guests in JavaScript, those alone whose source changed. None where Node.js is missing,

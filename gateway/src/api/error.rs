@@ -459,6 +459,9 @@ impl From<ProgramError> for ApiError {
         let (status, code) = match &error {
             ProgramError::Off => (StatusCode::NOT_FOUND, "programs_disabled"),
             ProgramError::NotFound(_) => (StatusCode::NOT_FOUND, "program_not_found"),
+            ProgramError::Quarantined(_) => {
+                (StatusCode::UNPROCESSABLE_ENTITY, "program_quarantined")
+            }
             ProgramError::TooLarge(_) => (StatusCode::PAYLOAD_TOO_LARGE, "program_too_large"),
             ProgramError::TooMany(_) => (StatusCode::BAD_REQUEST, "too_many_programs"),
             ProgramError::Compile(CompileError::Invalid(_)) => {
@@ -515,6 +518,12 @@ fn program_failure(fault: Fault) -> (StatusCode, [&'static str; 2]) {
         Fault::Plan => (own, ["processor_invalid_plan", "program_invalid_call"]),
         Fault::Output => (own, ["processor_output_limit", "program_output_limit"]),
         Fault::Tensors => (own, ["processor_tensor_limit", "program_tensor_limit"]),
+        Fault::Stack => (own, ["processor_stack_limit", "program_stack_limit"]),
+        Fault::Handles => (own, ["processor_handle_limit", "program_handle_limit"]),
+        Fault::HostCall => (
+            own,
+            ["processor_host_call_limit", "program_host_call_limit"],
+        ),
         Fault::Wall => (
             own,
             ["processor_wall_time_limit", "program_wall_time_limit"],
@@ -565,6 +574,18 @@ impl From<FailReason> for ApiError {
                 ..Self::server(
                     Some("worker_crashed"),
                     "The model's worker died twice while it worked on this request, which will not be retried".into(),
+                )
+            },
+            FailReason::Quarantined { kind } => ApiError {
+                never_retry: true,
+                ..Self::new(
+                    StatusCode::UNPROCESSABLE_ENTITY,
+                    "invalid_request_error",
+                    Some("program_quarantined"),
+                    format!(
+                        "This version of the {kind} of this request crashed the worker again and again, and is not \
+                         run any more: push another version of it"
+                    ),
                 )
             },
             FailReason::NotANumber => ApiError {

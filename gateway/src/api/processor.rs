@@ -57,6 +57,8 @@ pub(crate) fn allotment(settings: &TenantSettings) -> Allotment {
         instances: limits.instances.get(),
         sequences: limits.sequences.get(),
         tensors: limits.tensors,
+        output: limits.output,
+        log: limits.log,
         ..Allotment::default()
     }
 }

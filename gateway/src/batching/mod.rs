@@ -40,7 +40,7 @@ pub mod sequence;
 
 pub use limits::{Config, InvalidLimits, Limits};
 pub use plan::{Expected, ResultError, StepPlan, StepResult};
-pub use scheduler::{Refused, Scheduler, SequenceView, Stats};
+pub use scheduler::{Convicted, Loss, Refused, Scheduler, SequenceView, Stats};
 pub use sequence::{
     Allowance, Event, FailReason, FinishReason, Form, Instance, Priority, Sequence, SequenceId,
     Steering, TenantId, TokenLogprobs,

@@ -156,6 +156,11 @@ pub enum FailReason {
     },
     /// It was in flight in two worker deaths, alone in the second, and is taken for their cause.
     WorkerCrashed,
+    /// The program that steers it, or answers the request, crashed workers, and is not run any more.
+    Quarantined {
+        /// Which of the two it is.
+        kind: Kind,
+    },
     /// What the model made of it holds no number, so that there is no token to go on with.
     NotANumber,
     /// It needs more KV blocks than the worker has in all.

@@ -19,6 +19,8 @@ const PROGRAM_LIMITS: ProgramLimits = ProgramLimits {
     instances: NonZeroU32::new(64).unwrap(),
     sequences: NonZeroU32::new(8).unwrap(),
     tensors: 64 << 20,
+    output: 1 << 20,
+    log: 64 << 10,
     saved_tokens: 1 << 20,
     wall: Duration::from_secs(600),
 };
@@ -72,6 +74,12 @@ pub struct TenantSettings {
     /// Most bytes that the tensors of one program have at once.
     #[serde(deserialize_with = "program_tensors")]
     pub program_tensors: Option<ByteSize>,
+    /// Most bytes of text that one program gives out.
+    #[serde(deserialize_with = "program_output")]
+    pub program_output: Option<ByteSize>,
+    /// Most bytes that one instance writes to the log.
+    #[serde(deserialize_with = "program_log")]
+    pub program_log: Option<ByteSize>,
     /// Most tokens that its programs have saved at once of one model.
     #[serde(deserialize_with = "program_saved_tokens")]
     pub program_saved_tokens: Option<usize>,
@@ -93,6 +101,10 @@ pub struct ProgramLimits {
     pub sequences: NonZeroU32,
     /// Bytes of tensors of one of them at once.
     pub tensors: u64,
+    /// Bytes of text of one of them.
+    pub output: u64,
+    /// Bytes that one of them writes to the log.
+    pub log: u64,
     /// Tokens saved for later requests, of one model.
     pub saved_tokens: usize,
     /// Wall time of an answer.
@@ -134,6 +146,16 @@ fn program_call<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error
 fn program_tensors<'de, D: Deserializer<'de>>(d: D) -> Result<Option<ByteSize>, D::Error> {
     let is_size = |size: &ByteSize| size.0 <= 1 << 30;
     checked(d, is_size, "a program's tensors have at most 1GiB")
+}
+
+fn program_output<'de, D: Deserializer<'de>>(d: D) -> Result<Option<ByteSize>, D::Error> {
+    let is_size = |size: &ByteSize| size.0 <= 16 << 20;
+    checked(d, is_size, "a program's answer has at most 16MiB")
+}
+
+fn program_log<'de, D: Deserializer<'de>>(d: D) -> Result<Option<ByteSize>, D::Error> {
+    let is_size = |size: &ByteSize| size.0 <= 16 << 20;
+    checked(d, is_size, "a program logs at most 16MiB")
 }
 
 fn program_saved_tokens<'de, D: Deserializer<'de>>(d: D) -> Result<Option<usize>, D::Error> {
@@ -188,6 +210,8 @@ impl TenantSettings {
             program_instances: self.program_instances.or(d.program_instances),
             program_sequences: self.program_sequences.or(d.program_sequences),
             program_tensors: self.program_tensors.or(d.program_tensors),
+            program_output: self.program_output.or(d.program_output),
+            program_log: self.program_log.or(d.program_log),
             program_saved_tokens: self.program_saved_tokens.or(d.program_saved_tokens),
             program_seconds: self.program_seconds.or(d.program_seconds),
         }
@@ -218,6 +242,8 @@ impl TenantSettings {
             instances: self.program_instances.unwrap_or(usual.instances),
             sequences: self.program_sequences.unwrap_or(usual.sequences),
             tensors: self.program_tensors.map_or(usual.tensors, |size| size.0),
+            output: self.program_output.map_or(usual.output, |size| size.0),
+            log: self.program_log.map_or(usual.log, |size| size.0),
             saved_tokens: self.program_saved_tokens.unwrap_or(usual.saved_tokens),
             wall: self.program_seconds.map_or(usual.wall, Duration::from_secs),
         }

@@ -9,6 +9,7 @@ mod image;
 mod loaded;
 mod name;
 mod process;
+mod quarantine;
 mod store;
 
 use std::collections::HashMap;
@@ -26,6 +27,7 @@ pub use compiler::{CompileError, Compiler, Interfaces};
 use image::Image;
 use loaded::Loaded;
 pub use name::{BadName, ProgramName};
+pub use quarantine::Quarantine;
 pub use store::{ProgramRecord, StoreError};
 use store::{Put, Store};
 
@@ -68,17 +70,41 @@ pub struct Program {
     pub digest: [u8; 32],
     /// Sealed memory with what was compiled of it, by us.
     pub compiled: OwnedFd,
+    /// Whose it is, by name.
+    pub tenant: String,
+    /// Where it is written down if it crashes workers.
+    pub quarantine: Quarantine,
 }
 
 impl Program {
-    fn new(record: ProgramRecord, image: Image) -> Arc<Self> {
+    fn new(tenant: &str, record: ProgramRecord, image: Image, quarantine: Quarantine) -> Arc<Self> {
         Arc::new(Program {
+            tenant: tenant.to_owned(),
+            quarantine,
             name: record.name.to_string(),
             kind: record.kind,
             base: record.base,
             digest: record.sha256.0,
             compiled: image.into_fd(),
         })
+    }
+
+    /// Has this version of it refused from now on, under whatever name its tenant stores it.
+    pub fn put_in_quarantine(&self) {
+        let Program { tenant, name, .. } = self;
+        let digest = Digest(self.digest);
+        tracing::error!(
+            tenant,
+            program = name,
+            digest = digest.hex(),
+            "a program crashes workers: this version of it is refused until the gateway restarts"
+        );
+        self.quarantine.add(tenant, digest);
+    }
+
+    /// Whether this version is refused.
+    pub fn is_quarantined(&self) -> bool {
+        self.quarantine.holds(&self.tenant, Digest(self.digest))
     }
 
     /// Whether this is what is stored now.
@@ -121,6 +147,12 @@ pub enum ProgramError {
     /// The tenant has none of that name.
     #[error("the program `{0}` does not exist")]
     NotFound(String),
+    /// The version of it that is stored crashed workers.
+    #[error(
+        "the version of the program `{0}` that is stored crashed the worker again and again, and is not run any \
+         more: push another version of it, or have whoever runs this server restart it"
+    )]
+    Quarantined(ProgramName),
     /// The component is longer than this many bytes.
     #[error("the component is longer than {0} bytes")]
     TooLarge(usize),
@@ -152,6 +184,7 @@ struct Inner {
     store: Arc<Store>,
     compiler: Compiler,
     loaded: Loaded,
+    quarantine: Quarantine,
     most_bytes: usize,
     compiling: Semaphore,
     /// By tenant: held by what compiles for it. So one that sends much waits for itself. Tenants
@@ -175,6 +208,7 @@ impl Programs {
             store: Arc::new(Store::open(dir)?),
             compiler,
             loaded: Loaded::default(),
+            quarantine: Quarantine::default(),
             most_bytes,
             compiling: Semaphore::new(AT_ONCE),
             turns: Mutex::default(),
@@ -193,7 +227,7 @@ impl Programs {
     /// tenant has stored none of its name.
     ///
     /// # Errors
-    /// If there is none of that name, or it cannot be loaded.
+    /// If there is none of that name, it is in quarantine, or it cannot be loaded.
     pub async fn find(&self, tenant: &str, name: &str) -> Result<Arc<Program>, ProgramError> {
         let inner = self.inner()?;
         for _ in 0..TRIES {
@@ -205,6 +239,9 @@ impl Programs {
                 }
                 record => record?,
             };
+            if inner.quarantine.holds(tenant, record.sha256) {
+                return Err(ProgramError::Quarantined(record.name));
+            }
             let place = inner.loaded.place(tenant, &record.name);
             let mut place = place.lock().await;
             if let Some(program) = place.as_ref().filter(|program| program.is_of(&record)) {
@@ -215,7 +252,7 @@ impl Programs {
                 continue;
             };
             inner.loaded.weigh(tenant, &record.name, image.bytes());
-            let program = Program::new(record, image);
+            let program = Program::new(tenant, record, image, inner.quarantine.clone());
             *place = Some(program.clone());
             return Ok(program);
         }
@@ -270,7 +307,8 @@ impl Programs {
         }
         let place = inner.loaded.place(tenant, &record.name);
         inner.loaded.weigh(tenant, &record.name, image.bytes());
-        *place.lock().await = Some(Program::new(record.clone(), image));
+        let program = Program::new(tenant, record.clone(), image, inner.quarantine.clone());
+        *place.lock().await = Some(program);
         Ok(record)
     }
 
@@ -294,6 +332,8 @@ impl Programs {
                 base: None,
                 digest: digest.0,
                 compiled: compiled.image.into_fd(),
+                tenant: String::new(),
+                quarantine: Quarantine::default(),
             },
         })
     }

@@ -20,12 +20,12 @@ use super::process::{WorkerError, WorkerProcess};
 use super::runs::{Hands, Runs};
 use super::{Shared, State};
 use crate::batching::{
-    Allowance, Config, Event, FailReason, Limits, Priority, Scheduler, Sequence, SequenceId,
-    TenantId,
+    Allowance, Config, Event, FailReason, Instance, Limits, Loss, Priority, Scheduler, Sequence,
+    SequenceId, Steering, TenantId,
 };
 use crate::config::{ModelSpec, Workers};
 use crate::metrics::ModelMetrics;
-use crate::programs::Kind;
+use crate::programs::{Kind, Program};
 use crate::readable::watch;
 use crate::tenants::Outcome;
 
@@ -43,8 +43,8 @@ const LONG_LIFE: Duration = Duration::from_secs(60);
 const NO_NUMBERS: &str =
     "the model computes no numbers; its weights are broken, or it needs another --dtype";
 
-/// Places in the scheduler's queue beside those of requests.
-const PROBES: usize = 1;
+/// Places in the scheduler's queue beside those of requests: for the probe, and for tokens that are examined.
+const PROBES: usize = 2;
 
 /// Owns a model's scheduler and its current worker.
 pub(super) struct Driver {
@@ -60,6 +60,8 @@ pub(super) struct Driver {
     next_id: u64,
     /// The last sequence that was submitted to see whether the worker computes.
     probe: Option<SequenceId>,
+    /// Tokens that are computed without the program that was there when a worker died of them, or of it.
+    examined: HashMap<SequenceId, Arc<Program>>,
     /// The current worker has produced no token yet.
     unproven: bool,
     /// The probe ended without a number: there is nothing to be had from this model.
@@ -97,6 +99,7 @@ impl Driver {
             by_request: HashMap::new(),
             next_id: 0,
             probe: None,
+            examined: HashMap::new(),
             unproven: true,
             computes_nothing: false,
             metrics,
@@ -116,9 +119,16 @@ impl Driver {
             let Some(error) = self.incarnation(epoch).await else {
                 return;
             };
-            self.scheduler.worker_lost();
+            let loss = self.scheduler.worker_lost();
+            let suspect = self.convict(loss);
             self.deliver();
             self.runs.detach(&mut self.scheduler);
+            if let Some((program, tokens)) = suspect.filter(|_| error.is_crash()) {
+                match tokens {
+                    Some(tokens) => self.examine(program, tokens),
+                    None => self.put_in_quarantine(&program),
+                }
+            }
             self.wrong = None;
             // Of those that are attached, only the ones that served.
             if self.spec.attach.is_none() || !self.unproven {
@@ -330,7 +340,11 @@ impl Driver {
     fn submit(&mut self, link: &mut Link) -> Result<(), WorkerError> {
         let now = Instant::now();
         self.scheduler.close_slots(|slot| link.close(slot));
-        self.submit_runs(link)?;
+        self.submit_runs(link, now)?;
+        let quiet = self.runs.is_on_trial(&self.scheduler) && !self.unproven;
+        if quiet && !self.scheduler.tries_suspects() {
+            return Ok(());
+        }
         while let Some(plan) = self.scheduler.plan(now, |sequence| link.reserve(sequence)) {
             for (_, id) in &plan.opens {
                 // One that had tokens waited for blocks or a new worker, not for its turn.
@@ -350,20 +364,24 @@ impl Driver {
         Ok(())
     }
 
-    /// Hands requests to the worker that programs answer.
-    fn submit_runs(&mut self, link: &mut Link) -> Result<(), WorkerError> {
+    /// Hands requests to the worker that programs answer: when it has shown that it computes, so that what kills
+    /// it later is no reason to give the model up, and not while sequences are on trial.
+    fn submit_runs(&mut self, link: &mut Link, now: Instant) -> Result<(), WorkerError> {
         self.runs.end(|run| link.end(run));
         let mut hopeless = Vec::new();
-        self.runs.send(|number, run| {
-            match link.run(number, &run.task, run.hearing.journal())? {
-                Room::Taken => Ok::<_, LinkError>(true),
-                Room::None => Ok(false),
-                Room::Never => {
-                    hopeless.push(number);
-                    Ok(true)
+        if !self.unproven && !self.scheduler.tries_suspects() {
+            let idle = self.scheduler.stats().steps_in_flight == 0;
+            self.runs.send(now, idle, |number, run| {
+                match link.run(number, &run.task, run.hearing.journal())? {
+                    Room::Taken => Ok::<_, LinkError>(true),
+                    Room::None => Ok(false),
+                    Room::Never => {
+                        hopeless.push(number);
+                        Ok(true)
+                    }
                 }
-            }
-        })?;
+            })?;
+        }
         for number in hopeless {
             let reason = FailReason::Program {
                 kind: Kind::Program,
@@ -381,6 +399,62 @@ impl Driver {
             link.listen()?;
         }
         Ok(())
+    }
+
+    /// Fails the request of a program that a worker died of. Tells which program that was, or may have been, and
+    /// the tokens that were computed for it, which may have been it instead.
+    fn convict(&mut self, loss: Loss) -> Option<(Arc<Program>, Option<Vec<u32>>)> {
+        let run = self.runs.convicted(&loss);
+        let none_is_sent = self.runs.none_is_sent();
+        if let Some((number, _)) = run {
+            let (runs, mut hands) = self.hands();
+            runs.fail(number, FailReason::WorkerCrashed, &mut hands);
+        }
+        let Some(convicted) = loss.convicted else {
+            let (_, program) = run?;
+            // It can be nothing else, if nothing was computed.
+            return loss.in_flight.is_empty().then_some((program, None));
+        };
+        let program = match convicted.steering? {
+            Steering::Instance(instance) if none_is_sent => instance.program,
+            Steering::Lease(_) => run?.1,
+            Steering::Instance(_) | Steering::Form(_) => return None,
+        };
+        Some((program, Some(convicted.tokens)))
+    }
+
+    /// Computes tokens before all else and without their program. If the worker lives, it was the program.
+    fn examine(&mut self, program: Arc<Program>, tokens: Vec<u32>) {
+        let id = self.new_id();
+        let submitted = self.scheduler.submit(Sequence {
+            priority: Priority::High,
+            ..plain(id, tokens.into())
+        });
+        match submitted {
+            Ok(()) => {
+                self.scheduler.suspect(id);
+                self.examined.insert(id, program);
+            }
+            Err(refused) => {
+                tracing::warn!(%refused, "what may have crashed a worker is not examined")
+            }
+        }
+    }
+
+    /// From now on a version of a program is not run any more.
+    fn put_in_quarantine(&mut self, program: &Program) {
+        program.put_in_quarantine();
+        self.fail_quarantined();
+    }
+
+    /// Fails what waits for programs that are not run any more.
+    fn fail_quarantined(&mut self) {
+        let kind = Kind::Processor;
+        let reason = FailReason::Quarantined { kind };
+        let is_quarantined = |instance: &Instance| instance.program.is_quarantined();
+        self.scheduler.fail_steered(is_quarantined, &reason);
+        let (runs, mut hands) = self.hands();
+        runs.fail_quarantined(&mut hands);
     }
 
     /// The runs, and what they act with.
@@ -505,22 +579,7 @@ impl Driver {
         }
         let id = self.new_id();
         self.probe = Some(id);
-        let sequence = Sequence {
-            id,
-            tenant: TenantId::ANYONE,
-            prompt: Arc::new([0]),
-            max_tokens: 1,
-            sampling: Sampling {
-                temperature: 0.0,
-                ..Sampling::default()
-            },
-            bias: Arc::new([]),
-            allowance: Allowance::default(),
-            priority: Priority::default(),
-            prompt_logprobs: false,
-            steering: None,
-        };
-        if let Err(refused) = self.scheduler.submit(sequence) {
+        if let Err(refused) = self.scheduler.submit(plain(id, Arc::new([0]))) {
             tracing::debug!(%refused, "no probe: the requests that wait will do");
         }
     }
@@ -562,6 +621,13 @@ impl Driver {
             }
             if self.probe == Some(id) && event == Event::Failed(FailReason::NotANumber) {
                 self.computes_nothing = true;
+            }
+            if matches!(event, Event::Token { .. })
+                && let Some(program) = self.examined.remove(&id)
+            {
+                self.put_in_quarantine(&program);
+            } else if event.is_last() {
+                self.examined.remove(&id);
             }
             let (runs, mut hands) = self.hands();
             let Some(event) = runs.event(id, event, &mut hands) else {
@@ -625,6 +691,25 @@ impl Driver {
 
     fn set_state(&self, state: State) {
         self.shared.state.send_replace(state);
+    }
+}
+
+/// A sequence of the gateway's own, which asks for what follows from some tokens.
+fn plain(id: SequenceId, prompt: Arc<[u32]>) -> Sequence {
+    Sequence {
+        id,
+        tenant: TenantId::ANYONE,
+        prompt,
+        max_tokens: 1,
+        sampling: Sampling {
+            temperature: 0.0,
+            ..Sampling::default()
+        },
+        bias: Arc::new([]),
+        allowance: Allowance::default(),
+        priority: Priority::default(),
+        prompt_logprobs: false,
+        steering: None,
     }
 }
 

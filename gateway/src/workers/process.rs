@@ -76,6 +76,9 @@ pub enum WorkerError {
     /// It is gone.
     #[error("the worker ended: {0}")]
     Ended(String),
+    /// It is gone, by a fault of its own: nobody ended it.
+    #[error("the worker ended: {0}")]
+    Crashed(String),
     /// It is there and does nothing.
     #[error("the worker did not answer a step within {} s", .0.as_secs())]
     Hung(Duration),
@@ -123,8 +126,14 @@ impl WorkerError {
             WorkerError::Violation(_) => "violation",
             WorkerError::Hung(_) | WorkerError::Silent(_) | WorkerError::Still(_) => "hung",
             WorkerError::Absent { .. } => "absent",
-            WorkerError::Ended(_) => "died",
+            WorkerError::Ended(_) | WorkerError::Crashed(_) => "died",
         }
+    }
+
+    /// Whether what it did may be why it ended. One that was killed, by an operator or by a system without memory,
+    /// shows nothing, and nor does one that was attached to: how that ends is not seen here.
+    pub(super) fn is_crash(&self) -> bool {
+        matches!(self, WorkerError::Crashed(_) | WorkerError::Violation(_))
     }
 
     /// Whether the process may still be there, and of no use to anyone.
@@ -259,6 +268,7 @@ impl WorkerProcess {
         };
         // The socket closes a moment before the process is gone.
         let status = tokio::time::timeout(Duration::from_secs(2), child.wait()).await;
+        let crashed = matches!(&status, Ok(Ok(status)) if is_crash(*status));
         let how = match status {
             Ok(Ok(status)) => describe(status),
             Ok(Err(error)) => error.to_string(),
@@ -266,11 +276,14 @@ impl WorkerProcess {
         };
         let words = last_words.lock().unwrap_or_else(|e| e.into_inner());
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        WorkerError::Ended(if words.is_empty() {
-            how
-        } else {
-            format!("{how}; it last said: {}", words.join(" | "))
-        })
+        let how = match words[..] {
+            [] => how,
+            _ => format!("{how}; it last said: {}", words.join(" | ")),
+        };
+        match crashed {
+            true => WorkerError::Crashed(how),
+            false => WorkerError::Ended(how),
+        }
     }
 }
 
@@ -417,6 +430,18 @@ fn check(mut info: ModelInfo) -> Result<ModelInfo, WorkerError> {
         Err(WorkerError::Violation(format!(
             "impossible model description {info:?}"
         )))
+    }
+}
+
+/// Whether a process ended by itself, and not well.
+fn is_crash(status: ExitStatus) -> bool {
+    use Signal::{SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP};
+    use std::os::unix::process::ExitStatusExt;
+    match status.signal().map(Signal::try_from) {
+        Some(signal) => signal.is_ok_and(|signal| {
+            [SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP].contains(&signal)
+        }),
+        None => !status.success(),
     }
 }
 

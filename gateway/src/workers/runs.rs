@@ -18,7 +18,7 @@ use super::hearing::Hearing;
 use super::live::Live;
 use super::saved::Saved;
 use crate::batching::{
-    Allowance, Event, FailReason, FinishReason, Priority, Scheduler, Sequence, SequenceId,
+    Allowance, Event, FailReason, FinishReason, Loss, Priority, Scheduler, Sequence, SequenceId,
     Steering, TenantId,
 };
 use crate::metrics::ModelMetrics;
@@ -27,6 +27,10 @@ use crate::tenants::Outcome;
 
 /// Most sequences that a program makes, one after the other. The worker refuses it before.
 const MAX_SEQUENCES: u32 = 1 << 20;
+/// How long nothing else is computed while a program that may have killed a worker does what it did before: the
+/// first time, twice as long the second, and so on.
+const QUIET: Duration = Duration::from_secs(1);
+const MOST_DOUBLINGS: u32 = 6;
 /// Sequences that the scheduler may hold for a program, as a multiple of those that it has at once:
 /// some are over in the worker already.
 const SLACK: usize = 4;
@@ -71,8 +75,12 @@ pub(super) struct Run {
     repeated: usize,
     /// Its sequences in the scheduler.
     sequences: Vec<SequenceId>,
-    /// A worker died while it computed for this, and no sequence has been cleared of it since.
+    /// A worker died that had it, and it has not gone on since to where it was.
     is_suspect: bool,
+    /// It was on trial when a worker died.
+    is_accused: bool,
+    /// Workers that died with it, since it was cleared last.
+    deaths: u32,
     /// Something of it was computed.
     has_started: bool,
     /// Tokens that its sequences have read on this worker, and the most of any.
@@ -93,6 +101,8 @@ pub(super) struct Runs {
     sequences: HashMap<SequenceId, (u64, u32)>,
     /// Runs that the worker has and nobody waits for.
     ended: Vec<u64>,
+    /// The suspect that the worker has, and until when nothing else is computed for its sake.
+    trial: Option<(u64, Instant)>,
     saved: Saved,
 }
 
@@ -121,6 +131,8 @@ impl Runs {
             repeated: 0,
             sequences: Vec::new(),
             is_suspect: false,
+            is_accused: false,
+            deaths: 0,
             has_started: false,
             read: 0,
             most_read: 0,
@@ -146,18 +158,76 @@ impl Runs {
         self.runs.is_empty()
     }
 
-    /// Hands out those that the worker does not have, until one cannot be sent now.
+    /// Hands out those that the worker does not have, until one cannot be sent now. Suspects are handed out one
+    /// after the other, and only where the worker is `idle`; everybody else waits for them.
     pub(super) fn send<E>(
         &mut self,
+        now: Instant,
+        idle: bool,
         mut send: impl FnMut(u64, &Run) -> Result<bool, E>,
     ) -> Result<(), E> {
-        for (number, run) in self.runs.iter_mut().filter(|(_, run)| !run.is_sent) {
-            if !send(*number, run)? {
+        let suspect = self.suspect();
+        for (&number, run) in self.runs.iter_mut().filter(|(_, run)| !run.is_sent) {
+            let waits = match suspect {
+                Some(suspect) => number != suspect || !idle,
+                None => run.is_suspect,
+            };
+            if waits {
+                continue;
+            }
+            if !send(number, run)? {
                 break;
             }
             run.is_sent = true;
+            if run.is_suspect {
+                let quiet = QUIET * (1 << run.deaths.saturating_sub(1).min(MOST_DOUBLINGS));
+                self.trial = Some((number, now + quiet));
+            }
         }
         Ok(())
+    }
+
+    /// The suspect whose turn it is: one that was on trial when a worker died, or else the oldest. One whose
+    /// request reads slowly does nothing for now.
+    fn suspect(&self) -> Option<u64> {
+        let suspects = self.runs.iter();
+        let suspects = suspects.filter(|(_, run)| run.is_suspect && !run.is_held);
+        let first = suspects.min_by_key(|(number, run)| (!run.is_accused, **number));
+        first.map(|(&number, _)| number)
+    }
+
+    /// Whether there is a suspect, for whose sake nothing else is computed.
+    pub(super) fn is_on_trial(&mut self, scheduler: &Scheduler) -> bool {
+        for run in self.runs.values_mut().filter(|run| run.is_suspect) {
+            run.look_whether_cleared(scheduler);
+        }
+        self.suspect().is_some()
+    }
+
+    /// Whether the worker has none of them.
+    pub(super) fn none_is_sent(&self) -> bool {
+        self.runs.values().all(|run| !run.is_sent)
+    }
+
+    /// The one that a worker died of: a suspect that was alone there, while nothing was computed that is not its
+    /// own. To be asked before [`detach`](Self::detach).
+    pub(super) fn convicted(&self, loss: &Loss) -> Option<(u64, Arc<Program>)> {
+        let mut sent = self.runs.iter().filter(|(_, run)| run.is_sent);
+        let (&number, run) = sent.next()?;
+        let is_own = |id: &SequenceId| run.sequences.contains(id);
+        let alone = sent.next().is_none() && loss.in_flight.iter().all(is_own);
+        (alone && run.is_suspect).then(|| (number, run.task.program.clone()))
+    }
+
+    /// Fails those whose programs are in quarantine.
+    pub(super) fn fail_quarantined(&mut self, hands: &mut Hands<'_>) {
+        let quarantined =
+            |(&number, run): (&u64, &Run)| run.task.program.is_quarantined().then_some(number);
+        let numbers: Vec<_> = self.runs.iter().filter_map(quarantined).collect();
+        for number in numbers {
+            let kind = Kind::Program;
+            self.fail(number, FailReason::Quarantined { kind }, hands);
+        }
     }
 
     /// Hands out what they asked for, until something cannot be sent now.
@@ -205,7 +275,9 @@ impl Runs {
         let run = self.runs.get_mut(&number)?;
         let now = Instant::now();
         // One that is over is unknown there, and killed nobody.
-        run.is_suspect &= hands.scheduler.is_suspect(id);
+        if matches!(event, Event::Token { .. }) && !hands.scheduler.is_suspect(id) {
+            run.clear();
+        }
         match event {
             Event::Started { cached } => run.started(id, cached, now, hands.scheduler),
             Event::Token { token, logprobs } => {
@@ -298,16 +370,21 @@ impl Runs {
         Ok(acted)
     }
 
-    /// When the first of them has taken as long as it may.
+    /// When the first of them has taken as long as it may, or others have waited for it as long as they do.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.runs.values().map(Run::deadline).min()
+        let trial = self.trial.map(|(_, until)| until);
+        self.runs.values().map(Run::deadline).chain(trial).min()
     }
 
-    /// Ends those that have taken as long as they may. True: there are any.
+    /// Ends those that have taken as long as they may, and a trial that has. True: there are any.
     pub(super) fn expire(&mut self, now: Instant, hands: &mut Hands<'_>) -> bool {
+        let trial = self.trial.take_if(|(_, until)| *until <= now);
+        if let Some(run) = trial.and_then(|(number, _)| self.runs.get_mut(&number)) {
+            run.is_suspect = false;
+        }
         let late = self.runs.iter().filter(|(_, run)| run.deadline() <= now);
         let late: Vec<_> = late.map(|(&number, run)| (number, run.task.wall)).collect();
-        let any = !late.is_empty();
+        let any = !late.is_empty() || trial.is_some();
         for (number, wall) in late {
             let reason = FailReason::Program {
                 kind: Kind::Program,
@@ -323,10 +400,15 @@ impl Runs {
     /// and all events are taken.
     pub(super) fn detach(&mut self, scheduler: &mut Scheduler) {
         self.ended.clear();
+        self.trial = None;
         for run in self.runs.values_mut() {
             for id in run.sequences.drain(..) {
-                run.is_suspect |= scheduler.is_suspect(id);
                 scheduler.cancel(id);
+            }
+            if run.is_sent {
+                run.is_accused = run.is_suspect;
+                run.is_suspect = true;
+                run.deaths += 1;
             }
             run.hearing.restart();
             run.unanswered = None;
@@ -410,6 +492,19 @@ impl Runs {
 impl Run {
     fn deadline(&self) -> Instant {
         self.live.submitted + self.task.wall
+    }
+
+    /// It has gone on to where it was when a worker died.
+    fn clear(&mut self) {
+        (self.is_suspect, self.is_accused, self.deaths) = (false, false, 0);
+    }
+
+    /// Clears it if its sequences are: those whose plans are late are cleared without an event.
+    fn look_whether_cleared(&mut self, scheduler: &Scheduler) {
+        let is_suspect = |&id: &SequenceId| scheduler.is_suspect(id);
+        if !self.sequences.is_empty() && !self.sequences.iter().any(is_suspect) {
+            self.clear();
+        }
     }
 
     /// A sequence is being computed.
@@ -506,9 +601,7 @@ impl Run {
         // At least one: the worker counts what it draws, and asks for no more than there is.
         let taken = self.hearing.taken() as u64;
         let left = request.budget.saturating_sub(taken).max(1);
-        // Those whose plans are late were cleared without an event.
-        let is_suspect = |&id: &SequenceId| hands.scheduler.is_suspect(id);
-        self.is_suspect &= self.sequences.is_empty() || self.sequences.iter().any(is_suspect);
+        self.look_whether_cleared(hands.scheduler);
         *hands.last_id += 1;
         let id = SequenceId(*hands.last_id);
         let submitted = hands.scheduler.submit(Sequence {

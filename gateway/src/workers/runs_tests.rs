@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 
 use super::*;
 use crate::batching::{Config, Limits};
+use crate::programs::Quarantine;
 use crate::workers::generation::Backlog;
 
 /// A driver's parts, without a worker.
@@ -55,9 +56,16 @@ impl Desk {
 
     /// Starts run 1, and has it sent.
     fn start(&mut self) -> mpsc::UnboundedReceiver<(usize, Event)> {
+        let heard = self.start_another(1);
+        self.send();
+        heard
+    }
+
+    /// Starts a run with this number.
+    fn start_another(&mut self, request: u64) -> mpsc::UnboundedReceiver<(usize, Event)> {
         let (events, heard) = mpsc::unbounded_channel();
         let live = Live {
-            request: 1,
+            request,
             index: 0,
             events,
             backlog: Arc::new(Backlog::default()),
@@ -69,7 +77,6 @@ impl Desk {
             place: None,
         };
         self.runs.start(task(), live);
-        self.send();
         heard
     }
 
@@ -79,7 +86,9 @@ impl Desk {
             sent.push((number, run.hearing.journal().clone()));
             Ok::<_, ()>(true)
         };
-        self.runs.send(send).expect("no error");
+        self.runs
+            .send(Instant::now(), true, send)
+            .expect("no error");
         sent
     }
 
@@ -125,6 +134,8 @@ pub(in crate::workers) fn task() -> Task {
             base: None,
             digest: [0; 32],
             compiled: nothing.into(),
+            tenant: "nobody".into(),
+            quarantine: Quarantine::default(),
         }),
         allotment: Allotment::default(),
         saved: 8,
@@ -561,4 +572,95 @@ fn who_reads_slowly_holds_the_sequences() {
     assert_eq!(heard(&mut events).len(), 300);
     desk.runs.resume(1, &mut desk.scheduler);
     assert_eq!(desk.scheduler.stats().held, 0);
+}
+
+fn sent(desk: &mut Desk) -> Vec<u64> {
+    desk.send().into_iter().map(|(number, _)| number).collect()
+}
+
+#[test]
+fn suspects_run_one_after_the_other_and_others_wait() {
+    let mut desk = Desk::new();
+    let _events = [desk.start(), desk.start_another(2)];
+    assert_eq!(sent(&mut desk), [2]);
+    desk.lose_worker();
+    let _later = desk.start_another(3);
+    let busy = |_, _: &Run| -> Result<bool, ()> { panic!("something else runs") };
+    desk.runs.send(Instant::now(), false, busy).expect("none");
+    assert_eq!(sent(&mut desk), [1]);
+    assert!(desk.runs.is_on_trial(&desk.scheduler));
+    assert_eq!(sent(&mut desk), [0; 0]);
+    // It is cleared by a token of a sequence that is.
+    desk.say(0, open(1, &[1])).expect("right");
+    desk.draw(5);
+    assert_eq!(sent(&mut desk), [0; 0]);
+    desk.scheduler.cancel(SequenceId(desk.last_id));
+    desk.draw(6);
+    assert_eq!(sent(&mut desk), [2]);
+    // Or when others have waited long enough.
+    let (_, until) = desk.runs.trial.expect("another one");
+    assert_eq!(desk.runs.deadline(), Some(until));
+    assert!(desk.with(|runs, hands| runs.expire(until, hands)));
+    assert_eq!(sent(&mut desk), [3]);
+    assert!(!desk.runs.is_on_trial(&desk.scheduler));
+}
+
+#[test]
+fn who_is_alone_in_the_second_death_is_convicted() {
+    let mut desk = Desk::new();
+    let _events = [desk.start(), desk.start_another(2)];
+    sent(&mut desk);
+    let convicted = |desk: &mut Desk, in_flight: &[SequenceId]| {
+        let loss = Loss {
+            in_flight: in_flight.to_vec(),
+            convicted: None,
+        };
+        desk.runs.convicted(&loss).map(|(number, _)| number)
+    };
+    assert_eq!(convicted(&mut desk, &[]), None, "there are two");
+    desk.lose_worker();
+    assert_eq!(sent(&mut desk), [1]);
+    assert_eq!(
+        convicted(&mut desk, &[SequenceId(99)]),
+        None,
+        "nor is it alone"
+    );
+    assert_eq!(convicted(&mut desk, &[]), Some(1));
+    desk.lose_worker();
+    desk.with(|runs, hands| runs.cancel(1, Outcome::Cancelled, hands));
+    assert_eq!(sent(&mut desk), [2]);
+    assert_eq!(convicted(&mut desk, &[]), Some(2));
+}
+
+#[test]
+fn who_was_on_trial_goes_first_the_next_time() {
+    let mut desk = Desk::new();
+    let _events = [desk.start(), desk.start_another(2)];
+    sent(&mut desk);
+    desk.lose_worker();
+    assert_eq!(sent(&mut desk), [1]);
+    let (_, until) = desk.runs.trial.expect("on trial");
+    desk.with(|runs, hands| runs.expire(until, hands));
+    let begun = Instant::now();
+    assert_eq!(sent(&mut desk), [2]);
+    desk.lose_worker();
+    assert_eq!(sent(&mut desk), [2], "it is alone now");
+    let (_, until) = desk.runs.trial.expect("on trial");
+    assert!(until - begun >= 2 * QUIET, "others wait longer for it");
+}
+
+#[test]
+fn what_is_in_quarantine_fails() {
+    let mut desk = Desk::new();
+    let (mut events, mut other) = (desk.start(), desk.start_another(2));
+    desk.runs.runs[&1].task.program.put_in_quarantine();
+    desk.with(|runs, hands| runs.fail_quarantined(hands));
+    let kind = Kind::Program;
+    let failed = Event::Failed(FailReason::Quarantined { kind });
+    assert_eq!(heard(&mut events), [failed]);
+    assert_eq!(
+        heard(&mut other),
+        [],
+        "it is another handle of nobody's registry"
+    );
 }

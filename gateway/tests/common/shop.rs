@@ -22,12 +22,17 @@ pub(crate) struct Shop {
 
 impl Shop {
     pub(crate) fn open(programs: &[&str]) -> Shop {
+        Shop::open_with(programs, &[])
+    }
+
+    /// The same with variables in the environment of its server.
+    pub(crate) fn open_with(programs: &[&str], env: &[(&str, &str)]) -> Shop {
         let folder = tempfile::tempdir().expect("a folder");
         let config = folder.path().join("realm.toml");
         std::fs::write(&config, MANY).expect("written");
         let store = folder.path().join("programs");
         let (config, store) = (config.display().to_string(), store.display().to_string());
-        let server = Server::start(&["--config", &config, "--programs", &store]);
+        let server = Server::start_with(&["--config", &config, "--programs", &store], env);
         let shop = Shop { server, folder };
         for name in programs {
             let pushed = shop.push(name, name);

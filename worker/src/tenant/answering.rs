@@ -25,8 +25,6 @@ use super::tensors::TENSORS;
 
 /// Most sequences that one message can name: it must fit a slot.
 const MAX_TOOK: usize = 1024;
-/// Most bytes of an answer.
-const MAX_EMITTED: usize = 1 << 20;
 /// Most bytes that are shown of a name that there is not.
 const MAX_SHOWN: usize = 64;
 
@@ -85,6 +83,8 @@ pub(super) struct Limits {
     pub(super) sequences: u32,
     /// Bytes of tensors.
     pub(super) tensors: u64,
+    /// Bytes of text.
+    pub(super) output: usize,
 }
 
 impl AsMut<Guest> for Run {
@@ -111,17 +111,17 @@ impl Run {
             tensors: handles::table(TENSORS),
             tensor_room: limits.tensors,
             made: 0,
-            limits,
             replay: Replay::new(journal),
             see_room: MOST_SEEN,
             keep_room: MOST_KEPT,
             asked: 0,
             took: BTreeMap::new(),
             given: Given::Text(String::new()),
-            room: MAX_EMITTED,
+            room: limits.output,
             tools,
             calls: 0,
             speller: None,
+            limits,
         }
     }
 
@@ -190,7 +190,7 @@ impl Run {
     /// Counts so many bytes of the answer.
     fn count(&mut self, bytes: usize) -> Result<(), Failure> {
         let Some(room) = self.room.checked_sub(bytes) else {
-            let message = format!("it emits more than {MAX_EMITTED} bytes");
+            let message = format!("it emits more than {} bytes", self.limits.output);
             return Err(Failure::new(Fault::Output, message));
         };
         self.room = room;
@@ -274,7 +274,7 @@ impl realm::program::client::Host for Run {
         let mut text = String::new();
         for token in tokens {
             speller.push(tokenizer, token, &mut text);
-            if text.len() > MAX_EMITTED {
+            if text.len() > self.limits.output {
                 // More than there can be room for: no need to spell the rest.
                 break;
             }

@@ -60,7 +60,7 @@ pub(super) const GRAMMARS: &str = "realm:program/grammars@0.1.0";
 
 /// Adds everything that a processor may import.
 pub(super) fn offer_processor(linker: &mut Linker<Guest>) -> wasmtime::Result<()> {
-    processor::Processor::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| guest)
+    processor::Processor::add_to_linker::<Guest, HasSelf<Guest>>(linker, |guest| called(guest))
 }
 
 /// Adds everything that a program which answers requests may import.
@@ -68,11 +68,18 @@ pub(super) fn offer_program(linker: &mut Linker<Run>) -> wasmtime::Result<()> {
     use processor::realm::program::{control, grammars, text, types};
     use program::realm::program::{client, sequences, tensors};
 
-    types::add_to_linker::<Run, HasSelf<Guest>>(linker, |run| &mut run.guest)?;
-    text::add_to_linker::<Run, HasSelf<Guest>>(linker, |run| &mut run.guest)?;
-    grammars::add_to_linker::<Run, HasSelf<Guest>>(linker, |run| &mut run.guest)?;
-    control::add_to_linker::<Run, HasSelf<Guest>>(linker, |run| &mut run.guest)?;
-    tensors::add_to_linker::<Run, HasSelf<Run>>(linker, |run| run)?;
-    sequences::add_to_linker::<Run, HasSelf<Run>>(linker, |run| run)?;
-    client::add_to_linker::<Run, HasSelf<Run>>(linker, |run| run)
+    types::add_to_linker::<Run, HasSelf<Guest>>(linker, |run| called(&mut run.guest))?;
+    text::add_to_linker::<Run, HasSelf<Guest>>(linker, |run| called(&mut run.guest))?;
+    grammars::add_to_linker::<Run, HasSelf<Guest>>(linker, |run| called(&mut run.guest))?;
+    control::add_to_linker::<Run, HasSelf<Guest>>(linker, |run| called(&mut run.guest))?;
+    tensors::add_to_linker::<Run, HasSelf<Run>>(linker, |run| called(run))?;
+    sequences::add_to_linker::<Run, HasSelf<Run>>(linker, |run| called(run))?;
+    client::add_to_linker::<Run, HasSelf<Run>>(linker, |run| called(run))
+}
+
+/// What a call of the host works on: each begins here, and so does each drop of what code holds of the host.
+fn called<T>(of: T) -> T {
+    #[cfg(debug_assertions)]
+    crate::crash::at_call();
+    of
 }

@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use realm_shared::control::PROGRAM_LOG;
-use realm_shared::wire::Fault;
+use realm_shared::wire::{Allotment, Fault};
 use rustix::time::{ClockId, clock_gettime};
 use wasmtime::component::ResourceTable;
 use wasmtime::{
     PoolConcurrencyLimitError, ResourceLimiter, Store, StoreContextMut, Trap, UpdateDeadline,
 };
 
-use super::code::TABLE_ENTRIES;
+use super::code::{MEMORY, TABLE_ENTRIES};
 use super::contract::processor::realm::program::{control, text, types};
 use super::grammar_cache::GrammarCache;
 use super::{Failure, Vocabulary};
@@ -30,8 +30,8 @@ const MAX_TOKENS: usize = 64 << 10;
 const MAX_SPELLED: usize = 1 << 20;
 /// Bytes that a call may hand to the host, all lists and strings together.
 const MAX_HANDED: usize = 8 << 20;
-/// Bytes that a sequence may write to the log.
-const MAX_LOG: usize = 64 << 10;
+/// By these words of Wasmtime's an error is known that says there were more; it has no other mark.
+const HANDED: &str = "fuel allocated for hostcalls";
 /// Longest line that is logged, in bytes. With what stands before it, it must be one line for the
 /// gateway, which takes those beyond 4 KiB for two.
 const MAX_LINE: usize = 3 << 10;
@@ -130,14 +130,16 @@ impl AsMut<Guest> for Guest {
 }
 
 impl Meter {
-    pub(super) fn new(most_memory: usize, most: Duration, closed: Arc<AtomicBool>) -> Meter {
+    /// That of an instance which may take so much, until `closed`.
+    pub(super) fn new(allotment: &Allotment, closed: Arc<AtomicBool>) -> Meter {
+        let bytes = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
         Meter {
             memory: 0,
-            most_memory,
+            most_memory: bytes(allotment.memory).min(MEMORY),
             table_entries: 0,
-            log: MAX_LOG,
+            log: bytes(allotment.log),
             used: Duration::ZERO,
-            most,
+            most: Duration::from_micros(allotment.call_micros),
             closed,
         }
     }
@@ -170,8 +172,8 @@ impl Meter {
             return Err(Failure::new(Fault::Trap, OVER));
         }
         if self.used > self.most {
-            let most = self.most.as_micros();
-            let message = format!("a call took more than {most} µs of processor time");
+            let [used, most] = [self.used, self.most].map(|time| time.as_micros());
+            let message = format!("a call took {used} µs of processor time, more than {most} µs");
             return Err(Failure::new(Fault::Time, message));
         }
         if now.saturating_sub(BEGUN.get()) < LEAST {
@@ -215,10 +217,20 @@ pub(super) fn failure(error: &wasmtime::Error) -> Failure {
         return Failure::new(Fault::Instances, message);
     }
     match error.downcast_ref::<Trap>() {
-        Some(Trap::StackOverflow) => Failure::new(Fault::Memory, "its stack is full"),
+        Some(Trap::StackOverflow) => Failure::new(Fault::Stack, "its stack is full"),
         Some(trap) => Failure::new(Fault::Trap, trap.to_string()),
-        None => Failure::new(Fault::Trap, error.root_cause().to_string()),
+        None => match error.root_cause().to_string() {
+            cause if cause.contains(HANDED) => too_long(format!(
+                "a call hands at most {MAX_HANDED} bytes to the host"
+            )),
+            cause => Failure::new(Fault::Trap, cause),
+        },
     }
+}
+
+/// More is handed to a call than it takes.
+pub(super) fn too_long(message: String) -> Failure {
+    Failure::new(Fault::HostCall, message)
 }
 
 /// What a tenant's code says of itself.
@@ -263,8 +275,7 @@ impl types::Host for Guest {}
 impl text::Host for Guest {
     fn encode(&mut self, text: String) -> wasmtime::Result<Vec<u32>> {
         if text.len() > MAX_TEXT {
-            let message = format!("`encode` takes at most {MAX_TEXT} bytes");
-            return Err(wasmtime::Error::new(Failure::new(Fault::Trap, message)));
+            return Err(too_long(format!("`encode` takes at most {MAX_TEXT} bytes")).into());
         }
         let tokens = self.vocabulary.tokenizer()?.encode(&text, false);
         tokens.map_err(|e| wasmtime::Error::new(Failure::new(Fault::Trap, e.to_string())))
@@ -272,16 +283,16 @@ impl text::Host for Guest {
 
     fn decode(&mut self, tokens: Vec<u32>) -> wasmtime::Result<Vec<u8>> {
         if tokens.len() > MAX_TOKENS {
-            let message = format!("`decode` takes at most {MAX_TOKENS} tokens");
-            return Err(wasmtime::Error::new(Failure::new(Fault::Trap, message)));
+            return Err(too_long(format!("`decode` takes at most {MAX_TOKENS} tokens")).into());
         }
         let tokenizer = self.vocabulary.tokenizer()?;
         let mut bytes = Vec::new();
         for id in tokens {
             bytes.extend(tokenizer.token_bytes(id));
             if bytes.len() > MAX_SPELLED {
-                let message = format!("`decode` spells at most {MAX_SPELLED} bytes");
-                return Err(wasmtime::Error::new(Failure::new(Fault::Trap, message)));
+                return Err(
+                    too_long(format!("`decode` spells at most {MAX_SPELLED} bytes")).into(),
+                );
             }
         }
         Ok(bytes)
@@ -300,7 +311,11 @@ impl control::Host for Guest {
     }
 
     fn log(&mut self, line: String) -> wasmtime::Result<()> {
-        let line: String = line.chars().filter(|c| !c.is_control()).collect();
+        #[cfg(debug_assertions)]
+        crate::crash::if_logged(&line);
+        // What is not logged is not looked at: it may be long.
+        let start = line.chars().take(MAX_LINE);
+        let line: String = start.filter(|c| !c.is_control()).collect();
         let line = &line[..line.floor_char_boundary(MAX_LINE)];
         let left = &mut self.meter.log;
         if *left > line.len() {
@@ -309,5 +324,53 @@ impl control::Host for Guest {
             let _ = writeln!(io::stderr(), "{PROGRAM_LOG}{}: {line}", self.name);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PAGE: usize = 64 << 10;
+
+    fn meter(memory: u64) -> Meter {
+        let allotment = Allotment {
+            memory,
+            ..Allotment::default()
+        };
+        Meter::new(&allotment, Arc::default())
+    }
+
+    fn fault(grown: wasmtime::Result<bool>) -> Option<Fault> {
+        let error = grown.err()?;
+        Some(error.downcast_ref::<Failure>().expect("a failure").fault)
+    }
+
+    #[test]
+    fn memories_grow_to_what_they_may_all_together() {
+        for (allotted, most) in [(1 << 20, 1 << 20), (64 << 20, MEMORY), (u64::MAX, MEMORY)] {
+            let mut meter = meter(allotted);
+            // What the host keeps for it counts, too.
+            assert!(meter.keep(0, PAGE).is_ok());
+            assert!(meter.memory_growing(0, PAGE, None).is_ok_and(|grows| grows));
+            let rest = most - 2 * PAGE;
+            assert!(meter.memory_growing(0, rest, None).is_ok_and(|grows| grows));
+            let beyond = meter.memory_growing(rest, rest + 1, None);
+            assert_eq!(fault(beyond), Some(Fault::Memory));
+            assert_eq!(
+                meter.keep(PAGE, PAGE + 1).map_err(|f| f.fault),
+                Err(Fault::Memory)
+            );
+        }
+    }
+
+    #[test]
+    fn tables_grow_to_what_they_may_all_together() {
+        let mut meter = meter(1 << 20);
+        assert!(meter.table_growing(0, 1, None).is_ok_and(|grows| grows));
+        let rest = TABLE_ENTRIES - 1;
+        assert!(meter.table_growing(0, rest, None).is_ok_and(|grows| grows));
+        let beyond = meter.table_growing(rest, rest + 1, None);
+        assert_eq!(fault(beyond), Some(Fault::Memory));
     }
 }

@@ -165,3 +165,30 @@ impl Mail {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_does_not_answer_is_waited_for_as_long_as_calls_end() {
+        let mail = Arc::new(Mail::new(Arc::default()));
+        let mut handle = Handle::new(mail.clone(), None);
+        let age = |handle: &mut Handle, age| {
+            handle.sign.1 = Instant::now().checked_sub(age).expect("a time");
+            handle.verdict()
+        };
+        let almost = PATIENCE - Duration::from_secs(1);
+        assert!(matches!(age(&mut handle, almost), Verdict::Late));
+        // Another call has begun since.
+        mail.begin();
+        assert!(matches!(age(&mut handle, 2 * PATIENCE), Verdict::Late));
+        assert!(matches!(
+            age(&mut handle, PATIENCE),
+            Verdict::Failed(Failure {
+                fault: Fault::Late,
+                ..
+            })
+        ));
+    }
+}

@@ -7,7 +7,7 @@ use wasmtime::component::Resource;
 use super::Failure;
 use super::contract::processor::realm::program::grammars::{Grammar as Given, Host, HostMatcher};
 use super::grammar::Matcher;
-use super::guest::Guest;
+use super::guest::{Guest, too_long};
 use super::handles::hold;
 
 /// Most matchers of an instance at once.
@@ -16,7 +16,7 @@ pub(super) const MATCHERS: usize = 64;
 impl Guest {
     fn add(&mut self, matcher: Matcher) -> wasmtime::Result<Resource<Matcher>> {
         let bytes = matcher.own_bytes();
-        let handle = hold(&mut self.matchers, matcher, Fault::Output, "matchers")?;
+        let handle = hold(&mut self.matchers, matcher, Fault::Handles, "matchers")?;
         self.meter.keep(0, bytes)?;
         Ok(handle)
     }
@@ -48,8 +48,7 @@ impl HostMatcher for Guest {
             Given::Lark(text) => Grammar::Lark(text),
         };
         if grammar.text().len() > MAX_GRAMMAR {
-            let message = format!("a grammar has at most {MAX_GRAMMAR} bytes");
-            return Err(Failure::new(Fault::Trap, message).into());
+            return Err(too_long(format!("a grammar has at most {MAX_GRAMMAR} bytes")).into());
         }
         let (grammars, vocabulary) = (self.grammars.clone(), self.vocabulary.clone());
         let compiled = grammars.compile(&vocabulary, self.tenant, &grammar).await?;

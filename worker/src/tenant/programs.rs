@@ -5,7 +5,6 @@ use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
-use std::time::Duration;
 
 use realm_shared::grammar::Grammar;
 use realm_shared::run::{Journal, Request, What};
@@ -13,7 +12,7 @@ use realm_shared::wire::{Allotment, Fault};
 use wasmtime::Engine;
 
 use super::answering::{self, Limits, Run};
-use super::code::{self, Code, MEMORY};
+use super::code::{self, Code};
 use super::contract::GRAMMARS;
 use super::follow::{self, Text};
 use super::grammar_cache::GrammarCache;
@@ -292,6 +291,7 @@ impl Programs {
             budget: request.budget,
             sequences: allotment.sequences,
             tensors: allotment.tensors,
+            output: usize::try_from(allotment.output).unwrap_or(usize::MAX),
         };
         let mut last = self.runs.begin(voice.clone(), seat);
         let leases = self.leases.clone();
@@ -346,8 +346,6 @@ impl Programs {
 
     /// What an instance has beside its memory. Its name comes with its code.
     fn guest(&self, allotment: &Allotment, life: &Life, key: u64, end_tokens: Vec<u32>) -> Guest {
-        let memory = usize::try_from(allotment.memory).unwrap_or(usize::MAX);
-        let time = Duration::from_micros(allotment.call_micros);
         Guest {
             vocabulary: self.vocabulary.clone(),
             grammars: self.grammars.clone(),
@@ -356,7 +354,7 @@ impl Programs {
             key,
             taken: 0,
             name: "".into(),
-            meter: Meter::new(memory.min(MEMORY), time, life.flag()),
+            meter: Meter::new(allotment, life.flag()),
             matchers: handles::table(MATCHERS),
         }
     }

@@ -131,7 +131,7 @@ impl Run {
             asked: Asked::Nothing,
             lease: None,
         };
-        let handle = hold(&mut self.table, sequence, Fault::Output, "sequences")?;
+        let handle = hold(&mut self.table, sequence, Fault::Handles, "sequences")?;
         self.made += 1;
         Ok(handle)
     }

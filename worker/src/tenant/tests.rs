@@ -21,6 +21,7 @@ mod answering;
 mod calls;
 mod forms;
 mod grammars;
+mod limits;
 mod model;
 mod rig;
 mod tensors;
@@ -159,13 +160,13 @@ fn a_choice_is_made_whatever_the_model_prefers() {
 #[test]
 fn every_attack_ends_with_its_own_failure() {
     let _some = PLACES.read();
-    use Fault::{Error, Memory, Plan, Time, Trap};
+    use Fault::{Error, HostCall, Memory, Plan, Stack, Time, Trap};
     let attacks = [
         ("spin", "null", Time, "more than 50000 µs"),
         ("spin-start", "null", Time, "more than 50000 µs"),
         ("grow", "null", Memory, "more than 67108864 bytes of memory"),
         ("table-grow", "null", Memory, "more than 20000 entries"),
-        ("recurse", "null", Memory, "its stack is full"),
+        ("recurse", "null", Stack, "its stack is full"),
         ("trap", "null", Trap, "unreachable"),
         ("trap-start", "null", Trap, "unreachable"),
         ("trap-later", r#"{"at": 3}"#, Trap, "unreachable"),
@@ -177,7 +178,7 @@ fn every_attack_ends_with_its_own_failure() {
         ("bad-bias", "null", Plan, "`bias` adds NaN"),
         ("bias-flood", "null", Plan, "more than 1024"),
         ("bad-temperature", "null", Plan, "`temperature` is"),
-        ("many-args", "null", Trap, "at most 65536 tokens"),
+        ("many-args", "null", HostCall, "at most 65536 tokens"),
         ("errors", "null", Error, "no luck"),
         (
             "choice",

@@ -23,7 +23,7 @@ use realm_shared::wire::Sampling;
 
 use super::limits::{Config, InvalidLimits, Limits};
 use super::plan::StepPlan;
-use super::sequence::{Event, FailReason, Sequence, SequenceId, Steering, TenantId};
+use super::sequence::{Event, FailReason, Instance, Sequence, SequenceId, Steering, TenantId};
 use attached::Attached;
 use line::Line;
 use live::Live;
@@ -97,6 +97,24 @@ pub struct Stats {
     pub blocks_used: usize,
     /// Now: KV blocks of the worker; 0 without one.
     pub blocks_total: usize,
+}
+
+/// What a worker took with it.
+#[derive(Debug)]
+pub struct Loss {
+    /// Sequences that were in flight.
+    pub in_flight: Vec<SequenceId>,
+    /// The one that fails for it: it was in flight alone, and had been in flight before when a worker died.
+    pub convicted: Option<Convicted>,
+}
+
+/// A sequence that was in flight in two deaths of workers, alone in the second.
+#[derive(Debug)]
+pub struct Convicted {
+    /// Its tokens, those of the prompt first.
+    pub tokens: Vec<u32>,
+    /// What steered it, if something did.
+    pub steering: Option<Steering>,
 }
 
 /// A sequence was not accepted. It leaves no trace in the scheduler.
@@ -178,20 +196,31 @@ impl Scheduler {
 
     /// The worker died, hung or lied. What ran waits for another one with its tokens kept. What
     /// was in flight is suspected to be the cause, and a suspect that was in flight alone fails.
-    pub fn worker_lost(&mut self) {
+    pub fn worker_lost(&mut self) -> Loss {
         self.stats.workers_lost += u64::from(self.worker.is_some());
         let in_flight = self.detach();
+        let mut loss = Loss {
+            in_flight: in_flight.iter().map(|&(id, _)| id).collect(),
+            convicted: None,
+        };
         if let [(id, _)] = in_flight[..]
-            && self.live(id).is_some_and(Live::is_suspect)
+            && let Some(live) = self.live(id).filter(|live| live.is_suspect())
         {
+            let view = live.view();
+            loss.convicted = Some(Convicted {
+                tokens: [view.prompt, view.generated].concat(),
+                steering: view.steering.cloned(),
+            });
             self.remove(id);
-            return self.end(id, Event::Failed(FailReason::WorkerCrashed));
+            self.end(id, Event::Failed(FailReason::WorkerCrashed));
+            return loss;
         }
         for (id, until) in in_flight {
             if let Some(live) = self.live_mut(id) {
                 live.suspect(until);
             }
         }
+        loss
     }
 
     /// The worker will not come back: everything fails, now and until a worker is ready.
@@ -272,6 +301,35 @@ impl Scheduler {
             // As many as were in flight: the token that is computed with the prompt, and the next.
             live.suspect(live.known() + STEPS_IN_FLIGHT);
         }
+    }
+
+    /// Fails the sequences that such a processor steers.
+    pub fn fail_steered(&mut self, by: impl Fn(&Instance) -> bool, reason: &FailReason) {
+        let running = self.worker.iter().flat_map(|worker| &worker.running);
+        let running = running.map(|(&id, running)| (id, &running.live));
+        let held = self.held.iter().map(|(&id, live)| (id, live));
+        let all = running.chain(self.line.iter()).chain(held);
+        let is_steered = |live: &Live| match live.view().steering {
+            Some(Steering::Instance(instance)) => by(instance),
+            _ => false,
+        };
+        let ids: Vec<_> = all
+            .filter_map(|(id, live)| is_steered(live).then_some(id))
+            .collect();
+        for id in ids {
+            self.remove(id);
+            self.end(id, Event::Failed(reason.clone()));
+        }
+    }
+
+    /// Whether a suspect computes, or waits to: nobody else does, unless that has to wait for room.
+    pub fn tries_suspects(&self) -> bool {
+        let mut running = self
+            .worker
+            .iter()
+            .flat_map(|worker| worker.running.values());
+        running.any(|running| running.live.is_suspect())
+            || self.line.iter().any(|(_, live)| live.is_suspect())
     }
 
     /// Whether a worker may have died of a sequence.

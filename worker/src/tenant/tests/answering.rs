@@ -210,7 +210,7 @@ fn tokens_come_to_an_end_before_the_answer_does() {
 #[test]
 fn what_cannot_be_is_the_answers_own_failure() {
     let _some = PLACES.read();
-    use Fault::{Error, Output, Plan, Time, Trap};
+    use Fault::{Error, Handles, Output, Plan, Time, Trap};
     let mut rig = Rig::new(&["program-script"]);
     let nine = [r#"{"new": {}}"#; 9].join(", ");
     let flood = format!(r#"{{"flood": ["{}", 1025]}}"#, "x".repeat(1024));
@@ -309,7 +309,7 @@ fn what_cannot_be_is_the_answers_own_failure() {
             Plan,
             "`temperature` is -2",
         ),
-        (nine.as_str(), Output, "more than 8 sequences at once"),
+        (nine.as_str(), Handles, "more than 8 sequences at once"),
         (flood.as_str(), Output, "emits more than 1048576 bytes"),
         (r#"{"spin": 100000000000}"#, Time, "more than 50000 µs"),
         (r#"{"trap": "no"}"#, Trap, "unreachable"),

@@ -146,7 +146,7 @@ fn matchers_have_limits() {
         (
             r#"{"lark": "start: \"a\"", "forks": 64}"#.to_owned(),
             None,
-            Fault::Output,
+            Fault::Handles,
             "64 matchers",
         ),
         (
@@ -158,7 +158,7 @@ fn matchers_have_limits() {
         (
             r#"{"lark": "0123456789", "times": 7000}"#.into(),
             None,
-            Fault::Trap,
+            Fault::HostCall,
             "65536 bytes",
         ),
         (

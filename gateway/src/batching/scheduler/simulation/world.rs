@@ -489,6 +489,7 @@ impl Track {
                         self.condemned = false;
                     }
                     FailReason::WorkerGone => assert!(gone),
+                    FailReason::Quarantined { .. } => panic!("nothing is in quarantine here"),
                     FailReason::NotANumber => {
                         assert!(expected.overflows);
                         assert_eq!(self.tokens.len(), expected.tokens.len());

@@ -22,7 +22,7 @@ use super::simulation::VOCAB;
 use super::*;
 use crate::batching::plan::{Expected, ResultError, StepResult};
 use crate::batching::sequence::{Allowance, FinishReason, Form, Instance, Priority, TokenLogprobs};
-use crate::programs::{Kind, Program};
+use crate::programs::{Kind, Program, Quarantine};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const LIMITS: Limits = Limits {
@@ -192,6 +192,8 @@ pub(super) fn steering() -> Steering {
         base: None,
         digest: [0; 32],
         compiled: nothing.into(),
+        tenant: "nobody".into(),
+        quarantine: Quarantine::default(),
     };
     Steering::Instance(Instance {
         program: Arc::new(program),
