@@ -172,6 +172,9 @@ fn matchers_have_limits() {
     ] {
         let mut attack = answer(&args);
         attack.allotment.memory = memory.unwrap_or(attack.allotment.memory);
+        if fault != Fault::Time {
+            attack.allotment.call_micros = LONG.as_micros() as u64;
+        }
         let failure = rig.failure(attack);
         assert_eq!(failure.fault, fault, "{failure} of {args:.60}");
         assert!(failure.message.contains(part), "{failure} of {args:.60}");
