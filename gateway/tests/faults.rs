@@ -14,7 +14,7 @@ use common::census::{Census, is_running};
 use common::client::{End, Transcript};
 use common::random::Random;
 use common::requests::{Request, continuation, kinds};
-use common::{Server, setting, wait_until};
+use common::{Raise, Server, setting, wait_until};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
@@ -238,15 +238,6 @@ fn settled(server: &Server) -> Census {
         census == last
     });
     census
-}
-
-/// Sets a flag when dropped, by a panic too.
-struct Raise<'a>(&'a AtomicBool);
-
-impl Drop for Raise<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
-    }
 }
 
 // === Faults ===

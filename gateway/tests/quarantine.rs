@@ -8,7 +8,7 @@ use common::calls::Calls;
 use common::client::{End, Failure};
 use common::requests::{Request, continuation, kinds};
 use common::shop::{Shop, code, content};
-use common::{chat, wait_until};
+use common::{Raise, chat, wait_until};
 use serde_json::{Value, json};
 
 /// A line that a worker crashes of where a tenant's code logs it: the first word of `flood-log`.
@@ -79,10 +79,10 @@ fn among_innocents(shop: &Shop, crash: impl FnOnce()) {
                 }
             });
         }
+        let _over = Raise(&over);
         let running = || server.metric("vllm:num_requests_running") > 1.0;
         wait_until("they are under way", running);
         crash();
-        over.store(true, Ordering::Release);
     });
 }
 

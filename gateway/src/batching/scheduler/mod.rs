@@ -104,7 +104,7 @@ pub struct Stats {
 pub struct Loss {
     /// Sequences that were in flight.
     pub in_flight: Vec<SequenceId>,
-    /// The one that fails for it: it was in flight alone, and had been in flight before when a worker died.
+    /// The one that was in flight alone, and had been in flight before when a worker died.
     pub convicted: Option<Convicted>,
 }
 
@@ -195,7 +195,8 @@ impl Scheduler {
     }
 
     /// The worker died, hung or lied. What ran waits for another one with its tokens kept. What
-    /// was in flight is suspected to be the cause, and a suspect that was in flight alone fails.
+    /// was in flight is suspected to be the cause, and a suspect that was in flight alone fails; but not one of a
+    /// program, as others may have run meanwhile: that is for the driver to say.
     pub fn worker_lost(&mut self) -> Loss {
         self.stats.workers_lost += u64::from(self.worker.is_some());
         let in_flight = self.detach();
@@ -211,9 +212,11 @@ impl Scheduler {
                 tokens: [view.prompt, view.generated].concat(),
                 steering: view.steering.cloned(),
             });
-            self.remove(id);
-            self.end(id, Event::Failed(FailReason::WorkerCrashed));
-            return loss;
+            if !matches!(view.steering, Some(Steering::Lease(_))) {
+                self.remove(id);
+                self.end(id, Event::Failed(FailReason::WorkerCrashed));
+                return loss;
+            }
         }
         for (id, until) in in_flight {
             if let Some(live) = self.live_mut(id) {
