@@ -3,7 +3,9 @@
 
 mod common;
 
-use common::client::Transcript;
+use std::collections::BTreeMap;
+
+use common::client::{End, Transcript};
 use common::requests::Request;
 use common::shop::{Shop, code, content};
 use common::{chat, setting, wait_until};
@@ -441,6 +443,60 @@ fn an_answer_survives_its_worker() {
             .ask_and_kill(&request, &undisturbed, stride, |_| {});
     }
     assert!(shop.server.metric("realm_worker_ends_total") > 6.0);
+}
+
+/// Tokens of each sequence of a race, in the order in which they were taken.
+fn lanes(text: &str) -> BTreeMap<String, Vec<String>> {
+    let mut lanes = BTreeMap::<_, Vec<_>>::new();
+    for turn in text.split('<').skip(1) {
+        let (lane, token) = turn.split_once("> ").expect("a turn");
+        let lane = lanes.entry(lane.to_owned()).or_default();
+        lane.push(token.to_owned());
+    }
+    lanes
+}
+
+/// Which sequence is first may be another one each time, but what was said of that stays said.
+#[test]
+fn a_race_goes_on_when_its_worker_dies() {
+    const TURNS: usize = 24;
+    let shop = Shop::open(&["program-script"]);
+    let server = &shop.server;
+    let steps = json!([{"new": {}}, {"fork": 0}, {"fork": 0}, {"race": [[0, 1, 2], TURNS]}]);
+    let mut body = call("program-script", "Tell me a story.", steps);
+    body["max_tokens"] = json!(40);
+    body["stream"] = json!(true);
+    let request = request(body);
+    let mut longest = lanes(&server.ask(&request).choices[&0].text);
+    for point in (0..TURNS).step_by(3) {
+        let (ended, worker) = (
+            server.metric("realm_worker_ends_total"),
+            server.worker_pid(),
+        );
+        let mut killed = false;
+        let answer = server.ask_with(&request, |chunks| {
+            if chunks >= point && !killed {
+                kill(worker, Signal::SIGKILL).expect("the worker runs");
+                killed = true;
+            }
+        });
+        let answer = answer.finished();
+        let raced = lanes(&answer.choices[&0].text);
+        let turns = raced.values().map(Vec::len).sum::<usize>();
+        assert_eq!(turns, TURNS, "killed at {point}");
+        for (lane, tokens) in raced {
+            let known = longest.entry(lane).or_default();
+            let both = known.len().min(tokens.len());
+            assert_eq!(known[..both], tokens[..both], "killed at {point}");
+            if tokens.len() > known.len() {
+                *known = tokens;
+            }
+        }
+        wait_until("the worker is replaced", || {
+            server.metric("realm_worker_ends_total") == ended + 1.0
+                && server.admin("/ready").status == 200
+        });
+    }
 }
 
 #[test]

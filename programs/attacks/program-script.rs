@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use realm_program::program::{
     Exhausted, Finish, Request, Sampling, Sequence, begin_call, emit, emit_arguments, emit_tokens,
+    wait_any,
 };
 use realm_program::tensor::Tensor;
 use realm_program::{Allowed, Draw, Error, program, random, text};
@@ -23,6 +24,11 @@ enum Step {
     Ask(usize),
     AskWith(usize, How),
     Take(usize),
+    /// Waits for the first of these, and writes which it is.
+    WaitAny(Vec<usize>),
+    /// Has these draw side by side: so many times, takes a token of the first that has one, writes it with whose
+    /// it is, and asks that one again.
+    Race(Vec<usize>, u32),
     Drop(usize),
     /// Saves a sequence under a name, for so many seconds.
     Save(usize, String, u64),
@@ -132,6 +138,12 @@ fn take(sequence: &mut Sequence) {
     }
 }
 
+/// Which of some sequences has first what it was asked for.
+fn first(all: &[Option<Sequence>], some: &[usize]) -> usize {
+    let some = some.iter().map(|n| all[*n].as_ref().expect("not dropped"));
+    wait_any(&some.collect::<Vec<_>>())
+}
+
 fn of(all: &mut [Option<Sequence>], n: usize) -> &mut Sequence {
     all[n].as_mut().expect("not dropped")
 }
@@ -174,6 +186,18 @@ fn answer(request: Request) -> Result<Finish, Error> {
             Step::Ask(n) => drop(ask(of(&mut all, n), How::default())),
             Step::AskWith(n, how) => drop(ask(of(&mut all, n), how)),
             Step::Take(n) => take(of(&mut all, n)),
+            Step::WaitAny(some) => emit(&format!("<{}>", first(&all, &some))),
+            Step::Race(some, count) => {
+                for n in &some {
+                    ask(of(&mut all, *n), How::default());
+                }
+                for _ in 0..count {
+                    let n = some[first(&all, &some)];
+                    emit(&format!("<{n}>"));
+                    take(of(&mut all, n));
+                    ask(of(&mut all, n), How::default());
+                }
+            }
             Step::Drop(n) => all[n] = None,
             Step::Save(n, name, seconds) => {
                 of(&mut all, n).save(&name, Duration::from_secs(seconds));

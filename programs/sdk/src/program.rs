@@ -76,6 +76,14 @@ pub fn emit_arguments(fragment: &str) {
     client::emit_arguments(fragment);
 }
 
+/// Waits until what was asked for is there of one of these sequences, and tells which of them it is; the first
+/// of several. It is still to be taken. Traps for no sequence, and for one that was asked for nothing.
+#[must_use]
+pub fn wait_any(sequences: &[&Sequence]) -> usize {
+    let handles: Vec<_> = sequences.iter().map(|sequence| &sequence.0).collect();
+    sequences::wait_any(&handles) as usize
+}
+
 /// Tokens, and what the model has computed of them. It is computed when a token is drawn; what
 /// sequences have in common at their beginning is computed once.
 #[derive(Debug)]

@@ -29,6 +29,7 @@ pub(super) mod program {
         path: "../shared/wit",
         world: "program",
         imports: {
+            "realm:program/sequences.wait-any": async | trappable,
             "realm:program/sequences.[static]sequence.reopen": async | trappable,
             "realm:program/sequences.[method]sequence.ask-from": async | trappable,
             "realm:program/sequences.[method]sequence.take": async | trappable,

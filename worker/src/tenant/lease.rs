@@ -159,6 +159,11 @@ impl Lease {
         true
     }
 
+    /// Whether there is an answer, which may be that there is none.
+    pub(super) fn is_answered(&self) -> bool {
+        !matches!(&self.lock().turn, Turn::Asked(_))
+    }
+
     /// What was asked for; None when the program is to end instead.
     async fn answered(&self) -> Option<Result<Answer, Failure>> {
         let answer = self.life.wait_for(|| {
@@ -254,6 +259,10 @@ impl Held {
     /// See [`Lease::ask`].
     pub(super) fn ask(&self, question: &Question) -> bool {
         self.lease.ask(question)
+    }
+
+    pub(super) fn lease(&self) -> Arc<Lease> {
+        self.lease.clone()
     }
 
     /// See [`Lease::answered`].

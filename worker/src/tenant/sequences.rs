@@ -18,7 +18,7 @@ use super::contract::program::realm::program::sequences::{
 use super::guest::OVER;
 use super::handles::hold;
 use super::lanes::take_turns;
-use super::lease::{Answer, Held, Question, Sight};
+use super::lease::{Answer, Held, Lease, Question, Sight};
 use super::plan::{drawable, known, temperature};
 use super::steering::Draw;
 use super::tensors::Tensor;
@@ -79,6 +79,14 @@ impl Sequence {
             dials: self.dials,
             alternatives: self.alternatives,
             draws: self.draws,
+        }
+    }
+
+    /// The lease by which what was asked for comes; None if it is there.
+    fn awaited(&self) -> Option<Arc<Lease>> {
+        match (&self.asked, &self.lease) {
+            (Asked::Lease | Asked::Sight(_), Some(held)) => Some(held.lease()),
+            _ => None,
         }
     }
 
@@ -286,7 +294,42 @@ fn named(what: &str, name: String) -> Result<String, Failure> {
     }
 }
 
-impl Host for Run {}
+impl Host for Run {
+    /// Which is first hangs on the time, and so is something that a program sees. Whether it is there
+    /// when another worker shows it again is no matter: taking it waits for it.
+    async fn wait_any(&mut self, handles: Vec<Resource<Sequence>>) -> wasmtime::Result<u32> {
+        if handles.is_empty() {
+            return Err(plan("`wait-any` of no sequences").into());
+        }
+        let (given, most) = (handles.len(), self.limits.sequences);
+        if given as u64 > u64::from(most) {
+            let message = format!("`wait-any` of {given} sequences, of which it may have {most}");
+            return Err(plan(message).into());
+        }
+        let mut awaited = Vec::new();
+        for handle in &handles {
+            let sequence = self.sequence(handle)?;
+            if let Asked::Nothing = sequence.asked {
+                return Err(plan("`wait-any` of what was not asked for").into());
+            }
+            awaited.push(sequence.awaited());
+        }
+        self.say_given();
+        if let Some(seen) = self.saw() {
+            take_turns().await;
+            let first = seen.first().copied();
+            let first = first.filter(|first| (*first as usize) < handles.len());
+            return first.ok_or_else(|| plan("`wait-any` of other sequences than before").into());
+        }
+        let is_there = |lease: &Option<Arc<Lease>>| lease.as_ref().is_none_or(|l| l.is_answered());
+        let life = self.voice.life();
+        let first = life.wait_for(|| awaited.iter().position(is_there)).await;
+        let first = first.ok_or_else(over)?;
+        let first = u32::try_from(first).unwrap_or(u32::MAX);
+        self.sees(&[first])?;
+        Ok(first)
+    }
+}
 
 impl HostSequence for Run {
     fn new(

@@ -25,6 +25,7 @@ mod limits;
 mod model;
 mod rig;
 mod tensors;
+mod waits;
 
 /// Far beyond what anything here takes, also on a busy machine.
 const LONG: Duration = Duration::from_secs(120);
