@@ -201,11 +201,13 @@ pub enum Fault {
     Handles = 13,
     /// It hands more to a call of its host than that takes.
     HostCall = 14,
+    /// It reads more tokens than its tenant may use now. Only a gateway finds that.
+    Tokens = 15,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Fault; 14] = [
+    pub const ALL: [Fault; 15] = [
         Fault::Error,
         Fault::Trap,
         Fault::Time,
@@ -220,6 +222,7 @@ impl Fault {
         Fault::Stack,
         Fault::Handles,
         Fault::HostCall,
+        Fault::Tokens,
     ];
 
     /// The one with this number.

@@ -528,6 +528,10 @@ fn program_failure(fault: Fault) -> (StatusCode, [&'static str; 2]) {
             own,
             ["processor_wall_time_limit", "program_wall_time_limit"],
         ),
+        Fault::Tokens => (
+            StatusCode::TOO_MANY_REQUESTS,
+            ["processor_token_limit", "program_token_limit"],
+        ),
         Fault::Instances => (
             StatusCode::TOO_MANY_REQUESTS,
             ["processor_instances_limit", "program_instances_limit"],
@@ -556,7 +560,7 @@ impl From<FailReason> for ApiError {
                     Kind::Processor => ("processor_error", codes[0]),
                     Kind::Program => ("program_error", codes[1]),
                 };
-                let passes = matches!(fault, Fault::Instances | Fault::Late);
+                let passes = matches!(fault, Fault::Instances | Fault::Late | Fault::Tokens);
                 ApiError {
                     retry_after: passes.then_some(RETRY_AFTER_PROGRAM),
                     never_retry: !passes,

@@ -106,8 +106,22 @@ impl Reservation {
         self.take(state, tokens);
     }
 
-    /// More than was reserved are computed only where a program reads what its request did not hold. It
-    /// counts all the same, against what is asked for next.
+    /// Reserves what is missing for so many tokens, if the tenant may have them.
+    pub fn cover(&self, tokens: u64) -> bool {
+        let mut state = self.lock();
+        let missing = tokens.saturating_sub(state.left);
+        let covered = missing == 0 || {
+            let reserved = lock(&self.account).reserve(Instant::now(), 0, missing);
+            reserved.is_ok()
+        };
+        if covered {
+            state.left += missing;
+        }
+        covered
+    }
+
+    /// More than was reserved are computed only where a program reads what could not be
+    /// [covered](Self::cover), for a step. They count all the same, against what is asked for next.
     fn take(&self, mut state: MutexGuard<'_, State>, tokens: u64) {
         let reserved = tokens.min(state.left);
         state.left -= reserved;
@@ -286,6 +300,7 @@ mod tests {
         let reserve = |tokens| reserve(&account, 1, tokens);
         let first = reserve(20).expect("fits");
         first.prompt(10, 0);
+        assert!(first.cover(60) && !first.cover(120));
         first.prompt(120, 0);
         assert_eq!(first.lock().used.prompt_tokens, 130);
         drop(first);

@@ -77,8 +77,8 @@ impl Window {
         self.overdraw(now, tokens);
     }
 
-    /// Takes tokens that nobody has reserved, though it may be above the limit: nothing is reserved
-    /// then until enough have left.
+    /// Takes tokens that nobody has reserved, and that are being computed all the same, though it may be above
+    /// the limit: nothing is reserved then until enough have left.
     pub(super) fn overdraw(&mut self, now: Instant, tokens: u64) {
         if tokens == 0 {
             return;

@@ -279,7 +279,17 @@ impl Runs {
             run.clear();
         }
         match event {
-            Event::Started { cached } => run.started(id, cached, now, hands.scheduler),
+            Event::Started { cached } => {
+                if let Err(more) = run.started(id, cached, now, hands.scheduler) {
+                    let reason = FailReason::Program {
+                        kind: Kind::Program,
+                        fault: Fault::Tokens,
+                        message: format!("it reads {more} tokens, and its tenant has fewer left")
+                            .into(),
+                    };
+                    self.fail(number, reason, hands);
+                }
+            }
             Event::Token { token, logprobs } => {
                 run.live.count_token(now, hands.metrics);
                 let logprobs = logprobs.unwrap_or_default();
@@ -508,7 +518,17 @@ impl Run {
     }
 
     /// A sequence is being computed.
-    fn started(&mut self, id: SequenceId, cached: usize, now: Instant, scheduler: &Scheduler) {
+    ///
+    /// # Errors
+    /// With the tokens that it reads, if they are more than its tenant may use. The step that begins with them is
+    /// under way.
+    fn started(
+        &mut self,
+        id: SequenceId,
+        cached: usize,
+        now: Instant,
+        scheduler: &Scheduler,
+    ) -> Result<(), u64> {
         let length = scheduler.sequence(id).map_or(0, |view| view.prompt.len());
         let first = !std::mem::replace(&mut self.has_started, true);
         let (length, found) = (length as u64, cached as u64);
@@ -525,11 +545,16 @@ impl Run {
             if first {
                 reservation.queued(now - self.live.submitted);
             }
+            let covered = reservation.cover(more);
             reservation.prompt(more, if first { found } else { 0 });
+            if !covered {
+                return Err(more);
+            }
         }
         if first {
             self.live.send(Event::Started { cached });
         }
+        Ok(())
     }
 
     /// Writes down what was drawn.
