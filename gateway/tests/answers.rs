@@ -5,10 +5,11 @@ mod common;
 
 use std::collections::BTreeMap;
 
-use common::client::{End, Transcript};
+use common::client::Transcript;
 use common::requests::Request;
 use common::shop::{Shop, code, content};
 use common::{chat, setting, wait_until};
+use nix::sys::signal::{Signal, kill};
 use serde_json::{Value, json};
 
 fn call(model: &str, question: &str, args: Value) -> Value {

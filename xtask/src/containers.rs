@@ -20,7 +20,10 @@ pub(crate) fn test(workspace: &Workspace) -> anyhow::Result<bool> {
         .map(|(part, name)| (part, scratch.join(name)));
     for (part, out) in &outs {
         place(workspace, Profile::Dev, *part, &out.join("opt/realm"))?;
-        fs::create_dir_all(out.join("run/realm"))?;
+        // Where volumes are mounted. The worker has but the first.
+        for folder in ["run/realm", "var/lib/realm"] {
+            fs::create_dir_all(out.join(folder))?;
+        }
     }
     let status = Command::new("python3")
         .arg(workspace.root.join("tests/containers/containers.py"))
