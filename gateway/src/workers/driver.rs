@@ -592,6 +592,8 @@ impl Driver {
     /// Sends what happened to the requests it happened to, and does what programs said. True if that
     /// left something to plan.
     fn deliver(&mut self) -> bool {
+        // Programs wait for a worker that computes, and for a suspect to be cleared.
+        let awaited = (self.unproven, self.runs.suspect());
         let (runs, mut hands) = self.hands();
         let mut acted = runs.expire(Instant::now(), &mut hands);
         loop {
@@ -608,7 +610,7 @@ impl Driver {
         }
         let saved = self.runs.saved_tokens();
         self.metrics.record(&self.scheduler.stats(), saved);
-        acted
+        acted || awaited != (self.unproven, self.runs.suspect())
     }
 
     fn deliver_events(&mut self) {

@@ -189,7 +189,7 @@ impl Runs {
 
     /// The suspect whose turn it is: one that was on trial when a worker died, or else the oldest. One whose
     /// request reads slowly does nothing for now.
-    fn suspect(&self) -> Option<u64> {
+    pub(super) fn suspect(&self) -> Option<u64> {
         let suspects = self.runs.iter();
         let suspects = suspects.filter(|(_, run)| run.is_suspect && !run.is_held);
         let first = suspects.min_by_key(|(number, run)| (!run.is_accused, **number));
