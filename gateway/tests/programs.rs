@@ -412,23 +412,25 @@ fn what_was_compiled_is_believed_only_if_it_is_ours() {
 #[test]
 fn a_program_reads_no_more_than_its_tenant_may() {
     let place = Place::new("programs = \"programs\"\n[tenant_defaults]\ntokens_per_minute = 900\n");
-    let key = place.key("acme");
+    let [key, other] = ["acme", "other"].map(|tenant| place.key(tenant));
     let server = place.serve();
     let script = bytes("program-script");
-    let pushed = call(&server, Some(&key), "POST ?name=script", &script);
-    assert_eq!(pushed.status, 200, "{}", pushed.body);
-    let read = |first: u32| {
+    for key in [&key, &other] {
+        let pushed = call(&server, Some(key), "POST ?name=script", &script);
+        assert_eq!(pushed.status, 200, "{}", pushed.body);
+    }
+    let read = |key: &str, first: u32, max_tokens: u32| {
         let tokens: Vec<u32> = (first..first + 500).map(|token| 10 + token % 200).collect();
         let mut request = chat("Hi");
         request["model"] = "script".into();
-        request["max_tokens"] = 2.into();
+        request["max_tokens"] = max_tokens.into();
         let steps = json!([{"new": {}}, {"append": [0, tokens]}, {"speak": [0, 1]}]);
         request["program"] = json!({"args": steps});
-        ask(&server, Some(&key), "/v1/chat/completions", Some(&request))
+        ask(&server, Some(key), "/v1/chat/completions", Some(&request))
     };
-    let reply = read(1);
+    let reply = read(&key, 1, 2);
     assert_eq!(reply.status, 200, "{}", reply.body);
-    let reply = read(7);
+    let reply = read(&key, 7, 2);
     assert_eq!(
         outcome(&reply),
         (429, "program_token_limit"),
@@ -436,10 +438,18 @@ fn a_program_reads_no_more_than_its_tenant_may() {
         reply.body
     );
     // What it has read counts against what comes next.
-    let reply = read(9);
+    let reply = read(&key, 9, 2);
     assert_eq!(
         outcome(&reply),
         (429, "rate_limit_exceeded"),
+        "{}",
+        reply.body
+    );
+    // What it may draw stays reserved, however much it reads.
+    let reply = read(&other, 1, 60);
+    assert_eq!(
+        outcome(&reply),
+        (429, "program_token_limit"),
         "{}",
         reply.body
     );

@@ -106,22 +106,20 @@ impl Reservation {
         self.take(state, tokens);
     }
 
-    /// Reserves what is missing for so many tokens, if the tenant may have them.
-    pub fn cover(&self, tokens: u64) -> bool {
-        let mut state = self.lock();
-        let missing = tokens.saturating_sub(state.left);
-        let covered = missing == 0 || {
-            let reserved = lock(&self.account).reserve(Instant::now(), 0, missing);
-            reserved.is_ok()
+    /// Reserves so many tokens more, if the tenant may have them.
+    pub fn extend(&self, tokens: u64) -> bool {
+        let reserved = tokens == 0 || {
+            let mut account = lock(&self.account);
+            account.reserve(Instant::now(), 0, tokens).is_ok()
         };
-        if covered {
-            state.left += missing;
+        if reserved {
+            self.lock().left += tokens;
         }
-        covered
+        reserved
     }
 
     /// More than was reserved are computed only where a program reads what could not be
-    /// [covered](Self::cover), for a step. They count all the same, against what is asked for next.
+    /// [reserved](Self::extend), for a step. They count all the same, against what is asked for next.
     fn take(&self, mut state: MutexGuard<'_, State>, tokens: u64) {
         let reserved = tokens.min(state.left);
         state.left -= reserved;
@@ -300,7 +298,7 @@ mod tests {
         let reserve = |tokens| reserve(&account, 1, tokens);
         let first = reserve(20).expect("fits");
         first.prompt(10, 0);
-        assert!(first.cover(60) && !first.cover(120));
+        assert!(first.extend(60) && !first.extend(60));
         first.prompt(120, 0);
         assert_eq!(first.lock().used.prompt_tokens, 130);
         drop(first);

@@ -369,7 +369,7 @@ impl Driver {
     fn submit_runs(&mut self, link: &mut Link, now: Instant) -> Result<(), WorkerError> {
         self.runs.end(|run| link.end(run));
         let mut hopeless = Vec::new();
-        if !self.unproven && !self.scheduler.tries_suspects() {
+        if self.runs.any_waits() && !self.unproven && !self.scheduler.tries_suspects() {
             let idle = self.scheduler.stats().steps_in_flight == 0;
             self.runs.send(now, idle, |number, run| {
                 match link.run(number, &run.task, run.hearing.journal())? {

@@ -204,6 +204,11 @@ impl Runs {
         self.suspect().is_some()
     }
 
+    /// Whether there are any that the worker does not have.
+    pub(super) fn any_waits(&self) -> bool {
+        self.runs.values().any(|run| !run.is_sent)
+    }
+
     /// Whether the worker has none of them.
     pub(super) fn none_is_sent(&self) -> bool {
         self.runs.values().all(|run| !run.is_sent)
@@ -520,8 +525,8 @@ impl Run {
     /// A sequence is being computed.
     ///
     /// # Errors
-    /// With the tokens that it reads, if they are more than its tenant may use. The step that begins with them is
-    /// under way.
+    /// With the tokens that it reads beyond its request's prompt, if they are more than its tenant may use. The
+    /// step that begins with them is under way.
     fn started(
         &mut self,
         id: SequenceId,
@@ -545,10 +550,13 @@ impl Run {
             if first {
                 reservation.queued(now - self.live.submitted);
             }
-            let covered = reservation.cover(more);
+            // The request's prompt is reserved, and so is all that may be drawn.
+            let prompt = self.task.request.prompt.len() as u64;
+            let beyond = more.min(self.most_read.saturating_sub(prompt));
+            let reserved = reservation.extend(beyond);
             reservation.prompt(more, if first { found } else { 0 });
-            if !covered {
-                return Err(more);
+            if !reserved {
+                return Err(beyond);
             }
         }
         if first {
