@@ -46,21 +46,12 @@ pub(super) async fn serve(
         None => None,
     };
     let has_keys = keys.is_some();
-    let listen = args.listen.resolve(file.server.clone(), has_keys);
-    let listen = listen.map_err(|error| {
-        let alone = ListenSettings::default().resolve(file.server.clone(), has_keys);
-        file.locate(error, alone)
+    let listen = file.under(args.listen, &file.server, |flags, file| {
+        flags.resolve(file, has_keys)
     })?;
-    let workers = args.workers.resolve(file.worker.clone());
-    let workers = Arc::new(workers.map_err(|error| {
-        let alone = WorkerSettings::default().resolve(file.worker.clone());
-        file.locate(error, alone)
-    })?);
-    let folder = args.programs.resolve(file.programs.clone());
-    let folder = folder.map_err(|error| {
-        let alone = ProgramSettings::default().resolve(file.programs.clone());
-        file.locate(error, alone)
-    })?;
+    let workers = file.under(args.workers, &file.worker, WorkerSettings::resolve)?;
+    let workers = Arc::new(workers);
+    let folder = file.under(args.programs, &file.programs, ProgramSettings::resolve)?;
     let usage_log = args.access.usage_log.or(file.access.usage_log.clone());
     let ledger = open_ledger(usage_log)?;
     let served: Vec<_> = workers

@@ -311,9 +311,22 @@ impl File {
         })
     }
 
-    /// An error with the place in this file where it comes from, if it comes from there: if `alone`, what
-    /// is wrong without any flags, is the same.
-    pub fn locate<T>(&self, error: ConfigError, alone: Result<T, ConfigError>) -> ConfigError {
+    /// What `resolve` makes of flags over a `section` of this file.
+    ///
+    /// # Errors
+    /// With the place in this file where it comes from, if it comes from there: if the same is wrong without
+    /// any flags.
+    pub fn under<S: Clone + Default, T>(
+        &self,
+        flags: S,
+        section: &S,
+        resolve: impl Fn(S, S) -> Result<T, ConfigError>,
+    ) -> Result<T, ConfigError> {
+        resolve(flags, section.clone())
+            .map_err(|error| self.locate(error, resolve(S::default(), section.clone())))
+    }
+
+    fn locate<T>(&self, error: ConfigError, alone: Result<T, ConfigError>) -> ConfigError {
         let same = alone.is_err_and(|alone| alone.to_string() == error.to_string());
         let (Some((path, text)), Some(key), true) = (&self.source, error.key(), same) else {
             return error;
@@ -567,11 +580,8 @@ mod tests {
         let text = "[server]\nhost = \"0.0.0.0\"\n[worker]\nmodel = [\"/no/such\"]\n";
         let file = file(text).expect("reads");
         let workers = |flags: WorkerSettings| {
-            let error = flags
-                .resolve(file.worker.clone())
-                .expect_err("is not there");
-            let alone = WorkerSettings::default().resolve(file.worker.clone());
-            file.locate(error, alone).to_string()
+            let resolved = file.under(flags, &file.worker, WorkerSettings::resolve);
+            resolved.expect_err("is not there").to_string()
         };
         let said = workers(WorkerSettings::default());
         assert!(said.contains("realm.toml: line 4: `model`: "), "{said}");
@@ -583,8 +593,10 @@ mod tests {
             !said.contains("line") && said.contains("/nor/this"),
             "{said}"
         );
-        let listen = || ListenSettings::default().resolve(file.server.clone(), false);
-        let said = file.locate(listen().expect_err("open to all"), listen());
+        let said = file.under(ListenSettings::default(), &file.server, |flags, file| {
+            flags.resolve(file, false)
+        });
+        let said = said.expect_err("open to all");
         assert!(
             said.to_string().contains("line 2: `host`: 0.0.0.0"),
             "{said}"
