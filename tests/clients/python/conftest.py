@@ -6,6 +6,7 @@ what the model says, only on the form of its answers and on their being the same
 """
 
 import os
+import pathlib
 
 import openai
 import pytest
@@ -99,6 +100,31 @@ def post(base_url):
         return requests.request(method, base_url + path, timeout=TIMEOUT, **options)
 
     return send
+
+
+@pytest.fixture(scope="module")
+def push(base_url):
+    """Stores a component of target/programs under a name, for as long as the tests of a module run.
+
+    `cargo xtask programs` makes the components; REALM_PROGRAMS says where they are.
+    """
+    names = []
+
+    def store(component, name):
+        path = pathlib.Path(os.environ["REALM_PROGRAMS"], f"{component}.wasm")
+        pushed = requests.post(
+            f"{base_url}/programs",
+            params={"name": name},
+            data=path.read_bytes(),
+            headers={"content-type": "application/wasm"},
+        )
+        assert pushed.status_code == 200, pushed.text
+        names.append(name)
+        return pushed.json()
+
+    yield store
+    for name in names:
+        assert requests.delete(f"{base_url}/programs/{name}").json()["deleted"]
 
 
 def counts(usage):

@@ -1,30 +1,17 @@
-"""Programs of tenants: pushed over HTTP, named by the OpenAI SDK in `extra_body`.
-
-`cargo xtask programs` makes the components; REALM_PROGRAMS says where they are.
-"""
-
-import os
-import pathlib
+"""Programs of tenants: pushed over HTTP, named by the OpenAI SDK in `extra_body`."""
 
 import openai
 import pytest
-import requests
 
 CHOICES = ["yes", "no", "who knows"]
 
 
 @pytest.fixture(scope="module")
-def choice(base_url):
+def choice(push):
     """A program of that name, which is there while these tests run."""
-    component = pathlib.Path(os.environ["REALM_PROGRAMS"], "choice.wasm").read_bytes()
-    headers = {"content-type": "application/wasm"}
-    pushed = requests.post(
-        f"{base_url}/programs", params={"name": "pick"}, data=component, headers=headers
-    )
-    assert pushed.status_code == 200, pushed.text
-    assert pushed.json()["kind"] == "processor"
-    yield pushed.json()["id"]
-    assert requests.delete(f"{base_url}/programs/pick").json()["deleted"]
+    pushed = push("choice", "pick")
+    assert pushed["kind"] == "processor"
+    return pushed["id"]
 
 
 def processor(name, **args):

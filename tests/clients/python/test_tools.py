@@ -1,17 +1,11 @@
-"""Calls of tools by a program, through what the OpenAI SDK has for them.
-
-`cargo xtask programs` makes the component; REALM_PROGRAMS says where it is.
-"""
+"""Calls of tools by a program, through what the OpenAI SDK has for them."""
 
 import json
-import os
-import pathlib
 from typing import Literal
 
 import openai
 import pydantic
 import pytest
-import requests
 
 
 class look(pydantic.BaseModel):
@@ -26,16 +20,9 @@ MESSAGES = [{"role": "user", "content": "What is there?"}]
 
 
 @pytest.fixture(scope="module")
-def tools(base_url):
+def tools(push):
     """A program of that name, which is there while these tests run."""
-    component = pathlib.Path(os.environ["REALM_PROGRAMS"], "tools.wasm").read_bytes()
-    headers = {"content-type": "application/wasm"}
-    pushed = requests.post(
-        f"{base_url}/programs", params={"name": "tools"}, data=component, headers=headers
-    )
-    assert pushed.status_code == 200, pushed.text
-    yield pushed.json()["id"]
-    assert requests.delete(f"{base_url}/programs/tools").json()["deleted"]
+    return push("tools", "tools")["id"]
 
 
 def asked(model, **more):
