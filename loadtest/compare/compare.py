@@ -1,8 +1,9 @@
 """Compare Realm with llama.cpp's server and OpenVINO GenAI on this machine's CPU.
 
-    python loadtest/compare/compare.py [--work DIR] [--threads N] [--shape 135m] [--streams 32]
+    python loadtest/compare/compare.py [--work DIR] [--threads N] [--rounds N] [--shape 135m] [--streams 32]
 
-All compute the same weights in bf16 with the same number of threads, one server after the other.
+All compute the same weights in bf16 with the same number of threads, one server after the other, in
+rounds: what a machine gives may change from minute to minute. The tables show medians of the rounds.
 Realm and llama.cpp are loaded over HTTP by `realm bench`; OpenVINO GenAI has no server in its
 package, so it gets the same work in its own process, without that cost.
 
@@ -14,6 +15,7 @@ import argparse
 import json
 import os
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -179,6 +181,7 @@ def main():
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument("--work", type=Path, default=Path.home() / ".cache/realm/compare", help="where peers and models are kept")
     cli.add_argument("--threads", type=int, default=2)
+    cli.add_argument("--rounds", type=int, default=3)
     cli.add_argument("--shape", action="append", choices=["135m", "1.1b"], help="both unless given")
     cli.add_argument("--streams", type=int, action="append", help="1, 8 and 32 unless given")
     cli.add_argument("--only", action="append", choices=SERVERS, help="all unless given")
@@ -189,18 +192,21 @@ def main():
     setup.prepare(shapes)
     for shape in shapes:
         table = {}
-        for name in servers:
-            print(f"compare: measuring {name} on {shape}", file=sys.stderr, flush=True)
-            for row, value in rows(SERVERS[name](setup, works, shape, args.threads)):
-                table.setdefault(row, {})[name] = value
-                print(f"compare: {row}: {value and round(value, 1)}", file=sys.stderr, flush=True)
+        for _ in range(args.rounds):
+            for name in servers:
+                print(f"compare: measuring {name} on {shape}", file=sys.stderr, flush=True)
+                for row, value in rows(SERVERS[name](setup, works, shape, args.threads)):
+                    if value:
+                        table.setdefault(row, {}).setdefault(name, []).append(value)
+                    print(f"compare: {row}: {value and round(value, 1)}", file=sys.stderr, flush=True)
         print(f"\n{shape}, bf16, {args.threads} threads, tok/s\n")
         print("| | " + " | ".join(servers) + " | Realm to the better peer |")
         print("|---|" + "---|" * (len(servers) + 1))
-        for row, values in table.items():
-            peers = [value for name, value in values.items() if name != "Realm" and value]
+        for row, rounds in table.items():
+            values = {name: statistics.median(rounds[name]) for name in rounds}
+            peers = [value for name, value in values.items() if name != "Realm"]
             ratio = f"{values['Realm'] / max(peers):.2f}" if peers and values.get("Realm") else ""
-            shown = (f"{values[name]:.1f}" if values.get(name) else "–" for name in servers)
+            shown = (f"{values[name]:.1f}" if name in values else "–" for name in servers)
             print(f"| {row} | " + " | ".join(shown) + f" | {ratio} |", flush=True)
 
 
