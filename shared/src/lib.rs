@@ -17,4 +17,4 @@ pub mod tokenizer;
 pub mod wire;
 
 /// Version of everything in [`wire`], [`control`], [`run`] and [`grammar`].
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;

@@ -150,6 +150,12 @@ pub struct Allotment {
     pub output: u64,
     /// Bytes that an instance may write to the log.
     pub log: u64,
+    /// Bytes that a call may hand to the host, all lists and strings together.
+    pub handed: u64,
+    /// Tensors that an instance may hold at once; a sixteenth as many places in texts of grammars.
+    pub handles: u32,
+    /// Milliseconds that may pass without a call that ends, of whatever the machine does.
+    pub patience_millis: u32,
 }
 
 impl Default for Allotment {
@@ -164,6 +170,9 @@ impl Default for Allotment {
             tensors: 64 << 20,
             output: 1 << 20,
             log: 64 << 10,
+            handed: 8 << 20,
+            handles: 1024,
+            patience_millis: 30_000,
         }
     }
 }

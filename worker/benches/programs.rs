@@ -19,7 +19,7 @@ use realm_shared::grammar::Grammar;
 use realm_shared::wire::Allotment;
 use realm_worker::engine::ModelSource;
 use realm_worker::tenant::{
-    Allowed, Guide, Programs, Start, Steering, Verdict, Vocabulary, compile,
+    Allowed, Guide, Host, Pool, Programs, Start, Steering, Verdict, Vocabulary, compile,
 };
 use rustix::fs::{MemfdFlags, memfd_create};
 
@@ -183,7 +183,8 @@ fn main() -> anyhow::Result<()> {
     );
     let mut file = File::from(memfd_create("code", MemfdFlags::CLOEXEC)?);
     file.write_all(&code)?;
-    let programs = Programs::new(Arc::new(Vocabulary::of(&ModelSource::Embedded)));
+    let host = Arc::new(Host::new(Pool::default()));
+    let programs = Programs::new(host, Arc::new(Vocabulary::of(&ModelSource::Embedded)));
     let begun = Instant::now();
     programs.add(1, "bench", file.into());
     println!(

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use anyhow::{Context, bail};
+use clap::Args;
 use realm_shared::control::{COMPILE, FINGERPRINT};
 use realm_shm::socket;
 use rustix::event::{PollFd, PollFlags, poll};
@@ -16,12 +17,25 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::listen::{BREATH, bind, caller, say, spawn};
 
+/// What one compilation may take. Whoever asks for it sees to the clock.
+#[derive(Debug, Clone, Copy, Args)]
+pub struct Limits {
+    /// Seconds of processor time that a compilation may take.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30,
+        value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub seconds: u64,
+    /// Bytes of memory that it may take.
+    #[arg(long, value_name = "BYTES", default_value_t = 4 << 30,
+        value_parser = clap::value_parser!(u64).range(256 << 20..))]
+    pub memory: u64,
+}
+
 /// Starts compilers for whoever asks at `path`, for as long as this process lives. It reads nothing of
 /// what they are given.
 ///
 /// # Errors
 /// If it cannot listen there.
-pub fn serve(path: &Path, require_sandbox: bool) -> anyhow::Result<()> {
+pub fn serve(path: &Path, limits: Limits, require_sandbox: bool) -> anyhow::Result<()> {
     let listener = bind(path)?;
     say(format_args!("compiles at {}", path.display()));
     loop {
@@ -30,13 +44,13 @@ pub fn serve(path: &Path, require_sandbox: bool) -> anyhow::Result<()> {
             continue;
         };
         // A caller without a thread is hung up on.
-        let _ = spawn("compiler", move || visit(&caller, require_sandbox));
+        let _ = spawn("compiler", move || visit(&caller, limits, require_sandbox));
     }
 }
 
-fn visit(socket: &OwnedFd, require_sandbox: bool) {
+fn visit(socket: &OwnedFd, limits: Limits, require_sandbox: bool) {
     let run = || {
-        let child = start(socket, require_sandbox)?;
+        let child = start(socket, limits, require_sandbox)?;
         let status = wait(child, socket)?;
         socket::send(socket.as_fd(), &status.into_raw().to_le_bytes())?;
         anyhow::Ok(())
@@ -47,7 +61,7 @@ fn visit(socket: &OwnedFd, require_sandbox: bool) {
 }
 
 /// Starts the compiler that is asked for.
-fn start(socket: &OwnedFd, require_sandbox: bool) -> anyhow::Result<Child> {
+fn start(socket: &OwnedFd, limits: Limits, require_sandbox: bool) -> anyhow::Result<Child> {
     let mut command = Command::new(std::env::current_exe().context("cannot find itself")?);
     command.arg("compile").env_clear();
     let (stdin, stdout, stderr) = (end(socket)?, end(socket)?, end(socket)?);
@@ -56,6 +70,9 @@ fn start(socket: &OwnedFd, require_sandbox: bool) -> anyhow::Result<Child> {
         FINGERPRINT => drop(command.arg("--fingerprint")),
         _ => bail!("it asks for what is not understood"),
     }
+    command
+        .args(["--seconds", &limits.seconds.to_string()])
+        .args(["--memory", &limits.memory.to_string()]);
     if require_sandbox {
         command.arg("--require-sandbox");
     }

@@ -25,7 +25,7 @@ use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept
 use crate::engine::{Engine, ModelSource, Options};
 use crate::manager::Manager;
 use crate::serve::{Session, Watch, confine, load, tell};
-use crate::tenant::Vocabulary;
+use crate::tenant::{Host, Vocabulary};
 
 /// How long a step may run on after its gateway is gone: as long as gateways give one by default.
 /// A worker that takes longer hangs, and would keep the next gateway waiting for ever.
@@ -48,6 +48,7 @@ pub(crate) fn serve(
     grace: Duration,
     model: &ModelSource,
     options: &Options,
+    host: &Arc<Host>,
     require_sandbox: bool,
 ) -> anyhow::Result<()> {
     let listener = bind(path)?;
@@ -67,7 +68,7 @@ pub(crate) fn serve(
     manager.ready();
     let mut next = door.wait(None, &mut manager);
     while let Some(session) = next {
-        serve_one(session, &mut engine, &vocabulary, &mut manager);
+        serve_one(session, &mut engine, host, &vocabulary, &mut manager);
         engine.reset()?;
         next = door.wait(Some(grace), &mut manager);
     }
@@ -80,13 +81,14 @@ pub(crate) fn serve(
 fn serve_one(
     mut session: Session,
     engine: &mut Engine,
+    host: &Arc<Host>,
     vocabulary: &Arc<Vocabulary>,
     manager: &mut Manager,
 ) {
     let who = caller(session.socket());
     say(format_args!("{who} is attached"));
     let served = Watch::start(session.socket(), LAST_STEP).and_then(|watch| {
-        let result = session.run(engine, vocabulary, &watch, manager);
+        let result = session.run(engine, host, vocabulary, &watch, manager);
         session.conclude(&watch, result)
     });
     match served {

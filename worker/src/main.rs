@@ -8,11 +8,13 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use realm_shared::cpus::Cpus;
+use realm_worker::compilers::{self, Limits};
 use realm_worker::config::DType;
 use realm_worker::engine::{ModelSource, Options};
 use realm_worker::linear::cores;
 use realm_worker::serve::{Gateway, serve};
-use realm_worker::{compilers, sandbox, tenant};
+use realm_worker::tenant::Pool;
+use realm_worker::{sandbox, tenant};
 use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
@@ -38,6 +40,8 @@ enum Command {
         /// (`realm serve --compiler`): each time one asks, another process does the above.
         #[arg(long, value_name = "PATH", conflicts_with = "fingerprint")]
         socket: Option<PathBuf>,
+        #[command(flatten)]
+        limits: Limits,
         #[command(flatten)]
         sandbox: Sandbox,
     },
@@ -88,6 +92,15 @@ struct Serve {
     /// Most tokens of a sequence; by default the model's own limit, or what the memory holds.
     #[arg(long)]
     max_context: Option<usize>,
+    /// Instances of tenants' programs that run at once; some 200 MiB of address space, not of
+    /// memory, for each.
+    #[arg(long, value_name = "N", default_value_t = Pool::default().instances,
+        value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    instances: u32,
+    /// Bytes of stack of each of them.
+    #[arg(long, value_name = "BYTES", default_value_t = Pool::default().stack as u64,
+        value_parser = clap::value_parser!(u64).range(64 << 10..=4 << 20))]
+    program_stack: u64,
     #[command(flatten)]
     sandbox: Sandbox,
 }
@@ -154,9 +167,10 @@ fn main() -> ExitCode {
         }
         Command::Compile {
             socket: Some(path),
+            limits,
             sandbox,
             ..
-        } => match compilers::serve(&path, sandbox.require_sandbox) {
+        } => match compilers::serve(&path, limits, sandbox.require_sandbox) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("realm-worker compile: {error:#}");
@@ -165,10 +179,11 @@ fn main() -> ExitCode {
         },
         Command::Compile {
             fingerprint,
+            limits,
             sandbox,
             ..
         } => {
-            if let Err(error) = shut_in(sandbox.require_sandbox) {
+            if let Err(error) = shut_in(limits, sandbox.require_sandbox) {
                 eprintln!("{error:#}");
                 // Not as for a component that is refused: it has no part in this.
                 return ExitCode::from(2);
@@ -217,21 +232,23 @@ fn run(args: Serve) -> anyhow::Result<()> {
         kv_memory: args.kv_memory.0,
         max_context: args.max_context,
     };
-    serve(&gateway, &model, &options, args.sandbox.require_sandbox)
+    let pool = Pool {
+        instances: args.instances,
+        stack: usize::try_from(args.program_stack)?,
+    };
+    let require_sandbox = args.sandbox.require_sandbox;
+    serve(&gateway, &model, &options, pool, require_sandbox)
 }
 
-/// Most memory and processor time of a compilation. Whoever asked for it sees to the clock.
-const COMPILE_MEMORY: u64 = 4 << 30;
-const COMPILE_SECONDS: u64 = 30;
 /// Longest component, in bytes.
 const MAX_COMPONENT: u64 = 64 << 20;
 
 /// Leaves this process what it needs to compile, and no more: what a tenant sends may be made to
 /// take for ever, or to find a hole in the compiler. Nothing is read of it before.
-fn shut_in(require_sandbox: bool) -> anyhow::Result<()> {
+fn shut_in(limits: Limits, require_sandbox: bool) -> anyhow::Result<()> {
     for (resource, most) in [
-        (Resource::As, COMPILE_MEMORY),
-        (Resource::Cpu, COMPILE_SECONDS),
+        (Resource::As, limits.memory),
+        (Resource::Cpu, limits.seconds),
         (Resource::Core, 0),
     ] {
         let (current, maximum) = (Some(most), Some(most));

@@ -28,7 +28,7 @@ use crate::engine::{Engine, ModelSource, Options, Outcome};
 use crate::listen;
 use crate::manager::Manager;
 use crate::sandbox::{self, Confinement};
-use crate::tenant::{Answer, Guide, Outbox, Programs, Start, Steering, Vocabulary};
+use crate::tenant::{Answer, Guide, Host, Outbox, Pool, Programs, Start, Steering, Vocabulary};
 
 /// How long the gateway may take to say hello.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -68,12 +68,14 @@ pub fn serve(
     gateway: &Gateway,
     model: &ModelSource,
     options: &Options,
+    pool: Pool,
     require_sandbox: bool,
 ) -> anyhow::Result<()> {
     #[cfg(debug_assertions)]
     crate::crash::arm();
+    let host = Arc::new(Host::new(pool));
     if let Gateway::Listen { path, grace } = gateway {
-        return listen::serve(path, *grace, model, options, require_sandbox);
+        return listen::serve(path, *grace, model, options, &host, require_sandbox);
     }
     let socket = io::stdin().as_fd().try_clone_to_owned();
     let socket = socket.context("standard input is not open; it must be the gateway's socket")?;
@@ -88,7 +90,7 @@ pub fn serve(
     });
     let result = loaded.and_then(|(mut engine, vocabulary)| {
         let manager = &mut Manager::absent();
-        session.run(&mut engine, &vocabulary, &watch, manager)
+        session.run(&mut engine, &host, &vocabulary, &watch, manager)
     });
     session.conclude(&watch, result)
 }
@@ -148,11 +150,12 @@ impl Session {
     pub(crate) fn run(
         &mut self,
         engine: &mut Engine,
+        host: &Arc<Host>,
         vocabulary: &Arc<Vocabulary>,
         watch: &Watch,
         manager: &mut Manager,
     ) -> anyhow::Result<()> {
-        let programs = Arc::new(Programs::new(vocabulary.clone()));
+        let programs = Arc::new(Programs::new(host.clone(), vocabulary.clone()));
         take_orders(self.socket(), programs.clone())?;
         tell(self.socket(), &Control::Ready(engine.info().clone()))?;
         let result = self.take_turns(engine, &programs, watch, manager);

@@ -7,7 +7,6 @@ use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::Fields;
-use super::processor::allotment;
 use crate::batching;
 use crate::config::TenantSettings;
 
@@ -56,7 +55,7 @@ impl Form {
         let grammar = grammar.map_err(|e| ApiError::internal(e.to_string()))?;
         Ok(batching::Form {
             grammar: Arc::from(grammar),
-            allotment: allotment(settings),
+            allotment: settings.allotment(),
         })
     }
 }

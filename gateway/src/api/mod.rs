@@ -35,7 +35,6 @@ use http::Response;
 pub use answer::Taken;
 pub use body::Body;
 pub use error::ApiError;
-pub(crate) use processor::allotment;
 pub(crate) use program::{Chat, task};
 pub use programs::{ProgramList, ProgramObject};
 

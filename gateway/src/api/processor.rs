@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use realm_shared::wire::Allotment;
 use serde_json::Value;
 
 use super::error::ApiError;
 use super::fields::Fields;
 use crate::batching::Instance;
-use crate::config::TenantSettings;
 use crate::programs::{Kind, Programs};
 use crate::tenants::Caller;
 
@@ -48,21 +46,6 @@ pub(super) fn args(fields: &mut Fields) -> Result<String, ApiError> {
     }
 }
 
-/// What a program of a tenant may take in a worker.
-pub(crate) fn allotment(settings: &TenantSettings) -> Allotment {
-    let limits = settings.program_limits();
-    Allotment {
-        memory: limits.memory,
-        call_micros: u64::try_from(limits.call.as_micros()).unwrap_or(u64::MAX),
-        instances: limits.instances.get(),
-        sequences: limits.sequences.get(),
-        tensors: limits.tensors,
-        output: limits.output,
-        log: limits.log,
-        ..Allotment::default()
-    }
-}
-
 /// What steers a request's sequences: the program that it names, or else its tenant's usual one.
 pub(super) async fn steering(
     programs: &Programs,
@@ -92,6 +75,6 @@ pub(super) async fn steering(
     Ok(Some(Instance {
         program,
         args,
-        allotment: allotment(&settings),
+        allotment: settings.allotment(),
     }))
 }

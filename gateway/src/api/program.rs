@@ -13,7 +13,7 @@ use super::fields::Fields;
 use super::messages::Message;
 use super::models;
 use super::params::Params;
-use super::processor::{allotment, args};
+use super::processor::args;
 use super::run::{Format, Run};
 use super::tools::Tools;
 use crate::batching::sequence::Sequence;
@@ -168,7 +168,7 @@ pub(crate) fn task(
     context: u32,
     settings: &TenantSettings,
 ) -> Task {
-    let (allotment, allowed) = (allotment(settings), settings.program_limits());
+    let allotment = settings.allotment();
     let sampling = &sequence.sampling;
     let end_tokens = sampling.stop_ids.iter().take(sampling.stop_count as usize);
     Task {
@@ -177,8 +177,8 @@ pub(crate) fn task(
         priority: sequence.priority,
         program,
         allotment,
-        saved: allowed.saved_tokens,
-        wall: allowed.wall,
+        saved: settings.saved_tokens(),
+        wall: settings.program_wall(),
         request: Request {
             messages: chat.messages,
             prompt: sequence.prompt.to_vec(),

@@ -10,7 +10,7 @@ use realm_shared::run::{Message, Role, Tools};
 
 use super::component::{CompilerArgs, read};
 use super::run::{self, encode, show};
-use crate::api::{ApiError, Chat, allotment, random, task};
+use crate::api::{ApiError, Chat, random, task};
 use crate::batching::{Allowance, Instance, Priority, Sequence, SequenceId, Steering, TenantId};
 use crate::config::{File, ModelSpec, TenantSettings, WorkerSettings};
 use crate::programs::{Kind, Program, Programs};
@@ -48,7 +48,7 @@ pub(super) async fn check(args: Args, file: &File) -> anyhow::Result<ExitCode> {
     let json = serde_json::from_str::<serde_json::Value>(&args.args);
     let json = json.context("--args is no JSON")?.to_string();
     let (bytes, begun) = (component.len(), Instant::now());
-    let verdict = Programs::check(&args.compiler.find(file), &name, component).await;
+    let verdict = Programs::check(&args.compiler.find(file)?, &name, component).await;
     let verdict = verdict.with_context(|| name.clone())?;
     let kind = verdict.program.kind;
     println!(
@@ -129,7 +129,7 @@ impl Trial<'_> {
                 sequence.steering = Some(Steering::Instance(Instance {
                     program,
                     args: json.as_str().into(),
-                    allotment: allotment(self.limits),
+                    allotment: self.limits.allotment(),
                 }));
                 model.generate(vec![sequence], None)
             }

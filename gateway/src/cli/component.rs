@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use bytes::Bytes;
 
-use crate::config::File;
+use crate::config::{ConfigError, File, ProgramSettings};
 use crate::programs::Compiler;
 use crate::workers::default_binary;
 
@@ -26,16 +26,18 @@ pub(super) struct CompilerArgs {
 }
 
 impl CompilerArgs {
-    pub(super) fn find(&self, file: &File) -> Compiler {
+    pub(super) fn find(&self, file: &File) -> Result<Compiler, ConfigError> {
+        let limits = ProgramSettings::default().compile_limits(&file.programs)?;
         if let (None, Some(socket)) = (&self.worker, &file.programs.compiler) {
-            return Compiler::listening(socket.clone());
+            return Ok(Compiler::listening(socket.clone(), limits));
         }
         let binary = self.worker.clone().or_else(|| file.worker.worker.clone());
         let require_sandbox = self.require_sandbox.or(file.worker.require_sandbox);
-        Compiler::new(
+        Ok(Compiler::new(
             binary.unwrap_or_else(default_binary),
+            limits,
             require_sandbox.unwrap_or(false),
-        )
+        ))
     }
 }
 

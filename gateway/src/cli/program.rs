@@ -16,7 +16,7 @@ use super::client::{Client, JSON, WASM};
 use super::component::{CompilerArgs, read};
 use crate::api::{ProgramList, ProgramObject};
 use crate::config::{File, ProgramSettings};
-use crate::programs::{Compiler, ProgramName, Programs, Push};
+use crate::programs::{CompileLimits, Compiler, ProgramName, Programs, Push};
 use crate::tenants::ANYONE;
 use crate::workers::default_binary;
 
@@ -150,7 +150,7 @@ async fn push(args: PushArgs, file: &File) -> anyhow::Result<ExitCode> {
     let PushArgs {
         name, base, place, ..
     } = args;
-    let stored: ProgramObject = match place.find(file, args.compiler.find(file))? {
+    let stored: ProgramObject = match place.find(file, args.compiler.find(file)?)? {
         Found::Folder(programs, tenant) => {
             let most = file.tenants.of(&tenant).most_programs();
             let push = Push {
@@ -173,11 +173,13 @@ async fn push(args: PushArgs, file: &File) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// For what compiles nothing.
+fn unused_compiler() -> Compiler {
+    Compiler::new(default_binary(), CompileLimits::default(), false)
+}
+
 async fn list(args: List, file: &File) -> anyhow::Result<ExitCode> {
-    let programs: ProgramList = match args
-        .place
-        .find(file, Compiler::new(default_binary(), false))?
-    {
+    let programs: ProgramList = match args.place.find(file, unused_compiler())? {
         Found::Folder(programs, tenant) => programs.list(&tenant).await?.into(),
         Found::Server(server) => {
             let list = server.call(Method::GET, "/programs", JSON, Bytes::new());
@@ -214,10 +216,7 @@ async fn list(args: List, file: &File) -> anyhow::Result<ExitCode> {
 }
 
 async fn remove(args: Remove, file: &File) -> anyhow::Result<ExitCode> {
-    match args
-        .place
-        .find(file, Compiler::new(default_binary(), false))?
-    {
+    match args.place.find(file, unused_compiler())? {
         Found::Folder(programs, tenant) => {
             programs.remove(&tenant, args.name.as_str()).await?;
         }

@@ -83,8 +83,8 @@ pub(super) async fn serve(
         Some(folder) => {
             let binary = || workers.binary.clone().unwrap_or_else(default_binary);
             let compiler = match folder.compiler {
-                Some(socket) => Compiler::listening(socket),
-                None => Compiler::new(binary(), workers.require_sandbox),
+                Some(socket) => Compiler::listening(socket, folder.limits),
+                None => Compiler::new(binary(), folder.limits, workers.require_sandbox),
             };
             Programs::open(&folder.dir, compiler, folder.most_bytes)?
         }

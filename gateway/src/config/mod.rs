@@ -5,6 +5,7 @@ mod tenants;
 mod values;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -13,7 +14,9 @@ use realm_shared::cpus::Cpus;
 use serde::Deserialize;
 use toml::Spanned;
 
-pub use tenants::{ProgramLimits, TenantSettings, TenantTable};
+use crate::programs::CompileLimits;
+
+pub use tenants::{TenantSettings, TenantTable};
 pub use values::{
     AdminAddr, Attach, ByteSize, Dtype, EMBEDDED, EMBEDDED_NAME, LogFormat, ModelSource, ModelSpec,
     Surplus,
@@ -109,6 +112,13 @@ pub struct WorkerSettings {
     /// Seconds that one step may take before its worker counts as hung [default: 60]
     #[arg(long, env = "REALM_STEP_TIMEOUT", value_name = "SECONDS")]
     pub step_timeout: Option<u64>,
+    /// Instances of tenants' programs that one worker runs at once; some 200 MiB of address space,
+    /// not of memory, for each [default: 1000]
+    #[arg(long, env = "REALM_INSTANCES", value_name = "N")]
+    pub instances: Option<u32>,
+    /// Stack of each of them, from 64KiB to 4MiB [default: 256KiB]
+    #[arg(long, env = "REALM_PROGRAM_STACK", value_name = "SIZE")]
+    pub program_stack: Option<ByteSize>,
     /// Refuse to start workers where the system cannot confine them by Landlock and seccomp, instead
     /// of a warning in the log. A worker that is attached has a flag of this name itself
     #[arg(
@@ -147,6 +157,13 @@ pub struct ProgramSettings {
     /// Longest component that may be stored, e.g. 16MiB [default: 16MiB]
     #[arg(long, env = "REALM_PROGRAM_BYTES", value_name = "SIZE")]
     pub program_bytes: Option<ByteSize>,
+    /// Seconds of processor time that compiling a program may take, and half of what it may take of
+    /// wall time [default: 30]
+    #[arg(long, env = "REALM_COMPILE_SECONDS", value_name = "SECONDS")]
+    pub compile_seconds: Option<u64>,
+    /// Memory that it may take, at least 256MiB [default: 4GiB]
+    #[arg(long, env = "REALM_COMPILE_MEMORY", value_name = "SIZE")]
+    pub compile_memory: Option<ByteSize>,
     /// Have programs compiled by whoever listens at SOCKET, started with `realm-worker compile --socket
     /// SOCKET`, instead of by the realm-worker binary
     #[arg(long, env = "REALM_COMPILER", value_name = "SOCKET")]
@@ -190,6 +207,14 @@ pub enum ConfigError {
     /// A model that is not there.
     #[error("there is no model directory `{0}`")]
     NoDirectory(PathBuf),
+    /// A number that is too small or too large.
+    #[error("`{key}` must be between {between}")]
+    Range {
+        /// Its key.
+        key: &'static str,
+        /// In words.
+        between: &'static str,
+    },
     /// Two models under one name.
     #[error("two models are named `{0}`: give one another name with --model NAME=DIR")]
     DuplicateModel(String),
@@ -221,6 +246,7 @@ impl ConfigError {
         Some(match self {
             ConfigError::Read { .. } | ConfigError::Parse { .. } => return None,
             ConfigError::NoFolder(_) => "programs",
+            ConfigError::Range { key, .. } => key,
             ConfigError::NoDirectory(_) | ConfigError::DuplicateModel(_) => "model",
             ConfigError::AttachUnknown(_) | ConfigError::AttachTwice(_) => "attach",
             ConfigError::Unauthenticated(_) => "host",
@@ -235,7 +261,8 @@ impl ConfigError {
 pub struct File {
     /// `api_keys`, a path from the folder of this file on.
     pub access: AccessSettings,
-    /// `programs` and `compiler`, paths from the folder of this file on, and `program_bytes`.
+    /// `programs` and `compiler`, paths from the folder of this file on, `program_bytes`,
+    /// `compile_seconds` and `compile_memory`.
     pub programs: ProgramSettings,
     /// `[server]`
     pub server: ListenSettings,
@@ -257,6 +284,8 @@ struct Sections {
     usage_log: Option<PathBuf>,
     programs: Option<PathBuf>,
     program_bytes: Option<ByteSize>,
+    compile_seconds: Option<u64>,
+    compile_memory: Option<ByteSize>,
     compiler: Option<PathBuf>,
     #[serde(default)]
     server: ListenSettings,
@@ -301,6 +330,8 @@ impl File {
             programs: ProgramSettings {
                 programs: sections.programs.map(|dir| folder.join(dir)),
                 program_bytes: sections.program_bytes,
+                compile_seconds: sections.compile_seconds,
+                compile_memory: sections.compile_memory,
                 compiler: sections.compiler.map(|socket| folder.join(socket)),
             },
             server: sections.server,
@@ -348,6 +379,7 @@ impl File {
 impl ProgramSettings {
     /// Flags and environment over the file over defaults. `None`: there are no programs.
     pub fn resolve(self, file: Self) -> Result<Option<ProgramFolder>, ConfigError> {
+        let limits = self.compile_limits(&file)?;
         let Some(dir) = self.programs.or(file.programs) else {
             return Ok(None);
         };
@@ -359,8 +391,43 @@ impl ProgramSettings {
         Ok(Some(ProgramFolder {
             dir,
             most_bytes: usize::try_from(most).unwrap_or(usize::MAX),
+            limits,
             compiler: self.compiler.or(file.compiler),
         }))
+    }
+}
+
+impl ProgramSettings {
+    /// What compiling may take: flags and environment over the file over defaults.
+    pub fn compile_limits(&self, file: &Self) -> Result<CompileLimits, ConfigError> {
+        let usual = CompileLimits::default();
+        let seconds = self.compile_seconds.or(file.compile_seconds);
+        let memory = self.compile_memory.or(file.compile_memory);
+        let seconds = within("compile_seconds", seconds, 1..=3600, "1 and 3600")?;
+        let memory = memory.map(|size| size.0);
+        let memory = within(
+            "compile_memory",
+            memory,
+            256 << 20..=1 << 40,
+            "256MiB and 1024GiB",
+        )?;
+        Ok(CompileLimits {
+            seconds: seconds.unwrap_or(usual.seconds),
+            memory: memory.unwrap_or(usual.memory),
+        })
+    }
+}
+
+/// A number that is in its range, which `between` spells.
+fn within<T: PartialOrd>(
+    key: &'static str,
+    value: Option<T>,
+    range: RangeInclusive<T>,
+    between: &'static str,
+) -> Result<Option<T>, ConfigError> {
+    match value {
+        Some(value) if !range.contains(&value) => Err(ConfigError::Range { key, between }),
+        value => Ok(value),
     }
 }
 
@@ -371,6 +438,8 @@ pub struct ProgramFolder {
     pub dir: PathBuf,
     /// Longest component in bytes.
     pub most_bytes: usize,
+    /// What compiling one may take.
+    pub limits: CompileLimits,
     /// Socket of the compiler, if it is not the worker's binary.
     pub compiler: Option<PathBuf>,
 }
@@ -449,6 +518,10 @@ pub struct Workers {
     pub surplus: Surplus,
     /// How long one step may take.
     pub step_timeout: Duration,
+    /// Instances of programs at once in a worker; the worker chooses if absent.
+    pub instances: Option<u32>,
+    /// Stack of each; the worker chooses if absent.
+    pub program_stack: Option<ByteSize>,
     /// Whether workers that the system cannot confine are refused.
     pub require_sandbox: bool,
     /// The worker's binary, if not beside this one.
@@ -506,6 +579,18 @@ impl WorkerSettings {
             step_timeout: Duration::from_secs(
                 self.step_timeout.or(file.step_timeout).unwrap_or(60).max(1),
             ),
+            instances: within(
+                "instances",
+                self.instances.or(file.instances),
+                1..=10_000,
+                "1 and 10000",
+            )?,
+            program_stack: within(
+                "program_stack",
+                self.program_stack.or(file.program_stack),
+                ByteSize(64 << 10)..=ByteSize(4 << 20),
+                "64KiB and 4MiB",
+            )?,
             require_sandbox: self
                 .require_sandbox
                 .or(file.require_sandbox)
@@ -518,6 +603,8 @@ impl WorkerSettings {
 #[cfg(test)]
 mod tests {
     use std::num::NonZeroU32;
+
+    use realm_shared::wire::Allotment;
 
     use super::*;
 
@@ -585,6 +672,18 @@ mod tests {
         };
         let said = workers(WorkerSettings::default());
         assert!(said.contains("realm.toml: line 4: `model`: "), "{said}");
+        let low = "compile_memory = \"1MiB\"\n[worker]\nprogram_stack = \"1KiB\"\ninstances = 0\n";
+        let low = super::tests::file(low).expect("reads");
+        let stack = low.under(
+            WorkerSettings::default(),
+            &low.worker,
+            WorkerSettings::resolve,
+        );
+        let stack = stack.expect_err("too small").to_string();
+        assert!(stack.contains("line 4: `instances`: "), "{stack}");
+        let memory = ProgramSettings::default().compile_limits(&low.programs);
+        let memory = memory.expect_err("too little").to_string();
+        assert!(memory.contains("256MiB and 1024GiB"), "{memory}");
         let said = workers(WorkerSettings {
             model: vec!["other=/nor/this".parse().expect("a model")],
             ..WorkerSettings::default()
@@ -616,7 +715,8 @@ mod tests {
              [tenant_defaults]\nrequests_per_minute = 60\nmax_context = 2\n\
              [[tenant]]\nid = \"acme\"\nmax_context = 5\nmodels = [\"a\"]\nweight = 2\n\
              program_memory = \"1MiB\"\nprogram_call_ms = 5\nprograms = 0\nprocessor = \"guard\"\n\
-             program_seconds = 9\nprogram_saved_tokens = 7\n\
+             program_seconds = 9\nprogram_saved_tokens = 7\nprogram_call_seconds = 2\n\
+             program_host_call = \"64KiB\"\nprogram_handles = 3\n\
              [[tenant]]\nid = \"other\"\n",
         )
         .expect("valid");
@@ -628,17 +728,19 @@ mod tests {
         assert!(acme.allows("a") && !acme.allows("b") && other.allows("b"));
         assert_eq!(unnamed.max_context, NonZeroU32::new(2));
         assert_eq!(unnamed.id, None);
-        let [own, defaults] = [acme, unnamed].map(TenantSettings::program_limits);
-        assert_eq!((own.memory, defaults.memory), (1 << 20, 64 << 20));
-        assert_eq!(
-            [own.call, defaults.call],
-            [5, 50].map(Duration::from_millis)
-        );
-        assert_eq!(
-            (own.instances, acme.most_programs()),
-            (defaults.instances, 0)
-        );
-        assert_eq!((own.wall, own.saved_tokens), (Duration::from_secs(9), 7));
+        let usual = Allotment::default();
+        assert_eq!(unnamed.allotment(), usual);
+        let own = Allotment {
+            memory: 1 << 20,
+            call_micros: 5000,
+            patience_millis: 2000,
+            handed: 64 << 10,
+            handles: 3,
+            ..usual
+        };
+        assert_eq!((acme.allotment(), acme.most_programs()), (own, 0));
+        let kept = (acme.program_wall(), acme.saved_tokens());
+        assert_eq!(kept, (Duration::from_secs(9), 7));
         let processors = [acme, other].map(|tenant| tenant.processor.as_ref().map(|p| p.as_str()));
         assert_eq!(processors, [Some("guard"), None]);
         assert_eq!(file.tenants.processors().count(), 1);
@@ -665,6 +767,17 @@ mod tests {
             ("[tenant_defaults]\nprogram_call_ms = 0", 2, "1 and 10000"),
             ("[tenant_defaults]\nprogram_instances = 0", 2, "zero"),
             ("[tenant_defaults]\nprogram_seconds = 0", 2, "1 and 86400"),
+            (
+                "[tenant_defaults]\nprogram_host_call = \"1KiB\"",
+                2,
+                "64KiB and 64MiB",
+            ),
+            ("[tenant_defaults]\nprogram_handles = 0", 2, "1 and 65536"),
+            (
+                "[tenant_defaults]\nprogram_call_seconds = 0",
+                2,
+                "1 and 3600",
+            ),
             (
                 "[tenant_defaults]\nprogram_saved_tokens = 17000000",
                 2,

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::time::Duration;
 
+use realm_shared::wire::Allotment;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 use toml::Spanned;
@@ -12,18 +13,10 @@ use super::ByteSize;
 use crate::batching::{Allowance, Priority};
 use crate::programs::ProgramName;
 
-/// What the instances of a program have where nothing is said.
-const PROGRAM_LIMITS: ProgramLimits = ProgramLimits {
-    memory: 64 << 20,
-    call: Duration::from_millis(50),
-    instances: NonZeroU32::new(64).unwrap(),
-    sequences: NonZeroU32::new(8).unwrap(),
-    tensors: 64 << 20,
-    output: 1 << 20,
-    log: 64 << 10,
-    saved_tokens: 1 << 20,
-    wall: Duration::from_secs(600),
-};
+/// Tokens that a tenant's programs save of a model where nothing is said.
+const SAVED_TOKENS: usize = 1 << 20;
+/// How long an answer of a program may take where nothing is said.
+const WALL: Duration = Duration::from_secs(600);
 /// How many programs a tenant may store where nothing is said.
 const PROGRAMS: usize = 64;
 
@@ -66,6 +59,15 @@ pub struct TenantSettings {
     /// Most processor time of one call of a program, in milliseconds.
     #[serde(deserialize_with = "program_call")]
     pub program_call_ms: Option<u64>,
+    /// Most seconds without a call of a processor that ends, of whatever the machine does.
+    #[serde(deserialize_with = "program_call_seconds")]
+    pub program_call_seconds: Option<u32>,
+    /// Most bytes that one call of a program hands to the host.
+    #[serde(deserialize_with = "program_host_call")]
+    pub program_host_call: Option<ByteSize>,
+    /// Most tensors that one program holds at once; a sixteenth as many matchers.
+    #[serde(deserialize_with = "program_handles")]
+    pub program_handles: Option<u32>,
     /// Most instances of its programs at once in one worker.
     pub program_instances: Option<NonZeroU32>,
     /// Most sequences that one program has at once.
@@ -86,29 +88,6 @@ pub struct TenantSettings {
     /// Most seconds in which a program answers a request.
     #[serde(deserialize_with = "program_seconds")]
     pub program_seconds: Option<u64>,
-}
-
-/// What one tenant's programs may use in a worker.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ProgramLimits {
-    /// Bytes of memory of an instance.
-    pub memory: u64,
-    /// Processor time of one call.
-    pub call: Duration,
-    /// Instances at once.
-    pub instances: NonZeroU32,
-    /// Sequences of one of them at once.
-    pub sequences: NonZeroU32,
-    /// Bytes of tensors of one of them at once.
-    pub tensors: u64,
-    /// Bytes of text of one of them.
-    pub output: u64,
-    /// Bytes that one of them writes to the log.
-    pub log: u64,
-    /// Tokens saved for later requests, of one model.
-    pub saved_tokens: usize,
-    /// Wall time of an answer.
-    pub wall: Duration,
 }
 
 fn weight<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<f64>, D::Error> {
@@ -140,6 +119,33 @@ fn program_call<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u64>, D::Error
         d,
         is_time,
         "a program's call may take between 1 and 10000 ms",
+    )
+}
+
+fn program_call_seconds<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u32>, D::Error> {
+    let is_time = |time: &u32| (1..=3600).contains(time);
+    checked(
+        d,
+        is_time,
+        "a program's call may take between 1 and 3600 seconds of wall time",
+    )
+}
+
+fn program_host_call<'de, D: Deserializer<'de>>(d: D) -> Result<Option<ByteSize>, D::Error> {
+    let is_size = |size: &ByteSize| (64 << 10..=64 << 20).contains(&size.0);
+    checked(
+        d,
+        is_size,
+        "a program's call hands between 64KiB and 64MiB to the host",
+    )
+}
+
+fn program_handles<'de, D: Deserializer<'de>>(d: D) -> Result<Option<u32>, D::Error> {
+    let is_count = |count: &u32| (1..=65_536).contains(count);
+    checked(
+        d,
+        is_count,
+        "a program may hold between 1 and 65536 tensors",
     )
 }
 
@@ -207,6 +213,9 @@ impl TenantSettings {
             processor: self.processor.or_else(|| d.processor.clone()),
             program_memory: self.program_memory.or(d.program_memory),
             program_call_ms: self.program_call_ms.or(d.program_call_ms),
+            program_call_seconds: self.program_call_seconds.or(d.program_call_seconds),
+            program_host_call: self.program_host_call.or(d.program_host_call),
+            program_handles: self.program_handles.or(d.program_handles),
             program_instances: self.program_instances.or(d.program_instances),
             program_sequences: self.program_sequences.or(d.program_sequences),
             program_tensors: self.program_tensors.or(d.program_tensors),
@@ -231,22 +240,38 @@ impl TenantSettings {
         self.priority.unwrap_or_default()
     }
 
-    /// What its programs may use in a worker.
-    pub fn program_limits(&self) -> ProgramLimits {
-        let usual = PROGRAM_LIMITS;
-        ProgramLimits {
-            memory: self.program_memory.map_or(usual.memory, |size| size.0),
-            call: self
+    /// What its programs may take in a worker.
+    pub fn allotment(&self) -> Allotment {
+        let usual = Allotment::default();
+        let bytes = |size: Option<ByteSize>, usual| size.map_or(usual, |size| size.0);
+        let count = |count: Option<NonZeroU32>, usual| count.map_or(usual, NonZeroU32::get);
+        Allotment {
+            memory: bytes(self.program_memory, usual.memory),
+            call_micros: self
                 .program_call_ms
-                .map_or(usual.call, Duration::from_millis),
-            instances: self.program_instances.unwrap_or(usual.instances),
-            sequences: self.program_sequences.unwrap_or(usual.sequences),
-            tensors: self.program_tensors.map_or(usual.tensors, |size| size.0),
-            output: self.program_output.map_or(usual.output, |size| size.0),
-            log: self.program_log.map_or(usual.log, |size| size.0),
-            saved_tokens: self.program_saved_tokens.unwrap_or(usual.saved_tokens),
-            wall: self.program_seconds.map_or(usual.wall, Duration::from_secs),
+                .map_or(usual.call_micros, |ms| ms * 1000),
+            patience_millis: self
+                .program_call_seconds
+                .map_or(usual.patience_millis, |seconds| seconds * 1000),
+            instances: count(self.program_instances, usual.instances),
+            sequences: count(self.program_sequences, usual.sequences),
+            handles: self.program_handles.unwrap_or(usual.handles),
+            tensors: bytes(self.program_tensors, usual.tensors),
+            handed: bytes(self.program_host_call, usual.handed),
+            output: bytes(self.program_output, usual.output),
+            log: bytes(self.program_log, usual.log),
+            ..usual
         }
+    }
+
+    /// How many tokens its programs may have saved, of each model.
+    pub fn saved_tokens(&self) -> usize {
+        self.program_saved_tokens.unwrap_or(SAVED_TOKENS)
+    }
+
+    /// In how much wall time its programs answer.
+    pub fn program_wall(&self) -> Duration {
+        self.program_seconds.map_or(WALL, Duration::from_secs)
     }
 
     /// How many programs it may store.

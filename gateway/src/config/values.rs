@@ -85,7 +85,7 @@ impl FromStr for Surplus {
 }
 
 /// A number of bytes, written `123`, `64KiB`, `2GiB`, `500MB`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct ByteSize(pub u64);
 
 impl FromStr for ByteSize {

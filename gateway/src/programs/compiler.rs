@@ -19,8 +19,6 @@ use super::image::{Draft, Image};
 use super::process::{Place, Process, Task};
 use crate::stamp::Stamp;
 
-/// How long one component may take.
-const LIMIT: Duration = Duration::from_secs(60);
 /// How long a compiler may take to say what it is.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Most bytes of compiled code.
@@ -31,6 +29,31 @@ const MOST_HEADER: u64 = 4096;
 const MOST_STDERR: usize = 4096;
 /// Longest reason that is passed on, in characters.
 const MOST_WORDS: usize = 512;
+
+/// What compiling one component may take.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CompileLimits {
+    /// Seconds of processor time; twice as many of wall time.
+    pub seconds: u64,
+    /// Bytes of memory.
+    pub memory: u64,
+}
+
+impl Default for CompileLimits {
+    fn default() -> Self {
+        CompileLimits {
+            seconds: 30,
+            memory: 4 << 30,
+        }
+    }
+}
+
+impl CompileLimits {
+    /// How long it may take, of whatever the machine does meanwhile.
+    fn wall(&self) -> Duration {
+        Duration::from_secs(self.seconds.saturating_mul(2))
+    }
+}
 
 /// A component was not compiled.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -100,6 +123,8 @@ struct Header {
 #[derive(Debug)]
 pub struct Compiler {
     place: Place,
+    /// How long one component may take.
+    wall: Duration,
     /// What it said of itself, when the file at its path was such.
     fingerprint: Mutex<Option<(Stamp, Fingerprint)>>,
 }
@@ -107,21 +132,25 @@ pub struct Compiler {
 impl Compiler {
     /// Of a worker's binary, which confines itself when it compiles: as far as the system
     /// lets it, or it compiles nothing if that is not enough for `require_sandbox`.
-    pub fn new(binary: PathBuf, require_sandbox: bool) -> Self {
-        Compiler::at(Place::Here {
+    pub fn new(binary: PathBuf, limits: CompileLimits, require_sandbox: bool) -> Self {
+        let place = Place::Here {
             binary,
+            limits,
             require_sandbox,
-        })
+        };
+        Compiler::at(place, limits)
     }
 
-    /// Of whoever runs `realm-worker compile --socket` with this path.
-    pub fn listening(path: PathBuf) -> Self {
-        Compiler::at(Place::Socket(path))
+    /// Of whoever runs `realm-worker compile --socket` with this path. Memory and processor time are limited
+    /// there.
+    pub fn listening(path: PathBuf, limits: CompileLimits) -> Self {
+        Compiler::at(Place::Socket(path), limits)
     }
 
-    fn at(place: Place) -> Self {
+    fn at(place: Place, limits: CompileLimits) -> Self {
         Compiler {
             place,
+            wall: limits.wall(),
             fingerprint: Mutex::new(None),
         }
     }
@@ -153,9 +182,9 @@ impl Compiler {
 
     /// Compiles a component. Dropping the future ends the process.
     pub(super) async fn compile(&self, component: Bytes) -> Result<Compiled, CompileError> {
-        let run = tokio::time::timeout(LIMIT, self.run(Task::Compile, &component)).await;
+        let run = tokio::time::timeout(self.wall, self.run(Task::Compile, &component)).await;
         let run = run.map_err(|_| {
-            CompileError::Limit(format!("it is not done after {} s", LIMIT.as_secs()))
+            CompileError::Limit(format!("it is not done after {} s", self.wall.as_secs()))
         })?;
         let (said, words, status) = run.map_err(|e| self.broken(e))?;
         self.judge(said, &words, status)
@@ -303,7 +332,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_compiler_that_is_not_there_is_named() {
-        let compiler = Compiler::new("/no/such/realm-worker".into(), false);
+        let compiler = Compiler::new(
+            "/no/such/realm-worker".into(),
+            CompileLimits::default(),
+            false,
+        );
         for error in [
             compiler.fingerprint().await.expect_err("not there"),
             compiler.compile(Bytes::new()).await.expect_err("not there"),
@@ -319,7 +352,7 @@ mod tests {
     /// What becomes of a compiler that does as the script says.
     async fn puppet(script: &'static str) -> Result<Compiled, CompileError> {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/programs/puppet.sh");
-        Compiler::new(path.into(), false)
+        Compiler::new(path.into(), CompileLimits::default(), false)
             .compile(script.into())
             .await
     }
@@ -383,7 +416,7 @@ mod tests {
         let file = dir.path().join("pid");
         let script = format!("echo $$ > '{}'; exec sleep 1000", file.display());
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/programs/puppet.sh");
-        let compiler = Compiler::new(path.into(), false);
+        let compiler = Compiler::new(path.into(), CompileLimits::default(), false);
         let written = async {
             loop {
                 let pid = std::fs::read_to_string(&file).unwrap_or_default();

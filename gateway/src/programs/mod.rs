@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 
 use compiler::Compiled;
-pub use compiler::{CompileError, Compiler, Interfaces};
+pub use compiler::{CompileError, CompileLimits, Compiler, Interfaces};
 use image::Image;
 use loaded::Loaded;
 pub use name::{BadName, ProgramName};

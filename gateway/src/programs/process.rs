@@ -18,6 +18,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 use tokio::process::{Child, Command};
 
+use super::CompileLimits;
 use crate::readable::watch;
 
 /// Who starts it.
@@ -26,6 +27,7 @@ pub(super) enum Place {
     /// This gateway, of a worker's binary.
     Here {
         binary: PathBuf,
+        limits: CompileLimits,
         /// Whether it is to refuse its service where the system cannot confine it.
         require_sandbox: bool,
     },
@@ -77,8 +79,9 @@ impl Place {
         let end = match self {
             Place::Here {
                 binary,
+                limits,
                 require_sandbox,
-            } => End::Here(spawn(binary, *require_sandbox, task, theirs)?),
+            } => End::Here(spawn(binary, *limits, *require_sandbox, task, theirs)?),
             Place::Socket(path) => End::Elsewhere(call(path, task, &theirs)?),
         };
         Ok(Process {
@@ -92,6 +95,7 @@ impl Place {
 
 fn spawn(
     binary: &Path,
+    limits: CompileLimits,
     require_sandbox: bool,
     task: Task,
     [input, output, errors]: [OwnedFd; 3],
@@ -101,6 +105,9 @@ fn spawn(
     if task == Task::Fingerprint {
         command.arg("--fingerprint");
     }
+    command
+        .args(["--seconds", &limits.seconds.to_string()])
+        .args(["--memory", &limits.memory.to_string()]);
     if require_sandbox {
         command.arg("--require-sandbox");
     }

@@ -317,6 +317,12 @@ fn spawn(model: &ModelSpec, settings: &Workers) -> Result<(Process, OwnedFd), Wo
     if let Some(tokens) = settings.max_context {
         command.args(["--max-context", &tokens.to_string()]);
     }
+    if let Some(instances) = settings.instances {
+        command.args(["--instances", &instances.to_string()]);
+    }
+    if let Some(stack) = settings.program_stack {
+        command.args(["--program-stack", &stack.0.to_string()]);
+    }
     if settings.require_sandbox {
         command.arg("--require-sandbox");
     }

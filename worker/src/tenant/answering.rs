@@ -21,7 +21,6 @@ use super::lease::Leases;
 use super::outbox::{PIECE, Voice};
 use super::replay::Replay;
 use super::sequences::{MOST_KEPT, plan};
-use super::tensors::TENSORS;
 
 /// Most sequences that one message can name: it must fit a slot.
 const MAX_TOOK: usize = 1024;
@@ -81,6 +80,8 @@ pub(super) struct Limits {
     pub(super) budget: u64,
     /// Sequences at once.
     pub(super) sequences: u32,
+    /// Tensors at once.
+    pub(super) handles: usize,
     /// Bytes of tensors.
     pub(super) tensors: u64,
     /// Bytes of text.
@@ -108,7 +109,7 @@ impl Run {
             voice,
             leases,
             table: handles::table(sequences),
-            tensors: handles::table(TENSORS),
+            tensors: handles::table(limits.handles),
             tensor_room: limits.tensors,
             made: 0,
             replay: Replay::new(journal),
@@ -319,12 +320,12 @@ async fn answer(
 ) -> Result<Finish, Failure> {
     guest::begin_call(store);
     let instance = code.instantiate_async(&mut *store).await;
-    let instance = instance.map_err(|e| guest::failure(&e))?;
+    let instance = instance.map_err(|e| guest::failure(store, &e))?;
     let request = given(request, store.data().limits.vocabulary);
     guest::begin_call(store);
     let answering = instance.realm_program_answering();
     let said = answering.call_run(&mut *store, &request).await;
-    match said.map_err(|e| guest::failure(&e))? {
+    match said.map_err(|e| guest::failure(store, &e))? {
         Ok(answering::Finish::Stop) => Ok(Finish::Stop),
         Ok(answering::Finish::Length) => Ok(Finish::Length),
         Err(message) => Err(guest::error(message)),

@@ -23,12 +23,9 @@ use super::guest::Guest;
 pub(super) const MEMORY: usize = 64 << 20;
 /// Most entries of all tables of an instance.
 pub(super) const TABLE_ENTRIES: usize = 20_000;
-/// Most sequences of a worker that are steered.
-pub(super) const INSTANCES: u32 = 1000;
-/// Places for instances: some are left for those that end a moment after their sequence.
-const PLACES: u32 = INSTANCES + 256;
-/// Stack of the code itself, and of the host functions that it calls on top of that.
-const STACK: usize = 256 << 10;
+/// Places for instances beyond those that may be taken: for such that end a moment after their sequence.
+const SPARE: u32 = 256;
+/// Stack of the host functions that code calls, on top of its own.
 const HOST_STACK: usize = 256 << 10;
 /// What a component may be made of. One made from Rust has three or four modules, one memory and
 /// two tables; one made from JavaScript with QuickJS has eleven modules, three memories, two of them
@@ -43,6 +40,24 @@ const MAX_NAME: usize = 64;
 /// Memory that stays with a place in the pool between two instances: writing zeros there is quicker
 /// than having the system do it page by page.
 const RESIDENT: usize = 64 << 10;
+
+/// What a worker has for the instances of all tenants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pool {
+    /// Most of them at once. Address space is reserved for each, some 200 MiB.
+    pub instances: u32,
+    /// Bytes of stack for the code of each.
+    pub stack: usize,
+}
+
+impl Default for Pool {
+    fn default() -> Self {
+        Pool {
+            instances: 1000,
+            stack: 256 << 10,
+        }
+    }
+}
 
 /// Why a component cannot be compiled.
 #[derive(Debug, thiserror::Error)]
@@ -194,8 +209,6 @@ fn config() -> Config {
         .memory_reservation(MEMORY as u64)
         .memory_reservation_for_growth(0)
         .memory_may_move(false)
-        .max_wasm_stack(STACK)
-        .async_stack_size(STACK + HOST_STACK)
         .concurrency_support(false)
         .wasm_backtrace_max_frames(None)
         // Both give different results on different processors, or sizes beyond any limit.
@@ -205,13 +218,15 @@ fn config() -> Config {
 }
 
 /// An engine that runs what [`compile`] made. It reserves address space for all instances at once.
-pub(super) fn engine() -> Result<Engine, Failure> {
+pub(super) fn engine(pool: Pool) -> Result<Engine, Failure> {
+    let Pool { instances, stack } = pool;
+    let places = instances + SPARE;
     let mut pool = PoolingAllocationConfig::new();
-    pool.total_component_instances(PLACES)
-        .total_core_instances(PLACES * MODULES)
-        .total_memories(PLACES * MEMORIES)
-        .total_tables(PLACES * TABLES)
-        .total_stacks(PLACES)
+    pool.total_component_instances(places)
+        .total_core_instances(places * MODULES)
+        .total_memories(places * MEMORIES)
+        .total_tables(places * TABLES)
+        .total_stacks(places)
         .max_core_instances_per_component(MODULES)
         .max_memories_per_component(MEMORIES)
         .max_tables_per_component(TABLES)
@@ -222,6 +237,8 @@ pub(super) fn engine() -> Result<Engine, Failure> {
     let mut config = config();
     config
         .enable_compiler(false)
+        .max_wasm_stack(stack)
+        .async_stack_size(stack + HOST_STACK)
         .force_memory_init_memfd(true)
         .allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
     Engine::new(&config).map_err(|e| {

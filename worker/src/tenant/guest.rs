@@ -28,8 +28,6 @@ const MAX_TEXT: usize = 64 << 10;
 /// call takes no turns, so it has to be short.
 const MAX_TOKENS: usize = 64 << 10;
 const MAX_SPELLED: usize = 1 << 20;
-/// Bytes that a call may hand to the host, all lists and strings together.
-const MAX_HANDED: usize = 8 << 20;
 /// By these words of Wasmtime's an error is known that says there were more; it has no other mark.
 const HANDED: &str = "fuel allocated for hostcalls";
 /// Longest line that is logged, in bytes. With what stands before it, it must be one line for the
@@ -115,6 +113,8 @@ pub(super) struct Meter {
     pub(super) table_entries: usize,
     /// Bytes that may still be logged.
     pub(super) log: usize,
+    /// Bytes that a call may hand to the host, all lists and strings together.
+    pub(super) handed: usize,
     /// Processor time of the current call, or of the part of it since it waited last.
     pub(super) used: Duration,
     /// Processor time that a call may take.
@@ -138,6 +138,7 @@ impl Meter {
             most_memory: bytes(allotment.memory).min(MEMORY),
             table_entries: 0,
             log: bytes(allotment.log),
+            handed: bytes(allotment.handed),
             used: Duration::ZERO,
             most: Duration::from_micros(allotment.call_micros),
             closed,
@@ -190,8 +191,9 @@ pub(super) fn store<T: AsMut<Guest> + Send + 'static>(
     data: T,
 ) -> Store<T> {
     let mut store = Store::new(engine, data);
+    let handed = store.data_mut().as_mut().meter.handed;
     store.limiter(|data| &mut data.as_mut().meter as &mut dyn ResourceLimiter);
-    store.set_hostcall_fuel(MAX_HANDED);
+    store.set_hostcall_fuel(handed);
     store.epoch_deadline_callback(|mut store: StoreContextMut<'_, T>| {
         let tick = store.data_mut().as_mut().meter.tick();
         tick.map_err(wasmtime::Error::new)
@@ -208,7 +210,7 @@ pub(super) fn begin_call<T: AsMut<Guest>>(store: &mut Store<T>) {
 }
 
 /// What became of a call that did not return, in words for the tenant.
-pub(super) fn failure(error: &wasmtime::Error) -> Failure {
+pub(super) fn failure<T: AsMut<Guest>>(store: &mut Store<T>, error: &wasmtime::Error) -> Failure {
     if let Some(failure) = error.downcast_ref::<Failure>() {
         return failure.clone();
     }
@@ -220,9 +222,10 @@ pub(super) fn failure(error: &wasmtime::Error) -> Failure {
         Some(Trap::StackOverflow) => Failure::new(Fault::Stack, "its stack is full"),
         Some(trap) => Failure::new(Fault::Trap, trap.to_string()),
         None => match error.root_cause().to_string() {
-            cause if cause.contains(HANDED) => too_long(format!(
-                "a call hands at most {MAX_HANDED} bytes to the host"
-            )),
+            cause if cause.contains(HANDED) => {
+                let most = store.data_mut().as_mut().meter.handed;
+                too_long(format!("a call hands at most {most} bytes to the host"))
+            }
             cause => Failure::new(Fault::Trap, cause),
         },
     }

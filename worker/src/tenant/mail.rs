@@ -12,10 +12,6 @@ use super::life::Life;
 use super::seats::Seat;
 use super::steering::{Bell, Draw, Verdict};
 
-/// How long a plan may be awaited while no call ends. Processor time has a tighter limit; this is for
-/// a machine that has none to give, so that no client waits for ever.
-const PATIENCE: Duration = Duration::from_secs(30);
-
 /// What is to happen to a sequence next.
 #[derive(Debug, Clone)]
 pub(super) enum Next {
@@ -35,17 +31,21 @@ pub(super) struct Handle {
     next: Next,
     /// [`Mail::calls`] when it was looked last, and when that number was new.
     sign: (u64, Instant),
+    /// How long a plan may be awaited while no call ends. Processor time has a tighter limit; this is
+    /// for a machine that has none to give, so that no client waits for ever.
+    patience: Duration,
     /// Of an instance. Given back when its sequence is over, whenever the instance is.
     _seat: Option<Seat>,
 }
 
 impl Handle {
     /// That of this mail.
-    pub(super) fn new(mail: Arc<Mail>, seat: Option<Seat>) -> Handle {
+    pub(super) fn new(mail: Arc<Mail>, patience: Duration, seat: Option<Seat>) -> Handle {
         Handle {
             mail,
             next: Next::Unknown,
             sign: (0, Instant::now()),
+            patience,
             _seat: seat,
         }
     }
@@ -59,10 +59,10 @@ impl Handle {
             }
             match self.mail.take_next() {
                 Some(next) => self.next = next,
-                None if self.sign.1.elapsed() > PATIENCE => {
+                None if self.sign.1.elapsed() > self.patience => {
                     let message = format!(
-                        "it did not answer within {} s, for want of processor time",
-                        PATIENCE.as_secs()
+                        "it did not answer within {:?}, for want of processor time",
+                        self.patience
                     );
                     self.next = Next::Failed(Failure::new(Fault::Late, message));
                 }
@@ -173,7 +173,8 @@ mod tests {
     #[test]
     fn whoever_does_not_answer_is_waited_for_as_long_as_calls_end() {
         let mail = Arc::new(Mail::new(Arc::default()));
-        let mut handle = Handle::new(mail.clone(), None);
+        const PATIENCE: Duration = Duration::from_secs(30);
+        let mut handle = Handle::new(mail.clone(), PATIENCE, None);
         let age = |handle: &mut Handle, age| {
             handle.sign.1 = Instant::now().checked_sub(age).expect("a time");
             handle.verdict()

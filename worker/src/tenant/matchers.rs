@@ -10,9 +10,6 @@ use super::grammar::Matcher;
 use super::guest::{Guest, too_long};
 use super::handles::hold;
 
-/// Most matchers of an instance at once.
-pub(super) const MATCHERS: usize = 64;
-
 impl Guest {
     fn add(&mut self, matcher: Matcher) -> wasmtime::Result<Resource<Matcher>> {
         let bytes = matcher.own_bytes();

@@ -55,9 +55,9 @@ use std::fmt::{self, Display, Formatter};
 
 use realm_shared::wire::Fault;
 
-pub use code::{CompileError, Compiled, Kind, compile, fingerprint};
+pub use code::{CompileError, Compiled, Kind, Pool, compile, fingerprint};
 pub use outbox::Outbox;
-pub use programs::{Answer, Guide, Programs, Start};
+pub use programs::{Answer, Guide, Host, Programs, Start};
 pub use steering::{Allowed, Draw, Steering, Verdict};
 pub use vocabulary::Vocabulary;
 

@@ -58,7 +58,7 @@ async fn converse(
     guest::begin_call(&mut store);
     let instance = code.instantiate_async(&mut store).await;
     let mut instance = Instance {
-        instance: instance.map_err(|e| guest::failure(&e))?,
+        instance: instance.map_err(|e| guest::failure(&mut store, &e))?,
         mail,
         store,
         vocabulary,
@@ -120,7 +120,8 @@ impl Instance<'_> {
         self.begin_call();
         let steering = self.instance.realm_program_steering();
         let said = steering.call_start(&mut self.store, &request).await;
-        said.map_err(|e| guest::failure(&e))?.map_err(guest::error)
+        said.map_err(|e| guest::failure(&mut self.store, &e))?
+            .map_err(guest::error)
     }
 
     async fn advance(&mut self, accepted: &[u32]) -> Result<Next, Failure> {
@@ -128,7 +129,7 @@ impl Instance<'_> {
         let steering = self.instance.realm_program_steering();
         let said = steering.call_advance(&mut self.store, accepted).await;
         let plan = said
-            .map_err(|e| guest::failure(&e))?
+            .map_err(|e| guest::failure(&mut self.store, &e))?
             .map_err(guest::error)?;
         self.check(plan)
             .map_err(|message| Failure::new(Fault::Plan, message))

@@ -5,6 +5,7 @@ use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Poll, Waker};
+use std::time::Duration;
 
 use realm_shared::grammar::Grammar;
 use realm_shared::run::{Journal, Request, What};
@@ -12,7 +13,7 @@ use realm_shared::wire::{Allotment, Fault};
 use wasmtime::Engine;
 
 use super::answering::{self, Limits, Run};
-use super::code::{self, Code};
+use super::code::{self, Code, Pool};
 use super::contract::GRAMMARS;
 use super::follow::{self, Text};
 use super::grammar_cache::GrammarCache;
@@ -22,7 +23,6 @@ use super::lanes::Lanes;
 use super::lease::Leases;
 use super::life::Life;
 use super::mail::{Handle, Mail};
-use super::matchers::MATCHERS;
 use super::outbox::{Outbox, Voice};
 use super::processor::{self, Beginning};
 use super::runs::Runs;
@@ -30,24 +30,37 @@ use super::seats::Seats;
 use super::steering::{Bell, Steering};
 use super::{Failure, Vocabulary};
 
-/// What runs programs: one for the process, made with the first of them.
-struct Host {
+/// What runs programs, of one gateway after the other: made with the first of them.
+pub struct Host {
+    pool: Pool,
+    running: OnceLock<Result<Running, Failure>>,
+}
+
+struct Running {
     engine: Engine,
     lanes: Lanes,
 }
 
-static HOST: OnceLock<Result<Host, Failure>> = OnceLock::new();
+impl Host {
+    /// With so much room for instances.
+    pub fn new(pool: Pool) -> Host {
+        Host {
+            pool,
+            running: OnceLock::new(),
+        }
+    }
 
-fn host() -> Result<&'static Host, Failure> {
-    let host = HOST.get_or_init(|| {
-        let engine = code::engine()?;
-        let lanes = Lanes::new(&engine).map_err(|e| {
-            let message = format!("this worker cannot run programs: {e}");
-            Failure::new(Fault::Unusable, message)
-        })?;
-        Ok(Host { engine, lanes })
-    });
-    host.as_ref().map_err(Clone::clone)
+    fn running(&self) -> Result<&Running, Failure> {
+        let running = self.running.get_or_init(|| {
+            let engine = code::engine(self.pool)?;
+            let lanes = Lanes::new(&engine).map_err(|e| {
+                let message = format!("this worker cannot run programs: {e}");
+                Failure::new(Fault::Unusable, message)
+            })?;
+            Ok(Running { engine, lanes })
+        });
+        running.as_ref().map_err(Clone::clone)
+    }
 }
 
 /// A program that was sent.
@@ -87,6 +100,7 @@ impl Sent {
 
 /// The programs of one gateway.
 pub struct Programs {
+    host: Arc<Host>,
     vocabulary: Arc<Vocabulary>,
     grammars: Arc<GrammarCache>,
     sent: Arc<Mutex<Sent>>,
@@ -150,14 +164,15 @@ pub struct Answer {
 
 impl Programs {
     /// None yet, for a model with this vocabulary.
-    pub fn new(vocabulary: Arc<Vocabulary>) -> Programs {
+    pub fn new(host: Arc<Host>, vocabulary: Arc<Vocabulary>) -> Programs {
         let bell = Arc::<Bell>::default();
         Programs {
+            seats: Arc::new(Seats::new(host.pool.instances)),
+            host,
             vocabulary,
             grammars: Arc::default(),
             sent: Arc::default(),
             bell: bell.clone(),
-            seats: Arc::default(),
             leases: Arc::new(Leases::new(bell)),
             runs: Arc::default(),
         }
@@ -176,7 +191,7 @@ impl Programs {
     /// while it runs.
     fn load(&self, compiled: OwnedFd) -> Result<Code, Failure> {
         self.vocabulary.tokenizer()?;
-        let code = code::load(&host()?.engine, compiled)?;
+        let code = code::load(&self.host.running()?.engine, compiled)?;
         if code.imports(GRAMMARS) {
             self.vocabulary.grammars()?;
         }
@@ -215,9 +230,10 @@ impl Programs {
             memory: usize::try_from(start.allotment.memory).unwrap_or(usize::MAX),
         };
         let (vocabulary, grammars) = (self.vocabulary.clone(), self.grammars.clone());
-        let handle = Handle::new(mail.clone(), None);
+        let handle = Handle::new(mail.clone(), patience(&start.allotment), None);
         let work = follow::live(mail, vocabulary, grammars, text);
-        host()?.lanes.spawn(start.allotment.tenant, work);
+        let lanes = &self.host.running()?.lanes;
+        lanes.spawn(start.allotment.tenant, work);
         Ok(handle)
     }
 
@@ -227,7 +243,8 @@ impl Programs {
         args: &str,
         start: &Start<'_>,
     ) -> Result<Handle, Failure> {
-        let host = host()?;
+        let Running { engine, lanes } = self.host.running()?;
+        let engine = engine.clone();
         let seat = self.seats.clone().take(&start.allotment)?;
         let mail = Arc::new(Mail::new(self.bell.clone()));
         let end_tokens = start.end_tokens.to_vec();
@@ -239,9 +256,9 @@ impl Programs {
             vocabulary: u32::try_from(start.vocabulary).unwrap_or(u32::MAX),
             choice: start.allotment.choice,
         };
-        let handle = Handle::new(mail.clone(), Some(seat));
+        let handle = Handle::new(mail.clone(), patience(&start.allotment), Some(seat));
         let (there, sent) = self.look_for(program);
-        host.lanes.spawn(start.allotment.tenant, async move {
+        lanes.spawn(start.allotment.tenant, async move {
             let program = match there {
                 Some(program) => Some(program),
                 None => arrival(&sent, program, mail.life()).await,
@@ -255,7 +272,7 @@ impl Programs {
                 Code::Program(_) => Err(mistaken(&name, PROGRAM, PROCESSOR)),
             });
             guest.name = name;
-            let store = guest::store(&host.engine, guest);
+            let store = guest::store(&engine, guest);
             processor::live(mail, code, store, beginning).await;
         });
         Ok(handle)
@@ -271,7 +288,8 @@ impl Programs {
     }
 
     fn try_answer(&self, answer: Answer, voice: Voice) -> Result<(), Failure> {
-        let host = host()?;
+        let Running { engine, lanes } = self.host.running()?;
+        let engine = engine.clone();
         let Answer {
             program,
             allotment,
@@ -290,13 +308,14 @@ impl Programs {
             context: request.context,
             budget: request.budget,
             sequences: allotment.sequences,
+            handles: held(&allotment),
             tensors: allotment.tensors,
             output: usize::try_from(allotment.output).unwrap_or(usize::MAX),
         };
         let mut last = self.runs.begin(voice.clone(), seat);
         let leases = self.leases.clone();
         let (there, sent) = self.look_for(program);
-        host.lanes.spawn(allotment.tenant, async move {
+        lanes.spawn(allotment.tenant, async move {
             let program = match there {
                 Some(program) => Some(program),
                 None => arrival(&sent, program, &voice.life()).await,
@@ -313,7 +332,7 @@ impl Programs {
             let tools = request.tools.offered.iter().map(|tool| tool.name.clone());
             let run = Run::new(guest, voice, leases, limits, tools.collect(), journal);
             last.say(match code {
-                Ok(code) => answering::live(&host.engine, &code, run, request).await,
+                Ok(code) => answering::live(&engine, &code, run, request).await,
                 Err(failure) => (Vec::new(), What::failed(failure.fault, failure.message)),
             });
         });
@@ -355,7 +374,7 @@ impl Programs {
             taken: 0,
             name: "".into(),
             meter: Meter::new(allotment, life.flag()),
-            matchers: handles::table(MATCHERS),
+            matchers: handles::table(held(allotment).div_ceil(TENSORS_TO_MATCHER)),
         }
     }
 
@@ -386,6 +405,20 @@ impl Drop for Programs {
         sent.closed = true;
         Sent::wake(sent);
     }
+}
+
+/// As many tensors as are held for each place in a text of a grammar that may be held: of its memory, which
+/// is some 100 KiB, only what a text adds is counted.
+const TENSORS_TO_MATCHER: usize = 16;
+
+/// How long a plan may be awaited while no call ends.
+fn patience(allotment: &Allotment) -> Duration {
+    Duration::from_millis(allotment.patience_millis.into())
+}
+
+/// How many tensors an instance may hold at once.
+fn held(allotment: &Allotment) -> usize {
+    usize::try_from(allotment.handles).unwrap_or(usize::MAX)
 }
 
 /// Tokens that the engine has checked: none is negative.

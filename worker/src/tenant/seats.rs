@@ -6,11 +6,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use realm_shared::wire::{Allotment, Fault};
 
 use super::Failure;
-use super::code::INSTANCES;
 
-/// Sequences that are steered and requests that are answered, by tenant.
-#[derive(Debug, Default)]
-pub(super) struct Seats(Mutex<HashMap<u32, u32>>);
+/// Sequences that are steered and requests that are answered.
+#[derive(Debug)]
+pub(super) struct Seats {
+    /// How many, by tenant.
+    taken: Mutex<HashMap<u32, u32>>,
+    /// Most of them in all.
+    most: u32,
+}
 
 /// A place among those of a tenant.
 #[derive(Debug)]
@@ -20,6 +24,14 @@ pub(super) struct Seat {
 }
 
 impl Seats {
+    /// Places for so many.
+    pub(super) fn new(most: u32) -> Seats {
+        Seats {
+            taken: Mutex::default(),
+            most,
+        }
+    }
+
     /// Takes a place, if there is one for this tenant.
     pub(super) fn take(self: Arc<Self>, allotment: &Allotment) -> Result<Seat, Failure> {
         let tenant = allotment.tenant;
@@ -31,8 +43,11 @@ impl Seats {
             let message = format!("{most} instances of its tenant run already; try again later");
             return Err(Failure::new(Fault::Instances, message));
         }
-        if all >= INSTANCES {
-            let message = format!("{INSTANCES} instances run in this worker; try again later");
+        if all >= self.most {
+            let message = format!(
+                "{} instances run in this worker; try again later",
+                self.most
+            );
             return Err(Failure::new(Fault::Instances, message));
         }
         taken.insert(tenant, count + 1);
@@ -44,7 +59,7 @@ impl Seats {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<u32, u32>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

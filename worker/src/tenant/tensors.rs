@@ -18,8 +18,6 @@ use super::lease::Sight;
 use super::operation::{Operation, Shape, compute, count, result, shape};
 use super::sequences::{Wanted, plan};
 
-/// Most tensors of a program at once.
-pub(super) const TENSORS: usize = 1024;
 /// Most numbers that are read at once, and of which the largest are asked for.
 const READ: i64 = 1 << 16;
 const TOP: u32 = 1024;

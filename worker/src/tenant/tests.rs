@@ -7,13 +7,12 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use realm_shared::wire::{Allotment, Fault};
 use rustix::fs::{MemfdFlags, memfd_create};
 
-use super::code::INSTANCES;
 use super::*;
 use crate::engine::ModelSource;
 
@@ -55,7 +54,13 @@ fn compiled(name: &str) -> OwnedFd {
 
 /// A gateway's programs: those named, numbered from 1.
 fn programs(names: &[&str]) -> Programs {
-    let programs = Programs::new(Arc::new(Vocabulary::of(&ModelSource::Embedded)));
+    static HOST: LazyLock<Arc<Host>> = LazyLock::new(|| Arc::new(Host::new(Pool::default())));
+    programs_of(HOST.clone(), names)
+}
+
+/// The same with a pool of their own.
+fn programs_of(host: Arc<Host>, names: &[&str]) -> Programs {
+    let programs = Programs::new(host, Arc::new(Vocabulary::of(&ModelSource::Embedded)));
     for (number, name) in (1..).zip(names) {
         programs.add(number, name, compiled(name));
     }
@@ -316,12 +321,13 @@ fn instances_are_counted_by_tenant_and_in_all() {
     let mut first = programs.start(of(1, 1));
     assert!(matches!(verdict(&mut first), Verdict::Draw(_)));
     assert_eq!(failure(&programs, of(1, 1)).fault, Fault::Instances);
-    let others = 2..=INSTANCES;
+    let most = Pool::default().instances;
+    let others = 2..=most;
     let mut others: Vec<_> = others.map(|tenant| programs.start(of(tenant, 1))).collect();
     for steering in &mut others {
         assert!(matches!(verdict(steering), Verdict::Draw(_)));
     }
-    let refused = failure(&programs, of(INSTANCES + 1, 1));
+    let refused = failure(&programs, of(most + 1, 1));
     assert_eq!(refused.fault, Fault::Instances);
     assert!(
         refused
@@ -329,6 +335,18 @@ fn instances_are_counted_by_tenant_and_in_all() {
             .contains("1000 instances run in this worker"),
         "{refused}"
     );
+    // Where there is a smaller pool, it is smaller.
+    let host = Host::new(Pool {
+        instances: 2,
+        ..Pool::default()
+    });
+    let few = programs_of(Arc::new(host), &["errors", "choice"]);
+    let mut two: Vec<_> = (1..=2).map(|tenant| few.start(of(tenant, 1))).collect();
+    for steering in &mut two {
+        assert!(matches!(verdict(steering), Verdict::Draw(_)));
+    }
+    let refused = failure(&few, of(3, 1));
+    assert!(refused.message.starts_with("2 instances"), "{refused}");
     // Whoever is next need not wait until the instance is gone.
     drop(first);
     let mut next = programs.start(of(1, 1));

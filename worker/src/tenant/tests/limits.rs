@@ -81,6 +81,7 @@ fn what_a_program_holds_and_says() {
 
 #[test]
 fn what_a_tenant_may_set() {
+    let one = r#"{"tensor": [[1], [1]]}"#;
     let new = r#"{"new": {}}"#;
     let gather = |count| {
         let gather = format!(r#"{{"gather": [0, {:?}]}}"#, vec![0; count]);
@@ -95,7 +96,19 @@ fn what_a_tenant_may_set() {
                 Fault::Handles,
                 "more than 2 sequences",
             ),
-            (gather(9), gather(10), Fault::Tensors, "40 bytes"),
+            (gather(8), gather(9), Fault::Tensors, "36 bytes"),
+            (
+                script(&[one; 3]),
+                script(&[one; 4]),
+                Fault::Tensors,
+                "more than 3 tensors",
+            ),
+            edge(
+                |n| format!(r#"{{"log": ["x", {n}]}}"#),
+                1 << 16,
+                Fault::HostCall,
+                "at most 65536 bytes",
+            ),
             edge(
                 |n| format!(r#"{{"emit": "{}"}}"#, "x".repeat(n)),
                 10,
@@ -105,10 +118,40 @@ fn what_a_tenant_may_set() {
         ],
         |allotment| {
             allotment.sequences = 2;
-            allotment.tensors = 40;
+            allotment.tensors = 36;
             allotment.output = 10;
+            allotment.handles = 3;
+            allotment.handed = 1 << 16;
         },
     );
+}
+
+/// The stack is the worker's, for all programs alike.
+#[test]
+fn what_a_pool_has() {
+    let recurse = |depth| script(&[&format!(r#"{{"recurse": {depth}}}"#)]);
+    let deepest = |stack| {
+        let pool = Pool {
+            instances: 4,
+            stack,
+        };
+        let mut rig = Rig::with_pool(pool, &["program-script"]);
+        let (mut within, mut beyond) = (0, 1 << 20);
+        while beyond - within > 16 {
+            let depth = (within + beyond) / 2;
+            match rig.play(answer(&recurse(depth))).last {
+                Some(What::Finished(Finish::Stop)) => within = depth,
+                Some(What::Failed(fault, _)) => {
+                    assert_eq!(Fault::from_number(fault), Some(Fault::Stack));
+                    beyond = depth;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        within
+    };
+    let [usual, twice] = [256 << 10, 512 << 10].map(deepest);
+    assert!(usual > 1000 && twice > usual * 3 / 2, "{usual}, {twice}");
 }
 
 #[test]

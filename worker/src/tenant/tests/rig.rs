@@ -32,6 +32,16 @@ impl Rig {
         rig
     }
 
+    /// The same with a pool of instances of its own.
+    pub(super) fn with_pool(pool: Pool, names: &[&str]) -> Rig {
+        let mut rig = Rig {
+            programs: programs_of(Arc::new(Host::new(pool)), names),
+            ..Rig::deaf(&[])
+        };
+        rig.lend(3);
+        rig
+    }
+
     /// One that has lent no slot yet.
     pub(super) fn deaf(names: &[&str]) -> Rig {
         let (ours, theirs) = socket::pair().expect("sockets");
