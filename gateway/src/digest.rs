@@ -4,7 +4,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
 
 /// A SHA-256 digest, as 64 hexadecimal digits in files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Digest(pub [u8; 32]);
 
 impl Digest {
@@ -22,7 +22,8 @@ impl Digest {
         hex
     }
 
-    fn from_hex(hex: &str) -> Option<Self> {
+    /// Reads them.
+    pub fn from_hex(hex: &str) -> Option<Self> {
         let (pairs, []) = hex.as_bytes().as_chunks::<2>() else {
             return None;
         };

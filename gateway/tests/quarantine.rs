@@ -122,6 +122,27 @@ fn a_program_that_crashes_its_worker_is_not_run_again() {
     assert_eq!(shop.push("program-script", "chat").status, 200);
     content(&ask(Value::Null));
     assert_eq!((deaths(&shop), quarantined(&shop)), (ended, 1.0));
+    // Whoever runs the server sees which it was, and can have it run again.
+    let held = || -> Value {
+        let held = shop.server.admin("/admin/quarantine");
+        serde_json::from_str(&held.body).expect("JSON")
+    };
+    let all = held();
+    let [version] = all["programs"].as_array().expect("a list").as_slice() else {
+        panic!("{all}");
+    };
+    assert_eq!(version["program"], "program-script", "{all}");
+    let [tenant, sha256] = ["tenant", "sha256"].map(|part| version[part].as_str().expect("text"));
+    let lift = |version: &str| {
+        let path = format!("/admin/quarantine/{version}");
+        shop.server.admin_delete(&path).status
+    };
+    assert_eq!(lift(&format!("{tenant}/{}", "0".repeat(64))), 404);
+    assert_eq!(lift(&format!("{tenant}/{sha256}")), 200);
+    assert_eq!(lift(&format!("{tenant}/{sha256}")), 404);
+    assert_eq!((held(), quarantined(&shop)), (json!({"programs": []}), 0.0));
+    let body = answered("again", json!([{"new": {}}, {"speak": [0, 3]}]));
+    content(&shop.server.post("/v1/chat/completions", &body));
 }
 
 /// Before it asks for a token: then no sequence is there to be suspected.

@@ -212,6 +212,19 @@ impl ApiError {
         }
     }
 
+    /// 404: no such version of a program is in quarantine.
+    pub fn not_quarantined(version: &str) -> Self {
+        Self::new(
+            StatusCode::NOT_FOUND,
+            "invalid_request_error",
+            Some("not_quarantined"),
+            format!(
+                "No version of a program `{}` (TENANT/SHA256) is in quarantine",
+                echo(version)
+            ),
+        )
+    }
+
     /// The same, where another parameter says it.
     pub(super) fn about(self, param: &str) -> Self {
         ApiError {

@@ -51,7 +51,10 @@ fn program_object<'a>(
     ModelObject {
         id: record.name.as_str(),
         created: u64::try_from(record.created.as_second()).unwrap_or(0),
-        owned_by: "tenant",
+        owned_by: match record.is_builtin() {
+            true => "realm",
+            false => "tenant",
+        },
         base: Some(&base.name),
         ..object(base, caller)
     }

@@ -20,7 +20,9 @@ use super::accept::HttpService;
 use super::api::read_json;
 use crate::api::{ApiError, Body};
 use crate::config::ModelSource;
+use crate::digest::Digest;
 use crate::metrics::{cache_config, model_ready};
+use crate::programs::Programs;
 use crate::tenants::Ledger;
 use crate::workers::{Models, State};
 
@@ -34,24 +36,27 @@ const MAX_BODY: usize = 64 << 10;
 /// The admin endpoints as a service.
 pub(super) fn service(
     models: Models,
+    programs: Programs,
     metrics: PrometheusHandle,
     ledger: Arc<Ledger>,
 ) -> impl HttpService {
     service_fn(move |request: Request<Incoming>| {
-        let (models, metrics, ledger) = (models.clone(), metrics.clone(), ledger.clone());
-        async move { Ok::<_, Infallible>(route(&models, &metrics, &ledger, request).await) }
+        let (models, programs) = (models.clone(), programs.clone());
+        let (metrics, ledger) = (metrics.clone(), ledger.clone());
+        async move { Ok::<_, Infallible>(route(&models, &programs, &metrics, &ledger, request).await) }
     })
 }
 
 async fn route(
     models: &Models,
+    programs: &Programs,
     metrics: &PrometheusHandle,
     ledger: &Ledger,
     request: Request<Incoming>,
 ) -> Response<Body> {
     let path = request.uri().path();
     if path.starts_with("/admin/") {
-        let answer = control(models, ledger, request).await;
+        let answer = control(models, programs, ledger, request).await;
         return answer.unwrap_or_else(ApiError::into_response);
     }
     if !is_read(request.method()) {
@@ -77,7 +82,8 @@ async fn route(
         _ => respond(
             StatusCode::NOT_FOUND,
             "text/plain",
-            "try /health, /ready, /metrics, /admin/models or /admin/usage\n".into(),
+            "try /health, /ready, /metrics, /admin/models, /admin/usage or /admin/quarantine\n"
+                .into(),
         ),
     }
 }
@@ -93,6 +99,7 @@ struct Swap {
 /// The endpoints that show and change what is served.
 async fn control(
     models: &Models,
+    programs: &Programs,
     ledger: &Ledger,
     request: Request<Incoming>,
 ) -> Result<Response<Body>, ApiError> {
@@ -101,6 +108,7 @@ async fn control(
     let shown = match path.as_str() {
         "/admin/models" => Some(json!({"models": models.status()})),
         "/admin/usage" => Some(ledger.report()),
+        "/admin/quarantine" => Some(json!({"programs": programs.quarantined()})),
         _ => None,
     };
     if let Some(shown) = shown {
@@ -108,6 +116,12 @@ async fn control(
             return Err(ApiError::method_not_allowed(&method, READ));
         }
         return Ok(respond(StatusCode::OK, JSON, shown.to_string()));
+    }
+    if let Some(version) = path.strip_prefix("/admin/quarantine/") {
+        return match method {
+            Method::DELETE => lift(programs, version),
+            _ => Err(ApiError::method_not_allowed(&method, "DELETE")),
+        };
     }
     // Names may hold slashes.
     let name = path
@@ -123,6 +137,17 @@ async fn control(
     // A caller that hangs up drops this future, and with it the version that is being loaded.
     let now = models.swap(&name, source).await?;
     Ok(respond(StatusCode::OK, JSON, json!(now).to_string()))
+}
+
+/// Has a version of a program, `TENANT/SHA256`, run again.
+fn lift(programs: &Programs, version: &str) -> Result<Response<Body>, ApiError> {
+    let parts = version.rsplit_once('/');
+    let lifted = parts.and_then(|(tenant, digest)| {
+        let tenant = percent_decode_str(tenant).decode_utf8_lossy();
+        programs.lift(&tenant, Digest::from_hex(digest)?)
+    });
+    let lifted = lifted.ok_or_else(|| ApiError::not_quarantined(version))?;
+    Ok(respond(StatusCode::OK, JSON, json!(lifted).to_string()))
 }
 
 fn swap_source(body: &Bytes) -> Result<Option<ModelSource>, ApiError> {

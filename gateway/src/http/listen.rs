@@ -75,7 +75,12 @@ pub async fn serve(
 ) -> bool {
     let drain_timeout = bound.settings.drain_timeout;
     let admin = bound.admin.map(|listener| {
-        let service = admin::service(models.clone(), metrics, access.ledger().clone());
+        let service = admin::service(
+            models.clone(),
+            programs.clone(),
+            metrics,
+            access.ledger().clone(),
+        );
         // Health and metrics answer until the very end, so they are not part of the drain.
         tokio::spawn(async move { Acceptor::new(listener, service).accept().await })
     });

@@ -27,7 +27,7 @@ pub use compiler::{CompileError, CompileLimits, Compiler, Interfaces};
 use image::Image;
 use loaded::Loaded;
 pub use name::{BadName, ProgramName};
-pub use quarantine::Quarantine;
+pub use quarantine::{Quarantine, Quarantined};
 pub use store::{ProgramRecord, StoreError};
 use store::{Put, Store};
 
@@ -97,9 +97,9 @@ impl Program {
             tenant,
             program = name,
             digest = digest.hex(),
-            "a program crashes workers: this version of it is refused until the gateway restarts"
+            "a program crashes workers: this version of it is refused until that is lifted"
         );
-        self.quarantine.add(tenant, digest);
+        self.quarantine.add(tenant, name, digest);
     }
 
     /// Whether this version is refused.
@@ -150,7 +150,7 @@ pub enum ProgramError {
     /// The version of it that is stored crashed workers.
     #[error(
         "the version of the program `{0}` that is stored crashed the worker again and again, and is not run any \
-         more: push another version of it, or have whoever runs this server restart it"
+         more: push another version of it, or have whoever runs this server lift that"
     )]
     Quarantined(ProgramName),
     /// The component is longer than this many bytes.
@@ -368,6 +368,17 @@ impl Programs {
     /// If that is nothing.
     pub async fn get(&self, tenant: &str, name: &str) -> Result<ProgramRecord, ProgramError> {
         self.inner()?.record(tenant, name).await
+    }
+
+    /// The versions that are not run any more, of all tenants.
+    pub fn quarantined(&self) -> Vec<Quarantined> {
+        let inner = self.0.as_deref();
+        inner.map_or_else(Vec::new, |inner| inner.quarantine.list())
+    }
+
+    /// Has a version of a tenant's program run again, if it is not run any more.
+    pub fn lift(&self, tenant: &str, version: Digest) -> Option<Quarantined> {
+        self.0.as_deref()?.quarantine.lift(tenant, version)
     }
 
     /// Removes a program. Requests that use it go on.

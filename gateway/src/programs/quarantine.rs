@@ -1,9 +1,11 @@
 //! Versions of programs that are not run any more, because they crashed workers.
 
-use std::collections::HashSet;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use jiff::Timestamp;
 use metrics::gauge;
+use serde::Serialize;
 
 use crate::digest::Digest;
 
@@ -12,22 +14,78 @@ use crate::digest::Digest;
 ///
 /// It lasts as long as the gateway.
 #[derive(Debug, Clone, Default)]
-pub struct Quarantine(Arc<Mutex<HashSet<(String, Digest)>>>);
+pub struct Quarantine(Arc<Mutex<BTreeMap<(String, Digest), Found>>>);
+
+/// When a version was found out.
+#[derive(Debug, Clone)]
+struct Found {
+    program: String,
+    since: Timestamp,
+}
+
+/// A version that is not run any more.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Quarantined {
+    /// Whose it is.
+    pub tenant: String,
+    /// What it was called when it crashed a worker.
+    pub program: String,
+    /// The digest of its component.
+    pub sha256: Digest,
+    /// When it was found out.
+    pub since: Timestamp,
+}
 
 impl Quarantine {
     /// Adds a version.
-    pub(super) fn add(&self, tenant: &str, version: Digest) {
+    pub(super) fn add(&self, tenant: &str, program: &str, version: Digest) {
+        let found = Found {
+            program: program.to_owned(),
+            since: Timestamp::now(),
+        };
         let mut versions = self.lock();
-        versions.insert((tenant.to_owned(), version));
-        gauge!("realm_programs_quarantined").set(versions.len() as f64);
+        versions
+            .entry((tenant.to_owned(), version))
+            .or_insert(found);
+        count(versions.len());
     }
 
     /// Whether a version is one of them.
     pub(super) fn holds(&self, tenant: &str, version: Digest) -> bool {
-        self.lock().contains(&(tenant.to_owned(), version))
+        self.lock().contains_key(&(tenant.to_owned(), version))
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashSet<(String, Digest)>> {
+    /// All of them, by tenant.
+    pub(super) fn list(&self) -> Vec<Quarantined> {
+        let versions = self.lock();
+        versions
+            .iter()
+            .map(|(key, found)| show(key, found))
+            .collect()
+    }
+
+    /// Has a version run again.
+    pub(super) fn lift(&self, tenant: &str, version: Digest) -> Option<Quarantined> {
+        let mut versions = self.lock();
+        let (key, found) = versions.remove_entry(&(tenant.to_owned(), version))?;
+        count(versions.len());
+        Some(show(&key, &found))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, Digest), Found>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn count(versions: usize) {
+    gauge!("realm_programs_quarantined").set(versions as f64);
+}
+
+fn show((tenant, version): &(String, Digest), found: &Found) -> Quarantined {
+    Quarantined {
+        tenant: tenant.clone(),
+        program: found.program.clone(),
+        sha256: *version,
+        since: found.since,
     }
 }

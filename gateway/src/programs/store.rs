@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use tempfile::NamedTempFile;
 
+use super::builtin;
 use super::compiler::{Compiled, Fingerprint};
 use super::image::{Draft, Image};
 use super::{Kind, ProgramName};
@@ -54,6 +55,13 @@ pub struct ProgramRecord {
     pub bytes: u64,
     /// When it was stored.
     pub created: Timestamp,
+}
+
+impl ProgramRecord {
+    /// Whether it is the one that everybody has without having stored it.
+    pub fn is_builtin(&self) -> bool {
+        builtin::chat() == Some(self)
+    }
 }
 
 /// Something in the folder cannot be read or written.

@@ -10,9 +10,8 @@ use realm_shared::wire::{Fault, Sampling};
 use realm_shm::GatewayEnd;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
-use tokio::sync::mpsc::error::TryRecvError;
 
-use super::generation::{Cancel, Command};
+use super::generation::Command;
 use super::heartbeat::Heartbeat;
 use super::link::{Answer, Link, LinkError, MAX_TABLE, Room};
 use super::live::Live;
@@ -20,14 +19,16 @@ use super::process::{WorkerError, WorkerProcess};
 use super::runs::{Hands, Runs};
 use super::{Shared, State};
 use crate::batching::{
-    Allowance, Config, Event, FailReason, Instance, Limits, Loss, Priority, Scheduler, Sequence,
-    SequenceId, Steering, TenantId,
+    Allowance, Config, Event, FailReason, Limits, Priority, Scheduler, Sequence, SequenceId,
+    TenantId,
 };
 use crate::config::{ModelSpec, Workers};
 use crate::metrics::ModelMetrics;
 use crate::programs::{Kind, Program};
 use crate::readable::watch;
-use crate::tenants::Outcome;
+
+mod commands;
+mod suspects;
 
 /// Shortest and longest pause before a worker that ended is replaced.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(30));
@@ -401,62 +402,6 @@ impl Driver {
         Ok(())
     }
 
-    /// Fails the request of a program that a worker died of. Tells which program that was, or may have been, and
-    /// the tokens that were computed for it, which may have been it instead.
-    fn convict(&mut self, loss: Loss) -> Option<(Arc<Program>, Option<Vec<u32>>)> {
-        let run = self.runs.convicted(&loss);
-        let none_is_sent = self.runs.none_is_sent();
-        if let Some((number, _)) = run {
-            let (runs, mut hands) = self.hands();
-            runs.fail(number, FailReason::WorkerCrashed, &mut hands);
-        }
-        let Some(convicted) = loss.convicted else {
-            let (_, program) = run?;
-            // It can be nothing else, if nothing was computed.
-            return loss.in_flight.is_empty().then_some((program, None));
-        };
-        let program = match convicted.steering? {
-            Steering::Instance(instance) if none_is_sent => instance.program,
-            Steering::Lease(_) => run?.1,
-            Steering::Instance(_) | Steering::Form(_) => return None,
-        };
-        Some((program, Some(convicted.tokens)))
-    }
-
-    /// Computes tokens before all else and without their program. If the worker lives, it was the program.
-    fn examine(&mut self, program: Arc<Program>, tokens: Vec<u32>) {
-        let id = self.new_id();
-        let submitted = self.scheduler.submit(Sequence {
-            priority: Priority::High,
-            ..plain(id, tokens.into())
-        });
-        match submitted {
-            Ok(()) => {
-                self.scheduler.suspect(id);
-                self.examined.insert(id, program);
-            }
-            Err(refused) => {
-                tracing::warn!(%refused, "what may have crashed a worker is not examined")
-            }
-        }
-    }
-
-    /// From now on a version of a program is not run any more.
-    fn put_in_quarantine(&mut self, program: &Program) {
-        program.put_in_quarantine();
-        self.fail_quarantined();
-    }
-
-    /// Fails what waits for programs that are not run any more.
-    fn fail_quarantined(&mut self) {
-        let kind = Kind::Processor;
-        let reason = FailReason::Quarantined { kind };
-        let is_quarantined = |instance: &Instance| instance.program.is_quarantined();
-        self.scheduler.fail_steered(is_quarantined, &reason);
-        let (runs, mut hands) = self.hands();
-        runs.fail_quarantined(&mut hands);
-    }
-
     /// The runs, and what they act with.
     fn hands(&mut self) -> (&mut Runs, Hands<'_>) {
         let hands = Hands {
@@ -467,108 +412,6 @@ impl Driver {
             kept: self.settings.max_queue.saturating_add(PROBES),
         };
         (&mut self.runs, hands)
-    }
-
-    /// Takes the commands that are there. False: every handle is dropped.
-    fn apply_all(&mut self) -> bool {
-        loop {
-            match self.inbox.try_recv() {
-                Ok(command) => self.apply(command),
-                Err(TryRecvError::Empty) => return true,
-                Err(TryRecvError::Disconnected) => return false,
-            }
-        }
-    }
-
-    fn apply(&mut self, command: Command) {
-        let now = Instant::now();
-        match command {
-            Command::Start(mut start) => {
-                let sequences = start.sequences.into_iter().zip(start.backlogs);
-                let mut prompt = None;
-                for (index, (mut sequence, backlog)) in sequences.enumerate() {
-                    let before = prompt.replace(sequence.prompt.clone());
-                    let id = self.new_id();
-                    sequence.id = id;
-                    let mut live = Live {
-                        request: start.request,
-                        index,
-                        events: start.events.clone(),
-                        backlog,
-                        submitted: now,
-                        last_token: None,
-                        prompt_tokens: sequence.prompt.len(),
-                        shares_prompt: before
-                            .is_some_and(|before| Arc::ptr_eq(&before, &sequence.prompt)),
-                        reservation: start.reservation.clone(),
-                        place: start.places.split_one(),
-                    };
-                    if let Err(refused) = self.scheduler.submit(sequence) {
-                        tracing::error!(%refused, "a sequence that was admitted is refused");
-                        (live.reservation, live.place) = (None, None);
-                        live.backlog.push();
-                        let _ = live
-                            .events
-                            .send((index, Event::Failed(FailReason::WorkerGone)));
-                        continue;
-                    }
-                    self.metrics.admitted();
-                    self.live.insert(id, live);
-                    self.by_request.insert((start.request, index), id);
-                }
-            }
-            Command::Run(start) => {
-                let live = Live {
-                    request: start.request,
-                    index: 0,
-                    events: start.events,
-                    backlog: start.backlog,
-                    submitted: now,
-                    last_token: None,
-                    prompt_tokens: start.task.request.prompt.len(),
-                    shares_prompt: false,
-                    reservation: start.reservation,
-                    place: Some(start.places),
-                };
-                self.metrics.admitted();
-                self.runs.start(*start.task, live);
-            }
-            Command::Cancel {
-                request,
-                index,
-                why,
-            } => {
-                let outcome = match why {
-                    Cancel::Satisfied => Outcome::Completed,
-                    Cancel::Abandoned => Outcome::Cancelled,
-                };
-                let (runs, mut hands) = self.hands();
-                if runs.cancel(request, outcome, &mut hands) {
-                    return;
-                }
-                let Some(id) = self.by_request.remove(&(request, index)) else {
-                    return;
-                };
-                let unheard = self.scheduler.cancel(id);
-                let Some(mut live) = self.live.remove(&id) else {
-                    return;
-                };
-                self.metrics.cancelled(outcome, now - live.submitted);
-                if let Some(reservation) = live.reservation.take() {
-                    reservation.generated(unheard as u64);
-                    reservation.ended(outcome);
-                }
-                // Its request may wait for the end of `events`, and finds all given back then.
-                live.place = None;
-                drop(live);
-            }
-            Command::Resume { request, index } => {
-                if let Some(&id) = self.by_request.get(&(request, index)) {
-                    self.scheduler.resume(id);
-                }
-                self.runs.resume(request, &mut self.scheduler);
-            }
-        }
     }
 
     /// Asks a new worker for one token. Only a worker that computes is ready, and the first

@@ -152,6 +152,10 @@ impl Server {
         )
     }
 
+    pub(crate) fn admin_delete(&self, path: &str) -> Answer {
+        read(self.agent.delete(format!("{}{path}", self.admin)).call())
+    }
+
     /// Where the admin listener is, as `IP:PORT`.
     pub(crate) fn admin_address(&self) -> &str {
         self.admin.trim_start_matches("http://")
