@@ -1,16 +1,22 @@
 //! Attention over keys and values that lie in blocks of a paged arena.
 //!
-//! A block holds sixteen tokens. Its keys are stored transposed, `[kv head, dimension, token]`,
-//! so that the scores of a whole block against one query are one vector that is summed over the
-//! dimensions without shuffling; its values lie as `[kv head, token, dimension]`, each token
-//! padded to whole vectors. Softmax runs online (Milakov and Gimelshein, 2018), block by block
+//! A block holds sixteen tokens. Of each kv head its keys are stored transposed, so that the scores of a whole
+//! block against one query are one vector that is summed over the dimensions without shuffling; how exactly
+//! keys and values lie there is the [element's](super::element) matter, and how they are multiplied that of an
+//! [arithmetic]. Softmax runs online (Milakov and Gimelshein, 2018), block by block
 //! in the order of positions, for every query on its own: a query's result is the same in a
 //! prefill of any chunking and in a decode step.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::element::Element;
 use super::parallel::{Disjoint, Threads};
-use super::simd::{Element, Kernel, LANES, Simd, dispatch, exp};
+use super::simd::{Kernel, LANES, Simd, dispatch, exp, has_fast_dots};
+
+pub(super) mod arithmetic;
+
+use arithmetic::{Arithmetic, Widened};
 
 /// Tokens of a row that one task takes, at most: the largest of these of which every thread gets
 /// some tasks, so that all end together. A task that takes fewer reads keys and values as often.
@@ -108,7 +114,7 @@ pub fn attend<T: Element>(
     parts.sort_by_key(|part| std::cmp::Reverse(part.len * (part.context + part.len)));
     let out = Disjoint::new(out);
     threads.run(parts.len() * shape.kv_heads, |task| {
-        dispatch(Task {
+        let task = Task {
             shape,
             window,
             span: parts[task / shape.kv_heads],
@@ -117,7 +123,11 @@ pub fn attend<T: Element>(
             keys,
             values,
             out: &out,
-        });
+        };
+        match has_fast_dots() {
+            true => dispatch(By::<_, T::Attended>(task, PhantomData)),
+            false => dispatch(By::<_, Widened>(task, PhantomData)),
+        }
     });
 }
 
@@ -139,8 +149,11 @@ const TILE: usize = 8;
 /// What a task keeps of its queries from block to block. Queries are in the order of positions:
 /// all heads of a token, then the next token.
 struct Queries {
-    /// Tile after tile of `[dimension, query]`, scaled.
-    scaled: Vec<f32>,
+    /// Tile after tile of `[value, query]`, prepared for an arithmetic.
+    prepared: Vec<f32>,
+    /// Values of each.
+    width: usize,
+    positions: Vec<usize>,
     softmax: Vec<Softmax>,
     /// `[query, dimension]`: weighted sums of the values so far.
     sums: Vec<f32>,
@@ -160,51 +173,53 @@ struct Softmax {
 struct Tokens<'a, E> {
     /// Position of the first.
     first: usize,
-    /// `[dimension, token]`
     keys: &'a [E],
-    /// `[token, dimension]`, in whole vectors.
     values: &'a [E],
 }
 
-impl<T: Element> Kernel for Task<'_, T> {
+/// A task, computed by an arithmetic.
+struct By<'a, T, A>(Task<'a, T>, PhantomData<A>);
+
+impl<T: Element, A: Arithmetic<T>> Kernel for By<'_, T, A> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        let By(task, _) = self;
         let Task {
             shape,
             span,
             kv_head,
             ..
-        } = self;
+        } = task;
         let (keys, values) = (shape.head_dim * LANES, LANES * shape.value_width());
-        let mut queries = self.queries();
-        let many = queries.softmax.len() > TILE;
+        let mut queries = task.queries::<A>();
+        let many = A::WIDENS && queries.softmax.len() > TILE;
         // Several tiles read the same keys and values: those are widened once for all of them.
         let mut wide = vec![0.0; if many { keys + values } else { 0 }];
         let last = span.context + span.len - 1;
-        let seen = self.visible(span.context).start..last + 1;
+        let seen = task.visible(span.context).start..last + 1;
         for index in seen.start / LANES..seen.end.div_ceil(LANES) {
             let block = span.blocks[index] as usize;
             let tokens = Tokens {
                 first: index * LANES,
-                keys: &self.keys[shape.key_tile(block, kv_head)..][..keys],
-                values: &self.values[shape.value_tile(block, kv_head)..][..values],
+                keys: &task.keys[shape.key_tile(block, kv_head)..][..keys],
+                values: &task.values[shape.value_tile(block, kv_head)..][..values],
             };
             if many {
                 let (wide_keys, wide_values) = wide.split_at_mut(keys);
-                widen(s, tokens.keys, wide_keys);
-                widen(s, tokens.values, wide_values);
+                widen_keys(s, tokens.keys, wide_keys);
+                widen_values(s, tokens.values, wide_values);
                 let tokens = Tokens {
                     first: tokens.first,
                     keys: &*wide_keys,
                     values: &*wide_values,
                 };
-                self.attend(s, tokens, &mut queries);
+                task.attend::<S, f32, Widened>(s, tokens, &mut queries);
             } else {
-                self.attend(s, tokens, &mut queries);
+                task.attend::<S, T, A>(s, tokens, &mut queries);
             }
         }
-        self.finish(s, &queries);
+        task.finish(s, &queries);
     }
 }
 
@@ -226,22 +241,21 @@ impl<T: Element> Task<'_, T> {
 
     /// The queries of all tokens, which have seen nothing yet.
     #[inline(always)]
-    fn queries(&self) -> Queries {
+    fn queries<A: Arithmetic<T>>(&self) -> Queries {
         let head_dim = self.shape.head_dim;
         let row = (self.shape.heads + 2 * self.shape.kv_heads) * head_dim;
         let scale = 1.0 / (head_dim as f32).sqrt();
         let count = self.span.len * (self.shape.heads / self.shape.kv_heads);
-        let mut scaled = vec![0.0; count * head_dim];
+        let values = A::width(head_dim);
+        let mut prepared = vec![0.0; count * values];
         let mut first = 0;
         while first < count {
             let width = tile_of(count - first);
-            let tile = &mut scaled[first * head_dim..][..width * head_dim];
+            let tile = &mut prepared[first * values..][..width * values];
             for q in 0..width {
                 let (token, _, head) = self.query(first + q);
                 let from = &self.qkv[token * row + head * head_dim..][..head_dim];
-                for (to, x) in tile.iter_mut().skip(q).step_by(width).zip(from) {
-                    *to = x * scale;
-                }
+                A::prepare(from, scale, &mut tile[q..], width);
             }
             first += width;
         }
@@ -250,7 +264,9 @@ impl<T: Element> Task<'_, T> {
             totals: [0.0; LANES],
         };
         Queries {
-            scaled,
+            prepared,
+            width: values,
+            positions: (0..count).map(|i| self.query(i).1).collect(),
             softmax: vec![nothing; count],
             sums: vec![0.0; count * self.shape.value_width()],
         }
@@ -258,16 +274,21 @@ impl<T: Element> Task<'_, T> {
 
     /// Adds the tokens of a block to what every query has seen.
     #[inline(always)]
-    fn attend<S: Simd, E: Element>(&self, s: S, tokens: Tokens<'_, E>, queries: &mut Queries) {
+    fn attend<S: Simd, E: Element, A: Arithmetic<E>>(
+        &self,
+        s: S,
+        tokens: Tokens<'_, E>,
+        queries: &mut Queries,
+    ) {
         let count = queries.softmax.len();
         let mut first = 0;
         while first < count {
             let width = tile_of(count - first);
             match width {
-                1 => self.tile::<S, E, 1>(s, tokens, first, queries),
-                2 => self.tile::<S, E, 2>(s, tokens, first, queries),
-                4 => self.tile::<S, E, 4>(s, tokens, first, queries),
-                _ => self.tile::<S, E, TILE>(s, tokens, first, queries),
+                1 => self.tile::<S, E, A, 1>(s, tokens, first, queries),
+                2 => self.tile::<S, E, A, 2>(s, tokens, first, queries),
+                4 => self.tile::<S, E, A, 4>(s, tokens, first, queries),
+                _ => self.tile::<S, E, A, TILE>(s, tokens, first, queries),
             }
             first += width;
         }
@@ -275,17 +296,17 @@ impl<T: Element> Task<'_, T> {
 
     /// The same for the `Q` queries from `first` on, which read each key and value together.
     #[inline(always)]
-    fn tile<S: Simd, E: Element, const Q: usize>(
+    fn tile<S: Simd, E: Element, A: Arithmetic<E>, const Q: usize>(
         &self,
         s: S,
         tokens: Tokens<'_, E>,
         first: usize,
         queries: &mut Queries,
     ) {
-        let (head_dim, value_width) = (self.shape.head_dim, self.shape.value_width());
+        let value_width = self.shape.value_width();
         let base = tokens.first;
         let seen: [Range<usize>; Q] = std::array::from_fn(|q| {
-            let seen = self.visible(self.query(first + q).1);
+            let seen = self.visible(queries.positions[first + q]);
             seen.start.max(base)..seen.end.min(base + LANES)
         });
         // The first query sees the lowest positions, the last one the highest.
@@ -293,8 +314,8 @@ impl<T: Element> Task<'_, T> {
         if seen_by_any.is_empty() {
             return;
         }
-        let scaled = &queries.scaled[first * head_dim..][..Q * head_dim];
-        let scores = scores::<S, E, Q>(s, scaled.as_chunks().0, tokens.keys.as_chunks().0);
+        let prepared = &queries.prepared[first * queries.width..][..Q * queries.width];
+        let scores = A::scores::<S, Q>(s, prepared.as_chunks().0, tokens.keys);
         let sums = &mut queries.sums[first * value_width..][..Q * value_width];
         let mut weights = [[0.0; LANES]; Q];
         for (q, softmax) in queries.softmax[first..][..Q].iter_mut().enumerate() {
@@ -325,10 +346,10 @@ impl<T: Element> Task<'_, T> {
             }
             let weight = s.exp(s.add(scores, s.splat(-softmax.highest)));
             s.store(s.add(s.load(&softmax.totals), weight), &mut softmax.totals);
-            s.store(weight, &mut weights[q]);
+            weights[q] = A::weights(s, weight);
         }
         let lanes = seen_by_any.start - base..seen_by_any.end - base;
-        add_values::<S, E, Q>(s, &weights, lanes, tokens.values, value_width, sums);
+        A::add_values::<S, Q>(s, &weights, lanes, tokens.values, sums);
     }
 
     /// Writes the results of all queries.
@@ -359,90 +380,36 @@ fn tile_of(queries: usize) -> usize {
     }
 }
 
-/// The same values as `f32`.
+/// The keys of a block as `f32`.
 #[inline(always)]
-fn widen<S: Simd, T: Element>(s: S, from: &[T], to: &mut [f32]) {
-    let (from, to) = (from.as_chunks().0, to.as_chunks_mut().0);
+fn widen_keys<S: Simd, T: Element>(s: S, from: &[T], to: &mut [f32]) {
+    let (from, _) = from.as_chunks::<LANES>().0.as_chunks::<2>();
+    let (to, _) = to.as_chunks_mut::<LANES>().0.as_chunks_mut::<2>();
     for (from, to) in from.iter().zip(to) {
-        s.store(T::load(s, from), to);
+        let [first, second] = T::keys(s, from);
+        s.store(first, &mut to[0]);
+        s.store(second, &mut to[1]);
     }
 }
 
-/// Scores of the tokens of a block against `Q` queries.
+/// The same of the values.
 #[inline(always)]
-fn scores<S: Simd, T: Element, const Q: usize>(
-    s: S,
-    queries: &[[f32; Q]],
-    keys: &[[T; LANES]],
-) -> [S::V; Q] {
-    // Two chains of sums, so that a lone query does not wait for each addition.
-    let mut even = [s.splat(0.0); Q];
-    let mut odd = [s.splat(0.0); Q];
-    let (pairs, _) = keys.as_chunks::<2>();
-    let (query_pairs, _) = queries.as_chunks::<2>();
-    for (key, query) in pairs.iter().zip(query_pairs) {
-        let (a, b) = (T::load(s, &key[0]), T::load(s, &key[1]));
-        for q in 0..Q {
-            even[q] = s.mul_add(s.splat(query[0][q]), a, even[q]);
-            odd[q] = s.mul_add(s.splat(query[1][q]), b, odd[q]);
+fn widen_values<S: Simd, T: Element>(s: S, from: &[T], to: &mut [f32]) {
+    let ((from, _), (to, _)) = (from.as_chunks::<LANES>(), to.as_chunks_mut::<LANES>());
+    let pair = from.len() / (LANES / 2);
+    for (from, to) in from.chunks_exact(pair).zip(to.chunks_exact_mut(pair)) {
+        for vector in 0..pair / 2 {
+            let [first, second] = T::values(s, from, vector);
+            s.store(first, &mut to[vector]);
+            s.store(second, &mut to[pair / 2 + vector]);
         }
-    }
-    std::array::from_fn(|q| s.add(even[q], odd[q]))
-}
-
-/// Adds the weighted values of some tokens of a block to the sums of `Q` queries. Tokens outside
-/// of `lanes` are not even multiplied by zero: what an earlier sequence left there may be NaN.
-#[inline(always)]
-fn add_values<S: Simd, T: Element, const Q: usize>(
-    s: S,
-    weights: &[[f32; LANES]; Q],
-    lanes: Range<usize>,
-    values: &[T],
-    width: usize,
-    sums: &mut [f32],
-) {
-    /// Tokens of which one round takes the values: enough to hide what a round costs.
-    const ROUND: usize = 4;
-    let (values, _) = values.as_chunks::<LANES>();
-    let vectors = width / LANES;
-    let (sums, _) = sums.as_chunks_mut::<LANES>();
-    for vector in 0..vectors {
-        let mut sum: [S::V; Q] = std::array::from_fn(|q| s.load(&sums[q * vectors + vector]));
-        if lanes.len() == LANES {
-            for (round, values) in values.chunks_exact(ROUND * vectors).enumerate() {
-                for i in 0..ROUND {
-                    let value = T::load(s, &values[i * vectors + vector]);
-                    add_value(s, weights, round * ROUND + i, value, &mut sum);
-                }
-            }
-        } else {
-            for lane in lanes.clone() {
-                let value = T::load(s, &values[lane * vectors + vector]);
-                add_value(s, weights, lane, value, &mut sum);
-            }
-        }
-        for q in 0..Q {
-            s.store(sum[q], &mut sums[q * vectors + vector]);
-        }
-    }
-}
-
-/// Adds one token's weighted value.
-#[inline(always)]
-fn add_value<S: Simd, const Q: usize>(
-    s: S,
-    weights: &[[f32; LANES]; Q],
-    lane: usize,
-    value: S::V,
-    sums: &mut [S::V; Q],
-) {
-    for q in 0..Q {
-        sums[q] = s.mul_add(s.splat(weights[q][lane]), value, sums[q]);
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use half::{bf16, f16};
+
     use super::super::rotary::{Place, Rotary, rotate_and_store};
     use super::*;
 
@@ -481,8 +448,8 @@ mod tests {
         out
     }
 
-    #[test]
-    fn any_chunking_gives_the_definition_bit_by_bit_the_same() {
+    /// Queries, keys and values up to `most`, for results that are off by less than `error`.
+    fn check<T: Element>(most: f32, error: f64) {
         for (heads, kv_heads, head_dim, window) in [
             (4, 2, 16, None),
             (3, 3, 10, Some(7)),
@@ -497,7 +464,7 @@ mod tests {
             let n = 53;
             let row = (heads + 2 * kv_heads) * head_dim;
             let qkv: Vec<f32> = (0..n * row)
-                .map(|i| (i as f32 * 0.731).sin() * 2.0)
+                .map(|i| (i as f32 * 0.731).sin() * most)
                 .collect();
             // No rotation: every angle is zero.
             let mut rotary = Rotary::new(vec![0.0; head_dim / 2]);
@@ -507,8 +474,9 @@ mod tests {
             let mut results: Vec<Vec<f32>> = Vec::new();
             for (chunk, threads) in [(n, 1), (1, 1), (7, 2), (20, 3)] {
                 // What others left behind must not matter.
-                let mut keys = vec![f32::NAN; 6 * shape.key_block()];
-                let mut values = vec![f32::NAN; 6 * shape.value_block()];
+                let nan = T::from_f32(f32::NAN);
+                let mut keys = vec![nan; 6 * shape.key_block()];
+                let mut values = vec![nan; 6 * shape.value_block()];
                 let mut out = vec![0.0; n * heads * head_dim];
                 for first in (0..n).step_by(chunk) {
                     let len = chunk.min(n - first);
@@ -540,7 +508,7 @@ mod tests {
                     attend(threads, &shape, window, &[span], &part, &keys, &values, out);
                 }
                 for (ours, exact) in out.iter().zip(&expected) {
-                    assert!((f64::from(*ours) - exact).abs() < 1e-5, "{ours} {exact}");
+                    assert!((f64::from(*ours) - exact).abs() < error, "{ours} {exact}");
                 }
                 results.push(out);
             }
@@ -548,5 +516,12 @@ mod tests {
                 assert_eq!(other, &results[0]);
             }
         }
+    }
+
+    #[test]
+    fn any_chunking_gives_the_definition_bit_by_bit_the_same() {
+        check::<f32>(2.0, 1e-5);
+        check::<f16>(1.0, 1e-3);
+        check::<bf16>(1.0, 1e-2);
     }
 }

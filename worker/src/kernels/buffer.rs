@@ -2,7 +2,7 @@
 
 use std::marker::PhantomData;
 
-use super::simd::Element;
+use super::element::Element;
 
 /// Room for `[rows, width]` values, allocated once and used from the front by every step.
 pub struct Buffer<T> {

@@ -204,7 +204,8 @@ impl<T: Packable, A: Arithmetic<T>> Product<'_, T, A> {
 mod tests {
     use half::{bf16, f16};
 
-    use super::super::simd::{Element, tests::on_each};
+    use super::super::element::Element;
+    use super::super::simd::tests::on_each;
     use super::arithmetic::Rounded;
     use super::*;
 

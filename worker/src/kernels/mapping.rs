@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 
 use memmap2::{Mmap, MmapMut};
 
-use super::simd::Element;
+use super::element::Element;
 
 /// A file's contents.
 pub struct Mapping(Mmap);

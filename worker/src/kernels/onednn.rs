@@ -13,8 +13,8 @@ use half::bf16;
 use tch::Tensor;
 
 use super::buffer::Buffer;
+use super::element::Element;
 use super::parallel::Threads;
-use super::simd::Element;
 
 /// Rows of a product that oneDNN is told to expect. The order for 16 to 64 also suits 1 and 512.
 const ROWS: i64 = 32;

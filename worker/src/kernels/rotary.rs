@@ -1,9 +1,10 @@
 //! Rotary position embedding, and the storing of keys and values in the arena.
 
 use super::attention::Attention;
+use super::element::Element;
 use super::norm::Norm;
 use super::parallel::{Disjoint, Threads};
-use super::simd::{Element, Kernel, LANES, Simd, dispatch};
+use super::simd::{Kernel, LANES, Simd, dispatch};
 
 /// Cosines and sines of every position seen so far.
 pub struct Rotary {
@@ -110,16 +111,17 @@ pub fn rotate_and_store<T: Element>(
             });
             let start = shape.key_tile(block, h);
             for (d, value) in key.iter().enumerate() {
-                let at = start + d * LANES + slot;
+                let at = start + T::key_place(d, slot);
                 // SAFETY: a token's slot of a block is written by that token alone.
                 let into = unsafe { keys.slice(at..at + 1) };
                 into.fill(T::from_f32(*value));
             }
-            let start = shape.value_tile(block, h) + slot * shape.value_width();
-            // SAFETY: as above.
-            let into = unsafe { values.slice(start..start + shape.head_dim) };
-            for (to, value) in into.iter_mut().zip(&new_values[part]) {
-                *to = T::from_f32(*value);
+            let (start, width) = (shape.value_tile(block, h), shape.value_width());
+            for (d, value) in new_values[part].iter().enumerate() {
+                let at = start + T::value_place(width, slot, d);
+                // SAFETY: as above.
+                let into = unsafe { values.slice(at..at + 1) };
+                into.fill(T::from_f32(*value));
             }
         }
     });

@@ -1,85 +1,18 @@
-//! Sixteen `f32` lanes on whatever the CPU has, and the element types that fill them.
+//! Sixteen `f32` lanes on whatever the CPU has.
 //!
 //! A kernel is a [`Kernel`] whose `run` is generic over [`Simd`]; [`dispatch`] picks the
 //! instruction set once per call. A value of an instruction set's type is the proof that the CPU
 //! has it, which is what makes the operations themselves safe to call.
 
-use bytemuck::Pod;
 use half::{bf16, f16};
+
+use super::element::Element;
 
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 /// Lanes of a vector; also the tokens of a KV block, so that a block's scores fill one vector.
 pub(super) const LANES: usize = 16;
-
-/// A type that weights and activations are held in.
-pub trait Element: Pod + Send + Sync + 'static {
-    /// The type as libtorch names it.
-    const KIND: tch::Kind;
-    /// Its value, exactly.
-    fn to_f32(self) -> f32;
-    /// The nearest value.
-    fn from_f32(value: f32) -> Self;
-    /// Sixteen values as lanes.
-    #[doc(hidden)]
-    #[allow(private_interfaces, private_bounds)]
-    fn load<S: Simd>(s: S, from: &[Self; LANES]) -> S::V;
-}
-
-#[allow(private_interfaces, private_bounds)]
-impl Element for f32 {
-    const KIND: tch::Kind = tch::Kind::Float;
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        self
-    }
-    #[inline(always)]
-    fn from_f32(value: f32) -> f32 {
-        value
-    }
-    #[inline(always)]
-    fn load<S: Simd>(s: S, from: &[f32; LANES]) -> S::V {
-        s.load(from)
-    }
-}
-
-#[allow(private_interfaces, private_bounds)]
-impl Element for bf16 {
-    const KIND: tch::Kind = tch::Kind::BFloat16;
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
-    #[inline(always)]
-    fn from_f32(value: f32) -> bf16 {
-        // Round to nearest even on the bits; a NaN must not round up into an infinity.
-        let bits = value.to_bits();
-        let rounded = (bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16) as u16;
-        bf16::from_bits(if value.is_nan() { 0x7fc0 } else { rounded })
-    }
-    #[inline(always)]
-    fn load<S: Simd>(s: S, from: &[bf16; LANES]) -> S::V {
-        s.load_bf16(from)
-    }
-}
-
-#[allow(private_interfaces, private_bounds)]
-impl Element for f16 {
-    const KIND: tch::Kind = tch::Kind::Half;
-    #[inline(always)]
-    fn to_f32(self) -> f32 {
-        f16::to_f32(self)
-    }
-    #[inline(always)]
-    fn from_f32(value: f32) -> f16 {
-        f16::from_f32(value)
-    }
-    #[inline(always)]
-    fn load<S: Simd>(s: S, from: &[f16; LANES]) -> S::V {
-        s.load_f16(from)
-    }
-}
 
 /// Operations on sixteen lanes. Implementations differ in speed; within one, results are a
 /// function of the operands alone.
@@ -106,6 +39,12 @@ pub(super) trait Simd: Copy + Send + Sync {
     #[inline(always)]
     fn load_bf16(self, from: &[bf16; LANES]) -> Self::V {
         self.load(&from.map(Element::to_f32))
+    }
+    /// The nearest `bf16` of each lane, to even, but zero for numbers below the least normal one where the
+    /// instruction set takes them for that.
+    #[inline(always)]
+    fn to_bf16(self, v: Self::V) -> [bf16; LANES] {
+        self.to_array(v).map(Element::from_f32)
     }
     /// Has a cache line brought in that will be needed soon. Any address will do.
     #[inline(always)]
@@ -426,24 +365,6 @@ pub(super) mod tests {
         }
     }
 
-    #[test]
-    fn bf16_rounds_to_nearest_even() {
-        for x in [
-            0.0,
-            -0.0,
-            1.0,
-            1.003_906_2,
-            1.011_718_8,
-            -3.2415,
-            3.4e38,
-            f32::INFINITY,
-            1e-40,
-        ] {
-            assert_eq!(<bf16 as Element>::from_f32(x), bf16::from_f32(x), "{x}");
-        }
-        assert!(<bf16 as Element>::from_f32(f32::from_bits(0x7fff_ffff)).is_nan());
-    }
-
     #[derive(Clone)]
     struct Everything;
     impl Kernel for Everything {
@@ -467,6 +388,7 @@ pub(super) mod tests {
             // Exact in every order.
             let twos = s.splat(f32::from_bits(0x4000_c000));
             out.extend(s.to_array(s.dot_bf16(pairs, twos, s.splat(0.5))));
+            out.extend(s.to_bf16(pairs).map(Element::to_f32));
             out.extend([s.sum(v), s.largest(v)]);
             let above = [-3.0, 4.0, 4.5, f32::NAN].map(|limit| s.any_above(v, limit));
             out.extend(above.map(|above| f32::from(u8::from(above))));

@@ -8,8 +8,9 @@ use std::cell::Cell;
 use half::bf16;
 
 use super::panels::{Line, Packable};
+use crate::kernels::element::Element;
 use crate::kernels::parallel::{Disjoint, Threads};
-use crate::kernels::simd::{Element, Kernel, Simd, dispatch};
+use crate::kernels::simd::{Kernel, Simd, dispatch};
 
 /// Rows that one task rounds. What they take is little beside the multiplication of as many, and
 /// so few are not worth waking threads for.

@@ -5,9 +5,10 @@ use std::marker::PhantomData;
 use half::{bf16, f16};
 
 use super::arithmetic::{Arithmetic, Rounded, Widened};
+use crate::kernels::element::Element;
 use crate::kernels::mapping::zeros_in_huge_pages;
 use crate::kernels::parallel::Threads;
-use crate::kernels::simd::{Element, LANES, Simd};
+use crate::kernels::simd::{LANES, Simd};
 
 /// Outputs of a panel, in vectors and in values.
 pub(super) const PANEL_VECTORS: usize = 4;

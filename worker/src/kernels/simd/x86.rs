@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use half::{bf16, f16};
 
-use super::{Kernel, LANES, Simd, dot_widened};
+use super::{Element, Kernel, LANES, Simd, dot_widened};
 
 /// The upper sixteen of a lane's bits.
 const HIGH_HALF: i32 = 0xffff_0000_u32 as i32;
@@ -146,6 +146,14 @@ impl<const DOTS: bool> Simd for Avx512<DOTS> {
                 transmute::<__m512, __m512bh>(b),
             )
         }
+    }
+    #[inline(always)]
+    fn to_bf16(self, v: __m512) -> [bf16; LANES] {
+        if !DOTS {
+            return self.to_array(v).map(Element::from_f32);
+        }
+        // SAFETY: see the impl; both types are 32 bytes of `bf16`.
+        unsafe { transmute::<__m256bh, [bf16; LANES]>(_mm512_cvtneps_pbh(v)) }
     }
     #[inline(always)]
     fn any_above(self, v: __m512, limit: f32) -> bool {
