@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1
 # The worker and libtorch, on CPUs. From the root of the repository:
 #   docker build -f docker/worker.Dockerfile -t realm-worker .
 
