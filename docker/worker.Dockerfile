@@ -11,6 +11,8 @@ COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
     --mount=type=cache,target=/root/.cache/realm \
     cargo xtask install --only worker /out/opt/realm \
+    # A fifth of libtorch are names that only debuggers read.
+    && strip --strip-unneeded /out/opt/realm/torch/lib/libtorch_cpu.so \
     && mkdir -p /out/run/realm
 
 FROM debian:bookworm-slim
