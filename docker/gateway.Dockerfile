@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1
 # The gateway: one binary, and of a system only libc. From the root of the repository:
 #   docker build -f docker/gateway.Dockerfile -t realm-gateway .
 

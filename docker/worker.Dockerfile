@@ -1,4 +1,3 @@
-# syntax=docker/dockerfile:1
 # The worker and libtorch, on CPUs. From the root of the repository:
 #   docker build -f docker/worker.Dockerfile -t realm-worker .
 
@@ -12,6 +11,8 @@ COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry --mount=type=cache,target=/src/target \
     --mount=type=cache,target=/root/.cache/realm \
     cargo xtask install --only worker /out/opt/realm \
+    # A fifth of libtorch are names that only debuggers read.
+    && strip --strip-unneeded /out/opt/realm/torch/lib/libtorch_cpu.so \
     && mkdir -p /out/run/realm
 
 FROM debian:bookworm-slim

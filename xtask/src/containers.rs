@@ -6,8 +6,8 @@ use std::process::Command;
 
 use anyhow::{Context, bail};
 
-use crate::install::{Part, place};
-use crate::workspace::{Profile, Workspace};
+use crate::install::place;
+use crate::workspace::{Part, Profile, Workspace};
 
 /// What the script exits with where the system does not let its user make namespaces.
 const NO_NAMESPACES: i32 = 77;

@@ -3,12 +3,13 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::slice;
 
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 
 use crate::libtorch;
-use crate::workspace::{Profile, Workspace};
+use crate::workspace::{Part, Profile, Workspace};
 
 /// What to install, and where.
 #[derive(Debug, Args)]
@@ -20,23 +21,16 @@ pub(crate) struct Install {
     only: Option<Part>,
 }
 
-/// A program of the two.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Part {
-    /// `realm`
-    Gateway,
-    /// `realm-worker`, and libtorch beside it
-    Worker,
-}
-
 /// Builds a release, and fills the folder.
 pub(crate) fn install(args: &Install) -> anyhow::Result<()> {
     let workspace = Workspace::set_up()?;
-    workspace.build(Profile::Release)?;
-    for part in Part::value_variants() {
-        if args.only.is_none_or(|only| only == *part) {
-            place(&workspace, Profile::Release, *part, &args.dir)?;
-        }
+    let parts = match &args.only {
+        Some(only) => slice::from_ref(only),
+        None => Part::value_variants(),
+    };
+    workspace.release(parts)?;
+    for part in parts {
+        place(&workspace, Profile::Release, *part, &args.dir)?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
+use clap::ValueEnum;
 
 use crate::libtorch;
 
@@ -16,6 +17,15 @@ pub(crate) enum Profile {
     Dev,
     /// For serving.
     Release,
+}
+
+/// A program of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// `realm`
+    Gateway,
+    /// `realm-worker`, and libtorch beside it
+    Worker,
 }
 
 /// A checkout that is ready to be built.
@@ -79,20 +89,30 @@ impl Workspace {
 
     /// Builds both binaries and sees that the worker finds libtorch on its own.
     pub(crate) fn build(&self, profile: Profile) -> anyhow::Result<()> {
-        // For tests everything is built at once, so that the tests need no second build.
-        let args: &[_] = match profile {
-            Profile::Dev => &["build", "--workspace"],
-            Profile::Release => &[
-                "build",
-                "--release",
-                "--package",
-                "realm-gateway",
-                "--package",
-                "realm-worker",
-                "--bins",
-            ],
-        };
-        run(&mut self.cargo(args))?;
+        match profile {
+            // For tests everything is built at once, so that the tests need no second build.
+            Profile::Dev => {
+                run(&mut self.cargo(["build", "--workspace"]))?;
+                self.check_worker(profile)
+            }
+            Profile::Release => self.release(Part::value_variants()),
+        }
+    }
+
+    /// Builds releases of these alone, and sees to the worker likewise.
+    pub(crate) fn release(&self, parts: &[Part]) -> anyhow::Result<()> {
+        let packages = parts.iter().flat_map(|part| match part {
+            Part::Gateway => ["--package", "realm-gateway"],
+            Part::Worker => ["--package", "realm-worker"],
+        });
+        run(self.cargo(["build", "--release", "--bins"]).args(packages))?;
+        if parts.contains(&Part::Worker) {
+            self.check_worker(Profile::Release)?;
+        }
+        Ok(())
+    }
+
+    fn check_worker(&self, profile: Profile) -> anyhow::Result<()> {
         let worker = self.binary(profile, "realm-worker");
         run(Command::new(&worker)
             .args(["info", "--json"])
