@@ -1,0 +1,149 @@
+// Attention of rows of many tokens to the arena, where their own keys and values are stored already:
+// FlashAttention-2 (Dao, 2023), for tokens of any prefix and any number of sequences.
+//
+// A unit of work is a tile of queries of a row and a kv head: query heads, times tokens, so that few
+// tokens fill a tile too and keys and values are read once for all heads. Four warps take TILES
+// times 16 queries each, through the keys and values in shared memory that all of them need; the
+// next are copied meanwhile.
+//
+// Two tiles per warp halve what is read from shared memory for each product: a step of 16 keys and
+// 16 dimensions takes one load_matrices and 2 * TILES mma. With one tile, of head size 128, an SM of
+// an H200 would read 32 KiB per warp and 128 mma, which takes its shared memory 256 cycles and its
+// tensor cores, at the rate of mma.sync, 200: with two tiles (and queries that are read again and again)
+// 320 against 400.
+
+#include "attention.cuh"
+
+template <class E, i32 D> struct Layout {
+    static constexpr i32 WARPS = 4;
+    static constexpr i32 THREADS = WARPS * WARP;
+    // Tiles of 16 queries of a warp: as registers allow.
+    static constexpr i32 TILES = sizeof(E) == 2 && D <= 128 ? 2 : 1;
+    static constexpr i32 QUERIES = WARPS * TILES * 16;
+    // Keys that are in shared memory together, twice.
+    static constexpr i32 KEYS = sizeof(E) == 4 ? 16 : D <= 128 ? 64 : 32;
+    static constexpr i32 STRIDE = Rows<E, D>::STRIDE;
+
+    E queries[QUERIES * STRIDE];
+    E tokens[2][2][KEYS * STRIDE];
+};
+
+template <class E, i32 D> struct Unit {
+    using Is = Layout<E, D>;
+    const Attention& p;
+    Item item;
+    i32 kv_head;
+    // The first of the row's queries, and how many.
+    i32 skip, queries;
+
+    // The position of a query.
+    DEVICE i32 position(i32 i) const { return item.context + (skip + i) / p.group; }
+
+    DEVICE void copy_queries(Is& shared) const {
+        constexpr i32 CHUNKS = Rows<E, D>::CHUNKS;
+#pragma unroll 4
+        for (i32 i = threadIdx.x; i < Is::QUERIES * CHUNKS; i += Is::THREADS) {
+            const i32 row = i / CHUNKS, at = i % CHUNKS * VECTOR<E>;
+            const bool valid = row < queries;
+            const E* from = p.query(item, kv_head, skip + (valid ? row : 0));
+            copy_async16(shared.queries + row * Is::STRIDE + at, from + at, valid);
+        }
+    }
+
+    // Keys and values of KEYS tokens, of which only those are read that some query sees.
+    DEVICE void copy_tokens(Is& shared, i32 stage, i32 begin) const {
+        const i32 low = first_visible(position(0), p.window), high = position(queries - 1) + 1;
+        for (i32 i = warp(); i < Is::KEYS / BLOCK * 2; i += Is::WARPS) {
+            const i32 skipped = i / 2, block = begin + skipped;
+            const i64 at = block < item.end ? p.place(item.row, block, kv_head) : -1;
+            const E* from = (i % 2 == 0 ? p.keys : p.values) + (at < 0 ? 0 : at);
+            E* to = shared.tokens[stage][i % 2] + skipped * BLOCK * Is::STRIDE;
+            copy_block<E, D>(to, from, block * BLOCK, low, at < 0 ? 0 : high);
+        }
+    }
+
+    DEVICE void attend(Is& shared) const {
+        constexpr i32 TILES = Is::TILES, STEP = Is::KEYS / BLOCK;
+        copy_queries(shared);
+        copy_tokens(shared, 0, item.begin);
+        copy_async_commit();
+
+        E* const rows = shared.queries + warp() * TILES * 16 * Is::STRIDE;
+        const SharedQueries<E, D> own{rows};
+        const i32 first_own = warp() * TILES * 16, last_own = min_of(first_own + TILES * 16, queries) - 1;
+        i32 positions[TILES][2];
+#pragma unroll
+        for (i32 tile = 0; tile < TILES; tile++)
+#pragma unroll
+            for (i32 half = 0; half < 2; half++)
+                positions[tile][half] = position(first_own + tile * 16 + half * 8 + lane() / 4);
+        // The warp's queries see tokens from `low` on and before `high`; all of them see those from
+        // `all_low` on and before `all_high`. A warp without queries sees none.
+        const i32 low = first_visible(position(first_own), p.window);
+        const i32 high = first_own < queries ? position(last_own) + 1 : 0;
+        const i32 all_low = first_visible(position(last_own), p.window), all_high = position(first_own) + 1;
+        Softmax softmax[TILES];
+        float sums[TILES][D / 8][4] = {};
+        i32 stage = 0;
+        for (i32 begin = item.begin; begin < item.end; begin += STEP) {
+            copy_async_wait<0>();
+            __syncthreads();
+            if (begin + STEP < item.end) {
+                copy_tokens(shared, 1 - stage, begin + STEP);
+                copy_async_commit();
+            }
+            const auto& tokens = shared.tokens[stage];
+            stage = 1 - stage;
+            const i32 first = begin * BLOCK;
+            if (first >= high || first + Is::KEYS <= low) continue;
+            float scores[TILES][Is::KEYS / 8][4] = {};
+            add_scores<E, D, TILES, Is::KEYS>(scores, own, tokens[0]);
+            const bool all = first >= all_low && first + Is::KEYS <= all_high;
+#pragma unroll
+            for (i32 tile = 0; tile < TILES; tile++) {
+                if (!all) hide<Is::KEYS>(scores[tile], first, positions[tile], p.window);
+                softmax[tile].template add<Is::KEYS, D>(scores[tile], sums[tile], p.scale);
+            }
+            add_values<E, D, TILES, Is::KEYS>(sums, scores, tokens[1]);
+        }
+
+        // Results go where the warp's own queries are, and from there out in whole rows.
+        __syncwarp();
+#pragma unroll
+        for (i32 tile = 0; tile < TILES; tile++) {
+            softmax[tile].finish();
+#pragma unroll
+            for (i32 half = 0; half < 2; half++) {
+                const float by = inverse(softmax[tile].totals[half]);
+                E* to = rows + (tile * 16 + half * 8 + lane() / 4) * Is::STRIDE + lane() % 4 * 2;
+#pragma unroll
+                for (i32 n = 0; n < D / 8; n++) {
+                    const float* of = &sums[tile][n][half * 2];
+                    *reinterpret_cast<Pair<E>*>(to + n * 8) = {{from_float<E>(of[0] * by), from_float<E>(of[1] * by)}};
+                }
+            }
+        }
+        __syncwarp();
+        constexpr i32 CHUNKS = Rows<E, D>::CHUNKS;
+        for (i32 i = lane(); i < TILES * 16 * CHUNKS; i += WARP) {
+            const i32 row = i / CHUNKS, at = i % CHUNKS * VECTOR<E>;
+            if (first_own + row >= queries) break;
+            store16(p.result(item, kv_head, skip + first_own + row) + at, load16(rows + row * Is::STRIDE + at));
+        }
+    }
+};
+
+template <class E, i32 D> DEVICE void prefill(const Attention& p) {
+    auto& shared = *reinterpret_cast<Layout<E, D>*>(dynamic_shared());
+    const i32 units = *p.count * p.kv_heads;
+    for (i32 number = blockIdx.x; number < units; number += gridDim.x) {
+        const Item item = p.items[number / p.kv_heads];
+        const i32 skip = item.part * Layout<E, D>::QUERIES;
+        const i32 queries = min_of(item.tokens * p.group - skip, Layout<E, D>::QUERIES);
+        Unit<E, D>{p, item, number % p.kv_heads, skip, queries}.attend(shared);
+        // The next unit's queries and tokens go where those of this one are.
+        __syncthreads();
+    }
+}
+
+KERNEL(attention_prefill, Attention, (Layout<ELEMENT, HEAD_DIM>::THREADS)) { prefill<ELEMENT, HEAD_DIM>(p); }
