@@ -2,19 +2,21 @@
 // all query heads of a kv head together.
 //
 // A unit of work is a split of a row, for up to 16 queries of a kv head: its query heads, times the
-// tokens if the row has several. Each warp takes every fourth block of the arena (the file's
-// numbers are for four warps) into a ring of its own in shared memory, with an online softmax of its
-// own, and waits for nobody; at the end the warps' sums are merged. The thread block that ends last
-// of a row's splits combines them, always in their order: a kernel for that would cost a launch in
-// every layer, some 2 % of a step of one stream.
+// tokens if the row has several. Each warp takes every fourth block of the arena into a ring of its
+// own in shared memory, with an online softmax of its own, and waits for nobody; at the end the
+// warps' sums are merged. The thread block that ends last of a row's splits combines them, always in
+// their order: a kernel for that would cost a launch in every layer, some 2 % of a step of one stream.
 //
 // Bandwidth bounds it. An SM of an H200 (4.3 TB/s, 132 SMs) receives 33 bytes per ns, and must have
 // 33 KiB on the way to hide 1 us. For head size 128 in bf16, a block of keys and values is 8 KiB and a
-// ring two of them; three thread blocks fit into an SM (71 KiB and 128 * 168 registers each), so
-// that 192 KiB can be on the way, and still 128 KiB while one of three starts or merges. In the 250 ns
-// in which 8 KiB arrive, the four schedulers of an SM can issue some 1,700 instructions, of which
-// they need about 300: 32 mma, 16 ldmatrix, 16 cp.async, 64 multiplications of the sums, and the
-// softmax of 256 scores.
+// ring two of them; three thread blocks fit into an SM (71 KiB, and 128 times 168 registers, each),
+// so that 192 KiB can be on the way, and 128 KiB while one of three starts or ends a unit. In the
+// 250 ns in which 8 KiB arrive, the four schedulers of an SM can issue some 1,700 instructions, of
+// which they need about 300: 32 mma, 16 ldmatrix, 16 cp.async, 64 multiplications of the sums, and the
+// softmax of 256 scores. A unit of 256 tokens reads 128 KiB, and by estimate takes 5 us: 1.3 until
+// its first block is there, 1.6 for four blocks per warp, and 2 to merge and to be counted as ended. Three
+// at once are 79 bytes per ns and SM, twice what arrives; units of half as many tokens, not much more
+// than what arrives. For a lone stream of 1,024 tokens 32 of them are 0.8 us slower than 64 halves.
 
 #include "attention.cuh"
 
@@ -33,20 +35,20 @@ template <class E, i32 D> struct Layout {
     static constexpr i32 THREADS = WARPS * WARP;
     // Blocks of a warp's ring.
     static constexpr i32 RING = D * sizeof(E) > 128 ? 2 : 4;
+    // Whether queries are in registers: of larger heads there is no room beside the sums, and products in
+    // f32 take them from shared memory.
+    static constexpr bool HELD = sizeof(E) == 2 && D <= 128;
     // Elements of a block's keys, or values.
     static constexpr i32 TOKENS = BLOCK * Rows<E, D>::STRIDE;
     // Floats of a query's sums: with eight to spare, so that a fragment's rows lie in different banks.
     static constexpr i32 SUMS = D + 8;
-    // Thread blocks of an SM of Hopper, by shared memory.
-    static constexpr i32 RESIDENT = D * sizeof(E) > 256 ? 1 : 3;
 
     union {
         E ring[WARPS][RING][2][TOKENS];
         // In the place of the warp's own ring.
         float sums[WARPS][RING * 2 * TOKENS * sizeof(E) / sizeof(float)];
     };
-    // Of f32; others are in registers.
-    alignas(16) E queries[sizeof(E) == 4 ? 16 * Rows<E, D>::STRIDE : VECTOR<E>];
+    alignas(16) E queries[HELD ? VECTOR<E> : 16 * Rows<E, D>::STRIDE];
     float highest[WARPS][16];
     float totals[WARPS][16];
     alignas(16) bool last;
@@ -91,11 +93,22 @@ template <class E, i32 D> struct Unit {
     // One that is not there is not read.
     DEVICE const E* query(i32 i) const { return p.query(item, kv_head, skip + (i < queries ? i : 0)); }
     DEVICE E* result(i32 i) const { return p.result(item, kv_head, skip + i); }
+    DEVICE i32 position(i32 i) const { return item.context + (skip + i) / p.group; }
     // Units of each split of the row.
     DEVICE i32 per_split() const { return ceil_div(p.group, 16) * p.kv_heads; }
 
+    // Starts to copy queries that are not held.
+    DEVICE void copy_queries(Is& shared) const {
+        constexpr i32 CHUNKS = Rows<E, D>::CHUNKS;
+        for (i32 i = threadIdx.x; i < 16 * CHUNKS; i += Is::THREADS) {
+            const i32 row = i / CHUNKS, at = i % CHUNKS * VECTOR<E>;
+            copy_async16(shared.queries + row * Rows<E, D>::STRIDE + at, query(row) + at, row < queries);
+        }
+    }
+
+    // Queries, once those copied before the ring are there.
     DEVICE auto load_queries(Is& shared) const {
-        if constexpr (sizeof(E) == 2) {
+        if constexpr (Is::HELD) {
             HeldQueries<D> held;
 #pragma unroll
             for (i32 half = 0; half < 2; half++) {
@@ -109,13 +122,7 @@ template <class E, i32 D> struct Unit {
             }
             return held;
         } else {
-            constexpr i32 CHUNKS = Rows<E, D>::CHUNKS;
-            for (i32 i = threadIdx.x; i < 16 * CHUNKS; i += Is::THREADS) {
-                const i32 row = i / CHUNKS, at = i % CHUNKS * VECTOR<E>;
-                copy_async16(shared.queries + row * Rows<E, D>::STRIDE + at, query(row) + at, row < queries);
-            }
-            copy_async_commit();
-            copy_async_wait<0>();
+            copy_async_wait<Is::RING>();
             __syncthreads();
             return SharedQueries<E, D>{shared.queries};
         }
@@ -131,6 +138,10 @@ template <class E, i32 D> struct Unit {
 
     // The sums of every warp over its blocks, to shared memory.
     DEVICE void attend(Is& shared) const {
+        if constexpr (!Is::HELD) {
+            copy_queries(shared);
+            copy_async_commit();
+        }
         i32 ahead = item.begin + warp();
 #pragma unroll
         for (i32 stage = 0; stage < Is::RING; stage++, ahead += Is::WARPS) {
@@ -138,10 +149,6 @@ template <class E, i32 D> struct Unit {
             copy_async_commit();
         }
         const auto held = load_queries(shared);
-        i32 positions[2];
-#pragma unroll
-        for (i32 half = 0; half < 2; half++)
-            positions[half] = item.context + (skip + lane() / 4 + half * 8) / p.group;
         // Every query sees the tokens from the first that the last one sees to the row's first.
         const i32 low = first_visible(item.context + item.tokens - 1, p.window), high = item.context + 1;
         Softmax softmax;
@@ -154,7 +161,8 @@ template <class E, i32 D> struct Unit {
             float scores[1][BLOCK / 8][4] = {};
             add_scores<E, D, 1, BLOCK>(scores, held, tokens[0]);
             const i32 first = block * BLOCK;
-            if (first < low || first + BLOCK > high) hide<BLOCK>(scores[0], first, positions, p.window);
+            if (first < low || first + BLOCK > high)
+                hide<BLOCK>(scores[0], first, {position(lane() / 4), position(lane() / 4 + 8)}, p.window);
             softmax.template add<BLOCK, D>(scores[0], sums[0], p.scale);
             add_values<E, D, 1, BLOCK>(sums, scores, tokens[1]);
             __syncwarp();

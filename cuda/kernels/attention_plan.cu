@@ -7,7 +7,7 @@
 #include "attention_plan.cuh"
 
 // Blocks of a split, at least: enough that what a split costs besides is a few hundredths.
-constexpr i32 SPLIT_BLOCKS = 8;
+constexpr i32 SPLIT_BLOCKS = 16;
 // Splits of a row, at most.
 constexpr i32 SPLITS = 32;
 constexpr i32 THREADS = 256;
@@ -60,7 +60,8 @@ KERNEL(attention_plan, Plan, THREADS) {
             item.context = p.context[item.row];
             // A row that cannot be is left out.
             const bool inside = item.first >= 0 && item.tokens >= 0 && item.tokens <= p.tokens - item.first;
-            if (!inside || item.context < -1 || item.context > p.row_blocks * BLOCK - item.tokens) item.tokens = 0;
+            const i32 lowest = item.tokens == 1 ? -1 : 0, highest = p.row_blocks * BLOCK - item.tokens;
+            if (!inside || item.context < lowest || item.context > highest) item.tokens = 0;
         }
         if (item.tokens > p.most) {
             tiles = ceil_div(item.tokens * p.group, p.tile);

@@ -71,17 +71,9 @@ template <class E, i32 D> struct Unit {
         E* const rows = shared.queries + warp() * TILES * 16 * Is::STRIDE;
         const SharedQueries<E, D> own{rows};
         const i32 first_own = warp() * TILES * 16, last_own = min_of(first_own + TILES * 16, queries) - 1;
-        i32 positions[TILES][2];
-#pragma unroll
-        for (i32 tile = 0; tile < TILES; tile++)
-#pragma unroll
-            for (i32 half = 0; half < 2; half++)
-                positions[tile][half] = position(first_own + tile * 16 + half * 8 + lane() / 4);
-        // The warp's queries see tokens from `low` on and before `high`; all of them see those from
-        // `all_low` on and before `all_high`. A warp without queries sees none.
-        const i32 low = first_visible(position(first_own), p.window);
-        const i32 high = first_own < queries ? position(last_own) + 1 : 0;
-        const i32 all_low = first_visible(position(last_own), p.window), all_high = position(first_own) + 1;
+        // Positions of the warp's first and last query; a warp without queries sees nothing.
+        const i32 first_position = position(first_own);
+        const i32 last_position = first_own < queries ? position(last_own) : -1;
         Softmax softmax[TILES];
         float sums[TILES][D / 8][4] = {};
         i32 stage = 0;
@@ -95,13 +87,17 @@ template <class E, i32 D> struct Unit {
             const auto& tokens = shared.tokens[stage];
             stage = 1 - stage;
             const i32 first = begin * BLOCK;
-            if (first >= high || first + Is::KEYS <= low) continue;
+            if (first > last_position || first + Is::KEYS <= first_visible(first_position, p.window)) continue;
             float scores[TILES][Is::KEYS / 8][4] = {};
             add_scores<E, D, TILES, Is::KEYS>(scores, own, tokens[0]);
-            const bool all = first >= all_low && first + Is::KEYS <= all_high;
+            // Every query sees all of most tiles.
+            const bool all = first >= first_visible(last_position, p.window) && first + Is::KEYS <= first_position + 1;
 #pragma unroll
             for (i32 tile = 0; tile < TILES; tile++) {
-                if (!all) hide<Is::KEYS>(scores[tile], first, positions[tile], p.window);
+                if (!all) {
+                    const i32 query = first_own + tile * 16 + lane() / 4;
+                    hide<Is::KEYS>(scores[tile], first, {position(query), position(query + 8)}, p.window);
+                }
                 softmax[tile].template add<Is::KEYS, D>(scores[tile], sums[tile], p.scale);
             }
             add_values<E, D, TILES, Is::KEYS>(sums, scores, tokens[1]);

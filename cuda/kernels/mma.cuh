@@ -82,7 +82,7 @@ template <bool transposed> DEVICE void load_matrices(u32 (&to)[4], const void* r
                      : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3]) : "r"(from) : "memory");
 #else
     emulator::MatrixRow operand{static_cast<const u16*>(row), {}};
-    emulator::meet("load_matrices", FULL_WARP, &operand, emulator::MatrixRow::all<transposed>, HERE);
+    emulator::meet("load_matrices", FULL_WARP, &operand, emulator::MatrixRow::all<transposed>, emulator::Site::here());
     memcpy(to, operand.taken, sizeof to);
 #endif
 }
@@ -106,7 +106,7 @@ template <class T> DEVICE void multiply_add(float (&c)[4], const MatrixA& a, u32
     memcpy(operand.b[0], &b0, 4);
     memcpy(operand.b[1], &b1, 4);
     memcpy(operand.c, c, sizeof operand.c);
-    emulator::meet("multiply_add", FULL_WARP, &operand, emulator::Product<T>::all, HERE);
+    emulator::meet("multiply_add", FULL_WARP, &operand, emulator::Product<T>::all, emulator::Site::here());
     memcpy(c, operand.c, sizeof operand.c);
 #endif
 }

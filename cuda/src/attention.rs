@@ -26,7 +26,7 @@ const PREFILL: &str = "attention_prefill";
 /// Threads of a block of the plan.
 const PLAN_THREADS: u32 = 256;
 /// Blocks of the arena that a split has at least, and splits that a row has at most.
-const SPLIT_BLOCKS: usize = 8;
+const SPLIT_BLOCKS: usize = 16;
 const SPLITS: usize = 32;
 /// Queries of a unit of work of decode, at most.
 const UNIT: usize = 16;
@@ -130,10 +130,8 @@ impl Shape {
         let bytes = self.head_dim * self.element.size();
         let warps = if bytes > 512 { 2 } else { 4 };
         let ring = if bytes > 128 { 2 } else { 4 };
-        let queries = match self.element {
-            Element::F32 => UNIT * self.shared_row(),
-            Element::Bf16 | Element::F16 => 16,
-        };
+        let held = self.element.size() == 2 && self.head_dim <= 128;
+        let queries = if held { 16 } else { UNIT * self.shared_row() };
         let statistics = 2 * warps * UNIT * 4 + 16;
         let rings = warps * ring * 2 * KV_BLOCK * self.shared_row();
         (32 * warps as u32, rings + queries + statistics)
