@@ -522,6 +522,12 @@ template <class T> T atomicMax(T* at, T v) {
     return old;
 }
 
+template <class T> T atomicOr(T* at, T v) {
+    const T old = *at;
+    *at = old | v;
+    return old;
+}
+
 inline u32 __float_as_uint(float x) { return emulator::bits_of(x); }
 inline float __uint_as_float(u32 bits) { return emulator::float_of(bits); }
 inline i32 __clzll(u64 x) { return x == 0 ? 64 : __builtin_clzll(x); }

@@ -25,7 +25,7 @@
 // name just those lanes that arrive; every thread of a block reaches every __syncthreads(). The names
 // of CUDA keep their meaning: threadIdx, blockIdx, blockDim, gridDim, __syncthreads, __syncwarp,
 // __shfl_sync, __shfl_xor_sync, __shfl_up_sync, __shfl_down_sync, __ballot_sync, atomicAdd,
-// atomicMax, fmaf, fma, sqrtf, log, exp, __clzll, __popc, __ffs, __float_as_uint, __uint_as_float.
+// atomicMax, atomicOr, fmaf, fma, sqrtf, log, exp, rint, ceil, __clzll, __popc, __ffs, __float_as_uint, __uint_as_float.
 // Contraction of multiplications and additions is off: write fmaf where it is wanted.
 #pragma once
 
@@ -45,6 +45,7 @@ using u64 = unsigned long long;
 // An array in the shared memory of the block.
 #define SHARED(type, name, count) __shared__ __align__(16) type name[count]
 #define DEVICE __device__ __forceinline__
+#define NOINLINE __device__ __noinline__
 
 // The shared memory that the launch asked for.
 DEVICE u8* dynamic_shared() {
@@ -55,6 +56,7 @@ DEVICE u8* dynamic_shared() {
 #else
 
 #define DEVICE inline
+#define NOINLINE inline
 #include "emulator.h"
 
 #endif
