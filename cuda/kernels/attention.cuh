@@ -34,11 +34,13 @@ struct Attention {
         return out + (token + kv_head * group + i % group) * HEAD_DIM;
     }
 
-    // Elements before the keys, or the values, of a kv head in a block of a row; negative if the
-    // table names no block of the arena.
-    DEVICE i64 place(i32 row, i32 block, i32 kv_head) const {
-        const i32 number = table[i64(row) * row_blocks + block];
-        return u32(number) < u32(arena_blocks) ? (i64(number) * kv_heads + kv_head) * BLOCK * HEAD_DIM : -1;
+    // Elements before the keys, or the values, of a kv head in a block of a row, and how many of its
+    // tokens there are: none if the table names no block of the arena.
+    DEVICE i64 place(const Item& item, i32 block, i32 kv_head, i32& count) const {
+        const u32 number = table[i64(item.row) * row_blocks + block];
+        const bool exists = number < u32(arena_blocks);
+        count = exists ? item.context + item.tokens - block * BLOCK : 0;
+        return (i64(exists ? number : 0) * kv_heads + kv_head) * BLOCK * HEAD_DIM;
     }
 };
 
@@ -69,16 +71,15 @@ DEVICE float log2_fast(float x) {
 #endif
 }
 
-// Starts to copy the keys, or the values, of a block that begins at position `first`; a warp does it
-// together. Of tokens outside of [low, high) come zeros, whatever lies there: a weight of zero would
-// not hide a NaN.
-template <class E, i32 D> DEVICE void copy_block(E* to, const E* from, i32 first, i32 low, i32 high) {
+// Starts to copy the keys, or the values, of the first `count` tokens of a block; a warp does it
+// together. After them come zeros, whatever lies there: a weight of zero would not hide a NaN.
+template <class E, i32 D> DEVICE void copy_block(E* to, const E* from, i32 count) {
     constexpr i32 CHUNKS = Rows<E, D>::CHUNKS;
 #pragma unroll
     for (i32 i = 0; i < BLOCK * CHUNKS / WARP; i++) {
         const i32 chunk = i * WARP + lane(), token = chunk / CHUNKS;
-        const bool valid = first + token >= low && first + token < high;
-        copy_async16(to + token * Rows<E, D>::STRIDE + chunk % CHUNKS * VECTOR<E>, from + chunk * VECTOR<E>, valid);
+        E* const at = to + token * Rows<E, D>::STRIDE + chunk % CHUNKS * VECTOR<E>;
+        copy_async16(at, from + chunk * VECTOR<E>, token < count);
     }
 }
 
@@ -269,5 +270,14 @@ struct Softmax {
     }
 };
 
-// What sums are divided by: nothing seen, as by what fills up a batch, gives zero.
-DEVICE float inverse(float total) { return total == 0 ? 0 : 1 / total; }
+// What sums are multiplied by at the end: one over the total, off by an ulp at most, and zero if nothing
+// was seen, as by what fills up a batch. In full precision it would be a call.
+DEVICE float inverse(float total) {
+#ifdef __CUDACC_RTC__
+    float y;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(total));
+#else
+    const float y = 1 / total;
+#endif
+    return total == 0 ? 0 : y;
+}

@@ -13,10 +13,11 @@
 // so that 192 KiB can be on the way, and 128 KiB while one of three starts or ends a unit. In the
 // 250 ns in which 8 KiB arrive, the four schedulers of an SM can issue some 1,700 instructions, of
 // which they need about 300: 32 mma, 16 ldmatrix, 16 cp.async, 64 multiplications of the sums, and the
-// softmax of 256 scores. A unit of 256 tokens reads 128 KiB, and by estimate takes 5 us: 1.3 until
-// its first block is there, 1.6 for four blocks per warp, and 2 to merge and to be counted as ended. Three
-// at once are 79 bytes per ns and SM, twice what arrives; units of half as many tokens, not much more
-// than what arrives. For a lone stream of 1,024 tokens 32 of them are 0.8 us slower than 64 halves.
+// softmax of 256 scores. A unit of 256 tokens reads 128 KiB, and by estimate takes 4 us: 1.3 until its
+// first blocks are there, in which time the one before is counted as ended, 1.8 for four blocks
+// per warp, and 0.8 to merge. Three at once could take 100 bytes per ns and SM, three times what arrives.
+// Units of half as many tokens could take twice what arrives, and would be 0.8 us faster for a lone
+// stream of 1,024 tokens; they would also leave twice as much to be combined, 3 % of what they read.
 
 #include "attention.cuh"
 
@@ -129,32 +130,36 @@ template <class E, i32 D> struct Unit {
     }
 
     DEVICE void copy(Is& shared, i32 stage, i32 block) const {
-        const i64 at = p.place(item.row, block, kv_head);
-        const i32 low = first_visible(item.context, p.window), high = at < 0 ? 0 : item.context + item.tokens;
+        i32 count;
+        const i64 at = p.place(item, block, kv_head, count);
         auto& to = shared.ring[warp()][stage];
-        copy_block<E, D>(to[0], p.keys + (at < 0 ? 0 : at), block * BLOCK, low, high);
-        copy_block<E, D>(to[1], p.values + (at < 0 ? 0 : at), block * BLOCK, low, high);
+        copy_block<E, D>(to[0], p.keys + at, count);
+        copy_block<E, D>(to[1], p.values + at, count);
     }
 
-    // The sums of every warp over its blocks, to shared memory.
-    DEVICE void attend(Is& shared) const {
+    // Starts to copy what is needed first.
+    DEVICE void start(Is& shared) const {
         if constexpr (!Is::HELD) {
             copy_queries(shared);
             copy_async_commit();
         }
-        i32 ahead = item.begin + warp();
 #pragma unroll
-        for (i32 stage = 0; stage < Is::RING; stage++, ahead += Is::WARPS) {
-            if (ahead < item.end) copy(shared, stage, ahead);
+        for (i32 stage = 0; stage < Is::RING; stage++) {
+            const i32 block = item.begin + warp() + stage * Is::WARPS;
+            if (block < item.end) copy(shared, stage, block);
             copy_async_commit();
         }
+    }
+
+    // The sums of every warp over its blocks, to shared memory.
+    DEVICE void attend(Is& shared) const {
         const auto held = load_queries(shared);
         // Every query sees the tokens from the first that the last one sees to the row's first.
         const i32 low = first_visible(item.context + item.tokens - 1, p.window), high = item.context + 1;
         Softmax softmax;
         float sums[1][D / 8][4] = {};
         i32 stage = 0;
-        for (i32 block = item.begin + warp(); block < item.end; block += Is::WARPS, ahead += Is::WARPS) {
+        for (i32 block = item.begin + warp(); block < item.end; block += Is::WARPS) {
             copy_async_wait<Is::RING - 1>();
             __syncwarp();
             const auto& tokens = shared.ring[warp()][stage];
@@ -166,6 +171,7 @@ template <class E, i32 D> struct Unit {
             softmax.template add<BLOCK, D>(scores[0], sums[0], p.scale);
             add_values<E, D, 1, BLOCK>(sums, scores, tokens[1]);
             __syncwarp();
+            const i32 ahead = block + Is::RING * Is::WARPS;
             if (ahead < item.end) copy(shared, stage, ahead);
             copy_async_commit();
             stage = stage + 1 == Is::RING ? 0 : stage + 1;
@@ -253,22 +259,27 @@ template <class E, i32 D> struct Unit {
 template <class E, i32 D> DEVICE void decode(const Decode& p) {
     auto& shared = *reinterpret_cast<Layout<E, D>*>(dynamic_shared());
     const i32 group = p.group, tiles = ceil_div(group, 16), per_split = tiles * p.kv_heads;
+    const auto unit_of = [&](const Item& item, i32 number) {
+        const i32 skip = number % tiles * 16, queries = min_of(item.tokens * group - skip, 16);
+        return Unit<E, D>{p, item, number, number % per_split / tiles, skip, queries};
+    };
     const i32 units = *p.count * per_split;
     i32 number = blockIdx.x;
-    // An item is loaded while the one before it is computed.
-    Item next = {};
-    if (number < units) next = p.items[number / per_split];
-    for (; number < units; number += gridDim.x) {
-        const Item item = next;
-        if (number + i32(gridDim.x) < units) next = p.items[(number + gridDim.x) / per_split];
-        const i32 skip = number % tiles * 16, queries = min_of(item.tokens * group - skip, 16);
-        const Unit<E, D> unit{p, item, number, number % per_split / tiles, skip, queries};
+    if (number >= units) return;
+    Item item = p.items[number / per_split];
+    unit_of(item, number).start(shared);
+    for (bool more = true; more;) {
+        const auto unit = unit_of(item, number);
+        number += gridDim.x;
+        more = number < units;
+        if (more) item = p.items[number / per_split];
         unit.attend(shared);
         __syncthreads();
         unit.merge(shared);
-        if (item.parts > 1 && unit.is_last(shared)) unit.combine();
-        // The next unit's blocks go where the sums are.
         __syncthreads();
+        // The next unit's blocks, where the sums were, are on their way while this one is counted as ended.
+        if (more) unit_of(item, number).start(shared);
+        if (unit.item.parts > 1 && unit.is_last(shared)) unit.combine();
     }
 }
 

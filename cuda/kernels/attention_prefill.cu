@@ -36,6 +36,8 @@ template <class E, i32 D> struct Unit {
     // The first of the row's queries, and how many.
     i32 skip, queries;
 
+    // The warp's own queries.
+    DEVICE E* rows(Is& shared) const { return shared.queries + warp() * Is::TILES * 16 * Is::STRIDE; }
     // The position of a query.
     DEVICE i32 position(i32 i) const { return item.context + (skip + i) / p.group; }
 
@@ -50,32 +52,29 @@ template <class E, i32 D> struct Unit {
         }
     }
 
-    // Keys and values of KEYS tokens, of which only those are read that some query sees.
+    // Starts to copy the keys and values of KEYS tokens; those that nobody sees are zeros.
     DEVICE void copy_tokens(Is& shared, i32 stage, i32 begin) const {
-        const i32 low = first_visible(position(0), p.window), high = position(queries - 1) + 1;
         for (i32 i = warp(); i < Is::KEYS / BLOCK * 2; i += Is::WARPS) {
-            const i32 skipped = i / 2, block = begin + skipped;
-            const i64 at = block < item.end ? p.place(item.row, block, kv_head) : -1;
-            const E* from = (i % 2 == 0 ? p.keys : p.values) + (at < 0 ? 0 : at);
-            E* to = shared.tokens[stage][i % 2] + skipped * BLOCK * Is::STRIDE;
-            copy_block<E, D>(to, from, block * BLOCK, low, at < 0 ? 0 : high);
+            i32 block = begin + i / 2, count = 0;
+            i64 at = 0;
+            if (block < item.end) at = p.place(item, block, kv_head, count);
+            E* const to = shared.tokens[stage][i % 2] + i / 2 * BLOCK * Is::STRIDE;
+            copy_block<E, D>(to, (i % 2 == 0 ? p.keys : p.values) + at, count);
         }
     }
 
-    DEVICE void attend(Is& shared) const {
+    // Sums of the values, and the softmax, of the warp's queries.
+    DEVICE void attend(Is& shared, float (&sums)[Is::TILES][D / 8][4], Softmax (&softmax)[Is::TILES]) const {
         constexpr i32 TILES = Is::TILES, STEP = Is::KEYS / BLOCK;
         copy_queries(shared);
         copy_tokens(shared, 0, item.begin);
         copy_async_commit();
 
-        E* const rows = shared.queries + warp() * TILES * 16 * Is::STRIDE;
-        const SharedQueries<E, D> own{rows};
+        const SharedQueries<E, D> own{rows(shared)};
         const i32 first_own = warp() * TILES * 16, last_own = min_of(first_own + TILES * 16, queries) - 1;
         // Positions of the warp's first and last query; a warp without queries sees nothing.
         const i32 first_position = position(first_own);
         const i32 last_position = first_own < queries ? position(last_own) : -1;
-        Softmax softmax[TILES];
-        float sums[TILES][D / 8][4] = {};
         i32 stage = 0;
         for (i32 begin = item.begin; begin < item.end; begin += STEP) {
             copy_async_wait<0>();
@@ -102,16 +101,19 @@ template <class E, i32 D> struct Unit {
             }
             add_values<E, D, TILES, Is::KEYS>(sums, scores, tokens[1]);
         }
+    }
 
-        // Results go where the warp's own queries are, and from there out in whole rows.
+    // Writes the results, by way of where the warp's own queries were: in whole rows.
+    DEVICE void write(Is& shared, const float (&sums)[Is::TILES][D / 8][4], Softmax (&softmax)[Is::TILES]) const {
+        E* const own = rows(shared);
         __syncwarp();
 #pragma unroll
-        for (i32 tile = 0; tile < TILES; tile++) {
+        for (i32 tile = 0; tile < Is::TILES; tile++) {
             softmax[tile].finish();
 #pragma unroll
             for (i32 half = 0; half < 2; half++) {
                 const float by = inverse(softmax[tile].totals[half]);
-                E* to = rows + (tile * 16 + half * 8 + lane() / 4) * Is::STRIDE + lane() % 4 * 2;
+                E* const to = own + (tile * 16 + half * 8 + lane() / 4) * Is::STRIDE + lane() % 4 * 2;
 #pragma unroll
                 for (i32 n = 0; n < D / 8; n++) {
                     const float* of = &sums[tile][n][half * 2];
@@ -121,22 +123,30 @@ template <class E, i32 D> struct Unit {
         }
         __syncwarp();
         constexpr i32 CHUNKS = Rows<E, D>::CHUNKS;
-        for (i32 i = lane(); i < TILES * 16 * CHUNKS; i += WARP) {
+        const i32 first_own = warp() * Is::TILES * 16;
+        for (i32 i = lane(); i < Is::TILES * 16 * CHUNKS; i += WARP) {
             const i32 row = i / CHUNKS, at = i % CHUNKS * VECTOR<E>;
             if (first_own + row >= queries) break;
-            store16(p.result(item, kv_head, skip + first_own + row) + at, load16(rows + row * Is::STRIDE + at));
+            store16(p.result(item, kv_head, skip + first_own + row) + at, load16(own + row * Is::STRIDE + at));
         }
     }
 };
 
 template <class E, i32 D> DEVICE void prefill(const Attention& p) {
-    auto& shared = *reinterpret_cast<Layout<E, D>*>(dynamic_shared());
+    using Is = Layout<E, D>;
+    auto& shared = *reinterpret_cast<Is*>(dynamic_shared());
+    const auto unit_of = [&](i32 number) {
+        const Item item = p.items[number / p.kv_heads];
+        const i32 skip = item.part * Is::QUERIES, queries = min_of(item.tokens * p.group - skip, Is::QUERIES);
+        return Unit<E, D>{p, item, number % p.kv_heads, skip, queries};
+    };
     const i32 units = *p.count * p.kv_heads;
     for (i32 number = blockIdx.x; number < units; number += gridDim.x) {
-        const Item item = p.items[number / p.kv_heads];
-        const i32 skip = item.part * Layout<E, D>::QUERIES;
-        const i32 queries = min_of(item.tokens * p.group - skip, Layout<E, D>::QUERIES);
-        Unit<E, D>{p, item, number % p.kv_heads, skip, queries}.attend(shared);
+        float sums[Is::TILES][D / 8][4] = {};
+        Softmax softmax[Is::TILES];
+        unit_of(number).attend(shared, sums, softmax);
+        // It is loaded again, for no register is free to keep it meanwhile.
+        unit_of(number).write(shared, sums, softmax);
         // The next unit's queries and tokens go where those of this one are.
         __syncthreads();
     }

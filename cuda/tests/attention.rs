@@ -147,7 +147,8 @@ impl Model {
             let (sequence, context, tokens) = *row;
             starts.push(starts[r] + tokens as i32);
             let first = (context + 1).max(0) as usize;
-            let low = first.saturating_sub(self.window.unwrap_or(usize::MAX));
+            // Blocks before those that some query sees may serve others by now.
+            let low = first.saturating_sub(self.window.unwrap_or(usize::MAX)) / KV_BLOCK * KV_BLOCK;
             for p in low..last(row) {
                 let block = block(r, p / KV_BLOCK);
                 table.values_mut()[r * row_blocks + p / KV_BLOCK] = block as i32;
