@@ -14,10 +14,13 @@
 pub mod activation;
 pub mod attention;
 pub mod catalogue;
+pub mod compile;
+pub mod driver;
 mod launch;
 pub mod norm;
 pub mod rotary;
 pub mod rows;
+pub mod sample;
 
 pub use launch::{
     Element, HEAD_DIMS, KV_BLOCK, Kernel, Launch, LaunchError, Launcher, Memory, Unit,
