@@ -259,26 +259,27 @@ template <class E, i32 D> struct Unit {
 template <class E, i32 D> DEVICE void decode(const Decode& p) {
     auto& shared = *reinterpret_cast<Layout<E, D>*>(dynamic_shared());
     const i32 group = p.group, tiles = ceil_div(group, 16), per_split = tiles * p.kv_heads;
-    const auto unit_of = [&](const Item& item, i32 number) {
+    const auto unit_of = [&](i32 number) {
+        const Item item = p.items[number / per_split];
         const i32 skip = number % tiles * 16, queries = min_of(item.tokens * group - skip, 16);
         return Unit<E, D>{p, item, number, number % per_split / tiles, skip, queries};
     };
     const i32 units = *p.count * per_split;
     i32 number = blockIdx.x;
     if (number >= units) return;
-    Item item = p.items[number / per_split];
-    unit_of(item, number).start(shared);
+    unit_of(number).start(shared);
     for (bool more = true; more;) {
-        const auto unit = unit_of(item, number);
+        unit_of(number).attend(shared);
+        __syncthreads();
+        // It is loaded again, for registers are few meanwhile.
+        const auto unit = unit_of(number);
         number += gridDim.x;
         more = number < units;
-        if (more) item = p.items[number / per_split];
-        unit.attend(shared);
-        __syncthreads();
+        const auto next = unit_of(more ? number : unit.number);
         unit.merge(shared);
         __syncthreads();
         // The next unit's blocks, where the sums were, are on their way while this one is counted as ended.
-        if (more) unit_of(item, number).start(shared);
+        if (more) next.start(shared);
         if (unit.item.parts > 1 && unit.is_last(shared)) unit.combine();
     }
 }

@@ -6,11 +6,12 @@
 // times 16 queries each, through the keys and values in shared memory that all of them need; the
 // next are copied meanwhile.
 //
-// Two tiles per warp halve what is read from shared memory for each product: a step of 16 keys and
-// 16 dimensions takes one load_matrices and 2 * TILES mma. With one tile, of head size 128, an SM of
-// an H200 would read 32 KiB per warp and 128 mma, which takes its shared memory 256 cycles and its
-// tensor cores, at the rate of mma.sync, 200: with two tiles (and queries that are read again and again)
-// 320 against 400.
+// Shared memory and tensor cores bound it. For head size 128 in bf16, 32 keys take a warp with two tiles
+// of queries 48 load_matrices of 512 bytes and 128 mma; the four warps keep an SM's shared memory busy
+// for 768 cycles, and its tensor cores for 840 at the 62 % of their rate that mma.sync reaches on
+// Hopper. With one tile per warp, as many products would take shared memory 1,280 cycles. Of the 255 registers
+// of a thread 128 then hold sums and 32 scores, and two thread blocks are resident: one computes weights
+// while the other multiplies.
 
 #include "attention.cuh"
 
@@ -22,6 +23,8 @@ template <class E, i32 D> struct Layout {
     static constexpr i32 QUERIES = WARPS * TILES * 16;
     // Keys that are in shared memory together, twice.
     static constexpr i32 KEYS = sizeof(E) == 4 ? 16 : D <= 128 ? 64 : 32;
+    // Keys whose scores are in registers together: as many as leave room for the sums.
+    static constexpr i32 AT_ONCE = sizeof(E) == 4 ? 16 : D <= 64 ? 64 : 32;
     static constexpr i32 STRIDE = Rows<E, D>::STRIDE;
 
     E queries[QUERIES * STRIDE];
@@ -65,7 +68,7 @@ template <class E, i32 D> struct Unit {
 
     // Sums of the values, and the softmax, of the warp's queries.
     DEVICE void attend(Is& shared, float (&sums)[Is::TILES][D / 8][4], Softmax (&softmax)[Is::TILES]) const {
-        constexpr i32 TILES = Is::TILES, STEP = Is::KEYS / BLOCK;
+        constexpr i32 TILES = Is::TILES, STEP = Is::KEYS / BLOCK, AT_ONCE = Is::AT_ONCE;
         copy_queries(shared);
         copy_tokens(shared, 0, item.begin);
         copy_async_commit();
@@ -85,21 +88,24 @@ template <class E, i32 D> struct Unit {
             }
             const auto& tokens = shared.tokens[stage];
             stage = 1 - stage;
-            const i32 first = begin * BLOCK;
-            if (first > last_position || first + Is::KEYS <= first_visible(first_position, p.window)) continue;
-            float scores[TILES][Is::KEYS / 8][4] = {};
-            add_scores<E, D, TILES, Is::KEYS>(scores, own, tokens[0]);
-            // Every query sees all of most tiles.
-            const bool all = first >= first_visible(last_position, p.window) && first + Is::KEYS <= first_position + 1;
+#pragma unroll 1
+            for (i32 skipped = 0; skipped < Is::KEYS; skipped += AT_ONCE) {
+                const i32 first = begin * BLOCK + skipped;
+                if (first > last_position || first + AT_ONCE <= first_visible(first_position, p.window)) continue;
+                float scores[TILES][AT_ONCE / 8][4] = {};
+                add_scores<E, D, TILES, AT_ONCE>(scores, own, tokens[0] + skipped * Is::STRIDE);
+                // Every query sees most keys.
+                const bool all = first >= first_visible(last_position, p.window) && first + AT_ONCE <= first_position + 1;
 #pragma unroll
-            for (i32 tile = 0; tile < TILES; tile++) {
-                if (!all) {
-                    const i32 query = first_own + tile * 16 + lane() / 4;
-                    hide<Is::KEYS>(scores[tile], first, {position(query), position(query + 8)}, p.window);
+                for (i32 tile = 0; tile < TILES; tile++) {
+                    if (!all) {
+                        const i32 query = first_own + tile * 16 + lane() / 4;
+                        hide<AT_ONCE>(scores[tile], first, {position(query), position(query + 8)}, p.window);
+                    }
+                    softmax[tile].template add<AT_ONCE, D>(scores[tile], sums[tile], p.scale);
                 }
-                softmax[tile].template add<Is::KEYS, D>(scores[tile], sums[tile], p.scale);
+                add_values<E, D, TILES, AT_ONCE>(sums, scores, tokens[1] + skipped * Is::STRIDE);
             }
-            add_values<E, D, TILES, Is::KEYS>(sums, scores, tokens[1]);
         }
     }
 
