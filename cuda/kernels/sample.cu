@@ -107,7 +107,7 @@ struct Logits {
 };
 
 // The first of the largest.
-NOINLINE u64 best_of(const Logits& logits) {
+NOINLINE u64 best_of(Logits logits) {
     u64 best = 0;
     // Both zeros are one.
     logits.each([&](i32 token, float x) { best = Max{}(best, rank(x + 0.0f, token)); });
@@ -170,7 +170,7 @@ DEVICE bool crossing(const u64* weights, u64 goal, i32& bucket, u64& before) {
 
 // The least rank of the fewest of the best candidates that together reach `goal`; that of `kept` if
 // all do not. A candidate counts 1, or its probability.
-NOINLINE u64 reach(const Logits& logits, const Scale& scale, const Kept& kept, bool count_each, u64 goal) {
+NOINLINE u64 reach(Logits logits, Scale scale, Kept kept, bool count_each, u64 goal) {
     SHARED(u64, weights, BUCKETS);
     SHARED(u32, counts, BUCKETS);
     const auto clear = [&] {
@@ -265,7 +265,7 @@ NOINLINE double arrival(u64 bits, float z) {
 }
 
 // The token drawn of those that are kept; `best` is one of them.
-NOINLINE i32 race(const Logits& logits, const Scale& scale, const Kept& kept, u64 key, u32 index, i32 best) {
+NOINLINE i32 race(Logits logits, Scale scale, Kept kept, u64 key, u32 index, i32 best) {
     const u64 stream = mix(mix(key + GOLDEN) + GOLDEN * (u64(index) + 1));
     const auto bits_of = [&](i32 token) { return mix(stream + GOLDEN * (u64(u32(token)) + 1)); };
     i32 winner = best;

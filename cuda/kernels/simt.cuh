@@ -20,6 +20,8 @@
 //     launcher.launch(Launch { kernel: Kernel { unit, name: "scale" }, grid: [n, 1, 1],
 //                              threads: 256, shared: 0, params: bytes_of(&params) })
 //
+// Functions are DEVICE (inlined) or NOINLINE, whose parameters are best taken by value.
+//
 // Rules that the emulator relies on: blocks are one-dimensional and of whole warps; shared memory
 // is declared by SHARED or taken from dynamic_shared(); warps meet with full masks or masks that
 // name just those lanes that arrive; every thread of a block reaches every __syncthreads(). The names

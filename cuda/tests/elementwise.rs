@@ -324,6 +324,51 @@ fn rotated_and_stored<T: Number>(head_dim: usize, with_norms: bool, heads: usize
 }
 
 #[test]
+fn angles_are_exact_at_any_position() {
+    // Heads of ones, then zeros: what is rotated is the cosine, then the sine.
+    let (tokens, first, half) = (256, 130_000, 128);
+    let qkv: Vec<f32> = (0..tokens * 6 * half)
+        .map(|i| if i / half % 2 == 0 { 1.0 } else { 0.0 })
+        .collect();
+    let frequencies: Vec<f32> = (0..half)
+        .map(|i| 10_000f64.powf(-(i as f64) / half as f64) as f32)
+        .collect();
+    let device_qkv = Buffer::of(&qkv);
+    let arena = Buffer::<f32>::new(KV_BLOCK * 2 * half);
+    let (f, s) = (Buffer::of(&frequencies), Buffer::of(&[0, tokens as i32]));
+    let (c, t) = (Buffer::of(&[first]), Buffer::of(&[-1]));
+    let rotate = RotateAndStore {
+        element: realm_cuda::Element::F32,
+        head_dim: 2 * half,
+        heads: 1,
+        kv_heads: 1,
+        tokens,
+        rows: 1,
+        row_blocks: 1,
+        arena_blocks: 1,
+        qkv: device_qkv.memory(),
+        keys: arena.memory(),
+        values: arena.memory(),
+        frequencies: f.memory(),
+        norms: None,
+        starts: s.memory(),
+        context: c.memory(),
+        table: t.memory(),
+    };
+    rotate.launch(&Emulator::new()).expect("launched");
+    for (token, row) in device_qkv.values().chunks(6 * half).enumerate() {
+        let position = (first as usize + token) as f32;
+        for i in 0..half {
+            let angle = f64::from(position * frequencies[i]);
+            let expected = (angle.cos() as f32, angle.sin() as f32);
+            assert_eq!((row[i], row[half + i]), expected, "{position}, pair {i}");
+        }
+    }
+    let nothing = arena.values().iter().all(|x| x.is_nan());
+    assert!(nothing, "what has no block is not stored");
+}
+
+#[test]
 fn shapes_that_do_not_fit_are_refused() {
     let emulator = Emulator::new();
     let small = Buffer::<f32>::new(64);
