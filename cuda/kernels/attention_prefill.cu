@@ -46,7 +46,7 @@ template <class E, i32 D> struct Unit {
 
     DEVICE void copy_queries(Is& shared) const {
         constexpr i32 CHUNKS = Rows<E, D>::CHUNKS;
-#pragma unroll 4
+#pragma unroll 1
         for (i32 i = threadIdx.x; i < Is::QUERIES * CHUNKS; i += Is::THREADS) {
             const i32 row = i / CHUNKS, at = i % CHUNKS * VECTOR<E>;
             const bool valid = row < queries;
