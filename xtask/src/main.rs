@@ -1,5 +1,5 @@
-//! The commands of the README: `cargo xtask setup`, `build`, `install`, `programs`, `serve`,
-//! `test`, `faults` and `loadtest`.
+//! The commands of the README: `cargo xtask setup`, `build`, `install`, `programs`, `kernels`,
+//! `serve`, `test`, `faults` and `loadtest`.
 
 mod clients;
 mod containers;
@@ -8,6 +8,7 @@ mod install;
 mod libtorch;
 mod loadtest;
 mod npm;
+mod nvrtc;
 mod packages;
 mod pip;
 mod programs;
@@ -45,6 +46,14 @@ enum Xtask {
         /// Make `chat` of them the one that is built into the gateway: when the contract or its source changed
         #[arg(long)]
         builtin: bool,
+    },
+    /// Compile every CUDA kernel, and compare what each takes of a GPU with cuda/kernels/resources.txt
+    ///
+    /// Needs no GPU: NVRTC is fetched if it is not there yet.
+    Kernels {
+        /// Write the table instead
+        #[arg(long)]
+        update: bool,
     },
     /// Build, then run `realm serve`
     Serve {
@@ -100,6 +109,7 @@ fn run(command: Xtask) -> anyhow::Result<ExitCode> {
                 programs::build_in(&workspace)?;
             }
         }
+        Xtask::Kernels { update } => nvrtc::check(&Workspace::set_up()?, update)?,
         Xtask::Serve { args } => {
             let workspace = Workspace::set_up()?;
             workspace.build(Profile::Release)?;

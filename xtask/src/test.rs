@@ -8,6 +8,7 @@ use clap::ValueEnum;
 use crate::clients::Clients;
 use crate::containers;
 use crate::loadtest;
+use crate::nvrtc;
 use crate::programs;
 use crate::prometheus;
 use crate::server::Server;
@@ -22,6 +23,8 @@ pub(crate) enum Step {
     Clippy,
     /// Licences, sources and bans of dependencies, by cargo-deny where it is installed
     Deny,
+    /// Every CUDA kernel compiles, and takes what is recorded
+    Kernels,
     /// The tests of the programs in programs, and their components, which later tests run
     Programs,
     /// Everything builds, and the worker starts
@@ -183,6 +186,7 @@ impl Run {
                     .and_then(|()| check("programs/Cargo.toml"))
                     .into()
             }
+            Step::Kernels => nvrtc::check(workspace, false).into(),
             Step::Programs => programs::test(workspace)
                 .and_then(|()| programs::build(workspace))
                 .into(),

@@ -1,0 +1,93 @@
+//! NVRTC, NVIDIA's compiler as a library, in the cache that all checkouts of this user share. It needs no GPU.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process;
+
+use anyhow::{Context, bail};
+
+use crate::libtorch::cache_folder;
+use crate::pip;
+use crate::workspace::{Workspace, run};
+
+const VERSION: &str = "13.0.88";
+/// The wheel for Linux on x86-64, as pip reads it.
+const REQUIREMENTS: &str = "\
+nvidia-cuda-nvrtc==13.0.88 --hash=sha256:ad9b6d2ead2435f11cbb6868809d2adeeee302e9bb94bcf0539c7a40d80e8575
+";
+const PLATFORM: &str = "manylinux_2_12_x86_64";
+/// What is loaded of it, seen from its folder.
+const LIBRARIES: [&str; 2] = [
+    "nvidia/cu13/lib/libnvrtc.so.13",
+    "nvidia/cu13/lib/libnvrtc-builtins.so.13.0",
+];
+
+/// Compiles every kernel, and compares what each takes of a device with the table, or writes that.
+pub(crate) fn check(workspace: &Workspace, update: bool) -> anyhow::Result<()> {
+    let nvrtc = ensure()?;
+    let mut cargo = workspace.cargo(["run", "--quiet", "--package", "realm-cuda"]);
+    cargo.args(["--bin", "realm-cuda-kernels", "--"]).arg(nvrtc);
+    if update {
+        cargo.arg("--update");
+    }
+    run(&mut cargo)
+}
+
+/// The folder of its libraries, which are fetched first if they have to be.
+fn ensure() -> anyhow::Result<PathBuf> {
+    let folder = cache_folder()?.join(format!("nvrtc-{VERSION}"));
+    if !is_complete(&folder) {
+        // Filled beside its place and moved there in one step, whoever else does the same.
+        let partial = folder.with_added_extension(process::id().to_string());
+        let filled = fill(&partial).and_then(|()| match fs::rename(&partial, &folder) {
+            Err(_) if is_complete(&folder) => Ok(()),
+            result => result.with_context(|| format!("cannot move NVRTC to {}", folder.display())),
+        });
+        if partial.exists() {
+            fs::remove_dir_all(&partial)
+                .with_context(|| format!("cannot remove {}", partial.display()))?;
+        }
+        filled?;
+    }
+    Ok(folder.join("nvidia/cu13/lib"))
+}
+
+fn fill(folder: &Path) -> anyhow::Result<()> {
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        bail!("NVRTC is fetched for Linux on x86-64 only");
+    }
+    println!("fetching NVRTC {VERSION}: 90 MB to download, once for this user");
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let (requirements, log) = (folder.join("requirements.txt"), folder.join("pip.log"));
+    fs::write(&requirements, REQUIREMENTS)?;
+    let status = pip::install("python3")
+        .args(["--no-cache-dir", "--no-compile", "--require-hashes"])
+        .args(["--platform", PLATFORM, "--target"])
+        .arg(folder)
+        .arg("--requirement")
+        .arg(&requirements)
+        .stderr(File::create(&log)?)
+        .status()
+        .context("python3 and its pip, which fetch NVRTC, cannot be started")?;
+    if !status.success() {
+        bail!(
+            "{}",
+            pip::explain(&format!("NVRTC {VERSION}"), &fs::read_to_string(&log)?)
+        );
+    }
+    if let Some(missing) = LIBRARIES.iter().find(|name| !folder.join(name).is_file()) {
+        bail!("the wheel of NVRTC {VERSION} does not hold {missing}");
+    }
+    // What an older driver would need.
+    for name in ["libnvrtc.alt.so.13", "libnvrtc-builtins.alt.so.13.0"] {
+        let path = folder.join("nvidia/cu13/lib").join(name);
+        if path.exists() {
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn is_complete(folder: &Path) -> bool {
+    LIBRARIES.iter().all(|name| folder.join(name).is_file())
+}
