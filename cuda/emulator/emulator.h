@@ -323,6 +323,8 @@ inline int run(const Launch* launch, size_t params_bytes, u32 most_threads, void
     b.dynamic = guard - (launch->shared + 127) / 128 * 128;
     b.threads.resize(n);
     b.order.resize(n);
+    // The first block finds poison in all that its arrays may take, later ones in what those before took.
+    b.arrays_end = shared_bytes;
     u64 random = launch->seed;
     Block* outer = block;
     block = &b;
