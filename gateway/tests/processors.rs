@@ -172,6 +172,33 @@ fn a_component_that_takes_too_much_to_compile_is_refused_at_nobody_elses_cost() 
     content(&ask(&shop, "hi", processor("compile-heavy", Value::Null)));
 }
 
+/// What is within the usual limits is beyond those of a server that has less to give; and what has more memory
+/// runs out of time.
+#[test]
+fn a_compilation_ends_at_the_limits_of_its_server() {
+    let (seconds, memory) = ("REALM_COMPILE_SECONDS", "REALM_COMPILE_MEMORY");
+    for (component, limits, parts) in [
+        (
+            "compile-heavy",
+            &[(memory, "512MiB")][..],
+            ["memory", "memory"],
+        ),
+        (
+            "compile-bomb",
+            &[(seconds, "1"), (memory, "16GiB")],
+            // Or of wall time, of which there is twice as much.
+            ["processor time", "after 2 s"],
+        ),
+    ] {
+        let shop = Shop::open_with(&["choice"], limits);
+        let refused = shop.push(component, component);
+        let expected = (400, "program_compile_limit".to_owned());
+        assert_eq!(code(&refused), expected, "{}", refused.body);
+        let said = parts.iter().any(|part| refused.body.contains(part));
+        assert!(said, "{}", refused.body);
+    }
+}
+
 /// What is logged beyond 64 KiB is dropped, and the answer is what it would be.
 #[test]
 fn a_flood_of_log_lines_is_cut_off() {

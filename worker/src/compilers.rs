@@ -26,7 +26,7 @@ pub struct Limits {
     pub seconds: u64,
     /// Bytes of memory that it may take.
     #[arg(long, value_name = "BYTES", default_value_t = 4 << 30,
-        value_parser = clap::value_parser!(u64).range(256 << 20..))]
+        value_parser = clap::value_parser!(u64).range(512 << 20..))]
     pub memory: u64,
 }
 

@@ -251,7 +251,9 @@ fn shut_in(limits: Limits, require_sandbox: bool) -> anyhow::Result<()> {
         (Resource::Cpu, limits.seconds),
         (Resource::Core, 0),
     ] {
-        let (current, maximum) = (Some(most), Some(most));
+        // At the first of two limits of processor time it ends by a signal that says so.
+        let spare = u64::from(resource == Resource::Cpu);
+        let (current, maximum) = (Some(most), Some(most + spare));
         setrlimit(resource, Rlimit { current, maximum }).context("cannot limit the compiler")?;
     }
     // Nobody's stream should be slower for it. Where it is refused, it is as quick as others.

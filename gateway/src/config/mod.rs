@@ -161,7 +161,7 @@ pub struct ProgramSettings {
     /// wall time [default: 30]
     #[arg(long, env = "REALM_COMPILE_SECONDS", value_name = "SECONDS")]
     pub compile_seconds: Option<u64>,
-    /// Memory that it may take, at least 256MiB [default: 4GiB]
+    /// Memory that it may take, at least 512MiB [default: 4GiB]
     #[arg(long, env = "REALM_COMPILE_MEMORY", value_name = "SIZE")]
     pub compile_memory: Option<ByteSize>,
     /// Have programs compiled by whoever listens at SOCKET, started with `realm-worker compile --socket
@@ -408,8 +408,8 @@ impl ProgramSettings {
         let memory = within(
             "compile_memory",
             memory,
-            256 << 20..=1 << 40,
-            "256MiB and 1024GiB",
+            512 << 20..=1 << 40,
+            "512MiB and 1024GiB",
         )?;
         Ok(CompileLimits {
             seconds: seconds.unwrap_or(usual.seconds),
@@ -683,7 +683,7 @@ mod tests {
         assert!(stack.contains("line 4: `instances`: "), "{stack}");
         let memory = ProgramSettings::default().compile_limits(&low.programs);
         let memory = memory.expect_err("too little").to_string();
-        assert!(memory.contains("256MiB and 1024GiB"), "{memory}");
+        assert!(memory.contains("512MiB and 1024GiB"), "{memory}");
         let said = workers(WorkerSettings {
             model: vec!["other=/nor/this".parse().expect("a model")],
             ..WorkerSettings::default()
