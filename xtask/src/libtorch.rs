@@ -8,6 +8,7 @@ use std::env;
 use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{self, Path, PathBuf};
+use std::process;
 
 use anyhow::{Context, bail};
 
@@ -89,6 +90,26 @@ pub(crate) fn cache_folder() -> anyhow::Result<PathBuf> {
         .or_else(|| absolute("HOME").map(|home| home.join(".cache")))
         .map(|cache| cache.join("realm"))
         .context("no folder to keep libtorch and Prometheus in: set HOME or XDG_CACHE_HOME")
+}
+
+/// Fills a folder of the cache that is not complete: beside its place, and moved there in one step, whoever else
+/// does the same. `what` is to be in it.
+pub(crate) fn keep(
+    what: &str,
+    folder: &Path,
+    is_complete: impl Fn(&Path) -> bool,
+    fill: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let partial = folder.with_added_extension(process::id().to_string());
+    let filled = fill(&partial).and_then(|()| match fs::rename(&partial, folder) {
+        Err(_) if is_complete(folder) => Ok(()),
+        result => result.with_context(|| format!("cannot move {what} to {}", folder.display())),
+    });
+    if partial.exists() {
+        fs::remove_dir_all(&partial)
+            .with_context(|| format!("cannot remove {}", partial.display()))?;
+    }
+    filled
 }
 
 /// Whether a folder holds exactly the wheels that this version pins.

@@ -2,11 +2,10 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::process;
 
 use anyhow::{Context, bail};
 
-use crate::libtorch::cache_folder;
+use crate::libtorch::{cache_folder, keep};
 use crate::pip;
 use crate::workspace::{Workspace, run};
 
@@ -37,17 +36,7 @@ pub(crate) fn check(workspace: &Workspace, update: bool) -> anyhow::Result<()> {
 fn ensure() -> anyhow::Result<PathBuf> {
     let folder = cache_folder()?.join(format!("nvrtc-{VERSION}"));
     if !is_complete(&folder) {
-        // Filled beside its place and moved there in one step, whoever else does the same.
-        let partial = folder.with_added_extension(process::id().to_string());
-        let filled = fill(&partial).and_then(|()| match fs::rename(&partial, &folder) {
-            Err(_) if is_complete(&folder) => Ok(()),
-            result => result.with_context(|| format!("cannot move NVRTC to {}", folder.display())),
-        });
-        if partial.exists() {
-            fs::remove_dir_all(&partial)
-                .with_context(|| format!("cannot remove {}", partial.display()))?;
-        }
-        filled?;
+        keep("NVRTC", &folder, is_complete, fill)?;
     }
     Ok(folder.join("nvidia/cu13/lib"))
 }

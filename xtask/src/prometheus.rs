@@ -2,13 +2,12 @@
 //! makes of pinned, verified source, once, in the cache that all checkouts of this user share.
 
 use std::env;
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{self, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 
-use crate::libtorch::cache_folder;
+use crate::libtorch::{cache_folder, keep};
 use crate::workspace::on_path;
 
 const VERSION: &str = "0.316.0";
@@ -31,17 +30,8 @@ pub(crate) fn ensure() -> anyhow::Result<Option<PathBuf>> {
         return Ok(None);
     }
     println!("building Prometheus {VERSION}, once for this user; it takes a few minutes");
-    // Built beside its place and moved there in one step, whoever else does the same.
-    let partial = folder.with_added_extension(process::id().to_string());
-    let built = build(&partial).and_then(|()| match fs::rename(&partial, &folder) {
-        Err(_) if is_complete(&folder) => Ok(()),
-        result => result.with_context(|| format!("cannot move Prometheus to {}", folder.display())),
-    });
-    if partial.exists() {
-        fs::remove_dir_all(&partial)
-            .with_context(|| format!("cannot remove {}", partial.display()))?;
-    }
-    built.map(|()| Some(folder))
+    keep("Prometheus", &folder, is_complete, build)?;
+    Ok(Some(folder))
 }
 
 fn build(bin: &Path) -> anyhow::Result<()> {
