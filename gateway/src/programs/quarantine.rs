@@ -14,14 +14,7 @@ use crate::digest::Digest;
 ///
 /// It lasts as long as the gateway.
 #[derive(Debug, Clone, Default)]
-pub struct Quarantine(Arc<Mutex<BTreeMap<(String, Digest), Found>>>);
-
-/// When a version was found out.
-#[derive(Debug, Clone)]
-struct Found {
-    program: String,
-    since: Timestamp,
-}
+pub struct Quarantine(Arc<Mutex<BTreeMap<(String, Digest), Quarantined>>>);
 
 /// A version that is not run any more.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -39,8 +32,10 @@ pub struct Quarantined {
 impl Quarantine {
     /// Adds a version.
     pub(super) fn add(&self, tenant: &str, program: &str, version: Digest) {
-        let found = Found {
+        let found = Quarantined {
+            tenant: tenant.to_owned(),
             program: program.to_owned(),
+            sha256: version,
             since: Timestamp::now(),
         };
         let mut versions = self.lock();
@@ -57,35 +52,22 @@ impl Quarantine {
 
     /// All of them, by tenant.
     pub(super) fn list(&self) -> Vec<Quarantined> {
-        let versions = self.lock();
-        versions
-            .iter()
-            .map(|(key, found)| show(key, found))
-            .collect()
+        self.lock().values().cloned().collect()
     }
 
     /// Has a version run again.
     pub(super) fn lift(&self, tenant: &str, version: Digest) -> Option<Quarantined> {
         let mut versions = self.lock();
-        let (key, found) = versions.remove_entry(&(tenant.to_owned(), version))?;
+        let lifted = versions.remove(&(tenant.to_owned(), version))?;
         count(versions.len());
-        Some(show(&key, &found))
+        Some(lifted)
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, Digest), Found>> {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<(String, Digest), Quarantined>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 fn count(versions: usize) {
     gauge!("realm_programs_quarantined").set(versions as f64);
-}
-
-fn show((tenant, version): &(String, Digest), found: &Found) -> Quarantined {
-    Quarantined {
-        tenant: tenant.clone(),
-        program: found.program.clone(),
-        sha256: *version,
-        since: found.since,
-    }
 }

@@ -54,7 +54,7 @@ impl Driver {
     }
 
     /// Fails what waits for programs that are not run any more.
-    pub(super) fn fail_quarantined(&mut self) {
+    fn fail_quarantined(&mut self) {
         let kind = Kind::Processor;
         let reason = FailReason::Quarantined { kind };
         let is_quarantined = |instance: &Instance| instance.program.is_quarantined();
