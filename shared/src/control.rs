@@ -3,6 +3,8 @@
 //! They carry what happens once (loading, readiness, the reason of an end, the code of a program),
 //! never tokens.
 
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
 
 /// Longest control message in bytes. A longer one is a protocol violation.
@@ -18,6 +20,19 @@ pub const PROGRAM_LOG: &str = "program ";
 pub const COMPILE: &[u8] = b"compile";
 /// The same for one that says what compiled code depends on.
 pub const FINGERPRINT: &[u8] = b"fingerprint";
+
+/// Instances of programs at once that a worker may be told to have, and bytes of stack of each.
+pub const INSTANCES: RangeInclusive<u32> = 1..=10_000;
+/// See [`INSTANCES`].
+pub const PROGRAM_STACK: RangeInclusive<u64> = 64 << 10..=4 << 20;
+/// Seconds of processor time that a compiler may be told to take, and bytes of memory.
+pub const COMPILE_SECONDS: RangeInclusive<u64> = 1..=3600;
+/// See [`COMPILE_SECONDS`]: with less it does not start, and more is not to be had.
+pub const COMPILE_MEMORY: RangeInclusive<u64> = 512 << 20..=1 << 40;
+/// What it takes where nothing is said.
+pub const USUAL_COMPILE_SECONDS: u64 = 30;
+/// See [`USUAL_COMPILE_SECONDS`].
+pub const USUAL_COMPILE_MEMORY: u64 = 4 << 30;
 
 /// What a worker says about itself beside the rings.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

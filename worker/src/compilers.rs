@@ -9,7 +9,10 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use realm_shared::control::{COMPILE, FINGERPRINT};
+use realm_shared::control::{
+    COMPILE, COMPILE_MEMORY, COMPILE_SECONDS, FINGERPRINT, USUAL_COMPILE_MEMORY,
+    USUAL_COMPILE_SECONDS,
+};
 use realm_shm::socket;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::{SocketFlags, accept_with};
@@ -21,12 +24,12 @@ use crate::listen::{BREATH, bind, caller, say, spawn};
 #[derive(Debug, Clone, Copy, Args)]
 pub struct Limits {
     /// Seconds of processor time that a compilation may take.
-    #[arg(long, value_name = "SECONDS", default_value_t = 30,
-        value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, value_name = "SECONDS", default_value_t = USUAL_COMPILE_SECONDS,
+        value_parser = clap::value_parser!(u64).range(COMPILE_SECONDS))]
     pub seconds: u64,
     /// Bytes of memory that it may take.
-    #[arg(long, value_name = "BYTES", default_value_t = 4 << 30,
-        value_parser = clap::value_parser!(u64).range(512 << 20..))]
+    #[arg(long, value_name = "BYTES", default_value_t = USUAL_COMPILE_MEMORY,
+        value_parser = clap::value_parser!(u64).range(*COMPILE_MEMORY.start()..))]
     pub memory: u64,
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use realm_shared::control::{INSTANCES, PROGRAM_STACK};
 use realm_shared::cpus::Cpus;
 use realm_worker::compilers::{self, Limits};
 use realm_worker::config::DType;
@@ -95,11 +96,11 @@ struct Serve {
     /// Instances of tenants' programs that run at once; some 200 MiB of address space, not of
     /// memory, for each.
     #[arg(long, value_name = "N", default_value_t = Pool::default().instances,
-        value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        value_parser = clap::value_parser!(u32).range(i64::from(*INSTANCES.start())..=i64::from(*INSTANCES.end())))]
     instances: u32,
     /// Bytes of stack of each of them.
     #[arg(long, value_name = "BYTES", default_value_t = Pool::default().stack as u64,
-        value_parser = clap::value_parser!(u64).range(64 << 10..=4 << 20))]
+        value_parser = clap::value_parser!(u64).range(PROGRAM_STACK))]
     program_stack: u64,
     #[command(flatten)]
     sandbox: Sandbox,

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use realm_shared::control::{COMPILE_MEMORY, COMPILE_SECONDS, INSTANCES, PROGRAM_STACK};
 use realm_shared::cpus::Cpus;
 use serde::Deserialize;
 use toml::Spanned;
@@ -403,12 +404,12 @@ impl ProgramSettings {
         let usual = CompileLimits::default();
         let seconds = self.compile_seconds.or(file.compile_seconds);
         let memory = self.compile_memory.or(file.compile_memory);
-        let seconds = within("compile_seconds", seconds, 1..=3600, "1 and 3600")?;
+        let seconds = within("compile_seconds", seconds, COMPILE_SECONDS, "1 and 3600")?;
         let memory = memory.map(|size| size.0);
         let memory = within(
             "compile_memory",
             memory,
-            512 << 20..=1 << 40,
+            COMPILE_MEMORY,
             "512MiB and 1024GiB",
         )?;
         Ok(CompileLimits {
@@ -582,13 +583,13 @@ impl WorkerSettings {
             instances: within(
                 "instances",
                 self.instances.or(file.instances),
-                1..=10_000,
+                INSTANCES,
                 "1 and 10000",
             )?,
             program_stack: within(
                 "program_stack",
                 self.program_stack.or(file.program_stack),
-                ByteSize(64 << 10)..=ByteSize(4 << 20),
+                ByteSize(*PROGRAM_STACK.start())..=ByteSize(*PROGRAM_STACK.end()),
                 "64KiB and 4MiB",
             )?,
             require_sandbox: self

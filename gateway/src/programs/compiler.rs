@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use nix::sys::signal::Signal;
+use realm_shared::control::{USUAL_COMPILE_MEMORY, USUAL_COMPILE_SECONDS};
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::sync::Mutex;
@@ -42,8 +43,8 @@ pub struct CompileLimits {
 impl Default for CompileLimits {
     fn default() -> Self {
         CompileLimits {
-            seconds: 30,
-            memory: 4 << 30,
+            seconds: USUAL_COMPILE_SECONDS,
+            memory: USUAL_COMPILE_MEMORY,
         }
     }
 }
