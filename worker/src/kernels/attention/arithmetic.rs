@@ -30,12 +30,54 @@ pub(in crate::kernels) trait Arithmetic<T>: 'static {
 
     /// Adds the weighted values of some tokens of a block to the sums of `Q` queries. Tokens outside
     /// of `tokens` are not even multiplied by zero: what an earlier sequence left there may be NaN.
+    #[inline(always)]
     fn add_values<S: Simd, const Q: usize>(
         s: S,
         weights: &[[f32; LANES]; Q],
         tokens: Range<usize>,
         values: &[T],
         sums: &mut [f32],
+    ) {
+        /// Pairs of tokens of which one round takes the values: enough to hide what a round costs.
+        const ROUND: usize = 2;
+        let (values, _) = values.as_chunks::<LANES>();
+        let (sums, _) = sums.as_chunks_mut::<LANES>();
+        let vectors = sums.len() / Q;
+        if tokens.len() < LANES {
+            return Self::add_some::<S, Q>(s, weights, tokens, values, sums);
+        }
+        for vector in 0..vectors {
+            let mut sum: [S::V; Q] = std::array::from_fn(|q| s.load(&sums[q * vectors + vector]));
+            for (round, values) in values.chunks_exact(ROUND * 2 * vectors).enumerate() {
+                for i in 0..ROUND {
+                    let pair = &values[i * 2 * vectors..][..2 * vectors];
+                    Self::add_pair::<S, Q>(s, weights, round * ROUND + i, pair, vector, &mut sum);
+                }
+            }
+            for q in 0..Q {
+                s.store(sum[q], &mut sums[q * vectors + vector]);
+            }
+        }
+    }
+
+    /// Adds sixteen dimensions, the `vector`-th, of the weighted values of two tokens, the `number`-th, which are
+    /// all of `values`.
+    fn add_pair<S: Simd, const Q: usize>(
+        s: S,
+        weights: &[[f32; LANES]; Q],
+        number: usize,
+        values: &[[T; LANES]],
+        vector: usize,
+        sums: &mut [S::V; Q],
+    );
+
+    /// What [`add_values`](Self::add_values) does where not all tokens of a block are to be seen.
+    fn add_some<S: Simd, const Q: usize>(
+        s: S,
+        weights: &[[f32; LANES]; Q],
+        tokens: Range<usize>,
+        values: &[[T; LANES]],
+        sums: &mut [[f32; LANES]],
     );
 }
 
@@ -80,36 +122,34 @@ impl<T: Element> Arithmetic<T> for Widened {
     }
 
     #[inline(always)]
-    fn add_values<S: Simd, const Q: usize>(
+    fn add_pair<S: Simd, const Q: usize>(
+        s: S,
+        weights: &[[f32; LANES]; Q],
+        number: usize,
+        values: &[[T; LANES]],
+        vector: usize,
+        sums: &mut [S::V; Q],
+    ) {
+        let [first, second] = T::values(s, values, vector);
+        add_value(s, weights, 2 * number, first, sums);
+        add_value(s, weights, 2 * number + 1, second, sums);
+    }
+
+    #[inline(always)]
+    fn add_some<S: Simd, const Q: usize>(
         s: S,
         weights: &[[f32; LANES]; Q],
         tokens: Range<usize>,
-        values: &[T],
-        sums: &mut [f32],
+        values: &[[T; LANES]],
+        sums: &mut [[f32; LANES]],
     ) {
-        /// Pairs of tokens of which one round takes the values: enough to hide what a round costs.
-        const ROUND: usize = 2;
-        let (values, _) = values.as_chunks::<LANES>();
-        let (sums, _) = sums.as_chunks_mut::<LANES>();
         let vectors = sums.len() / Q;
         for vector in 0..vectors {
             let mut sum: [S::V; Q] = std::array::from_fn(|q| s.load(&sums[q * vectors + vector]));
-            if tokens.len() == LANES {
-                for (round, values) in values.chunks_exact(ROUND * 2 * vectors).enumerate() {
-                    for i in 0..ROUND {
-                        let pair = &values[i * 2 * vectors..][..2 * vectors];
-                        let token = (round * ROUND + i) * 2;
-                        let [first, second] = T::values(s, pair, vector);
-                        add_value(s, weights, token, first, &mut sum);
-                        add_value(s, weights, token + 1, second, &mut sum);
-                    }
-                }
-            } else {
-                for token in tokens.clone() {
-                    let pair = &values[token / 2 * 2 * vectors..][..2 * vectors];
-                    let value = T::values(s, pair, vector)[token % 2];
-                    add_value(s, weights, token, value, &mut sum);
-                }
+            for token in tokens.clone() {
+                let pair = &values[token / 2 * 2 * vectors..][..2 * vectors];
+                let value = T::values(s, pair, vector)[token % 2];
+                add_value(s, weights, token, value, &mut sum);
             }
             for q in 0..Q {
                 s.store(sum[q], &mut sums[q * vectors + vector]);
@@ -187,78 +227,50 @@ impl Arithmetic<bf16> for Rounded {
     }
 
     #[inline(always)]
-    fn add_values<S: Simd, const Q: usize>(
+    fn add_pair<S: Simd, const Q: usize>(
+        s: S,
+        weights: &[[f32; LANES]; Q],
+        number: usize,
+        values: &[[bf16; LANES]],
+        vector: usize,
+        sums: &mut [S::V; Q],
+    ) {
+        let values = paired(s, &values.as_chunks().0[vector]);
+        for q in 0..Q {
+            sums[q] = s.dot_bf16(s.splat(weights[q][number]), values, sums[q]);
+        }
+    }
+
+    /// Of the pairs at either end it may be one token alone.
+    #[inline(always)]
+    fn add_some<S: Simd, const Q: usize>(
         s: S,
         weights: &[[f32; LANES]; Q],
         tokens: Range<usize>,
-        values: &[bf16],
-        sums: &mut [f32],
+        values: &[[bf16; LANES]],
+        sums: &mut [[f32; LANES]],
     ) {
-        /// Pairs of which one round takes the values.
-        const ROUND: usize = 4;
-        let (values, _) = values.as_chunks::<LANES>().0.as_chunks::<2>();
-        let (sums, _) = sums.as_chunks_mut::<LANES>();
+        let (values, _) = values.as_chunks::<2>();
         let vectors = sums.len() / Q;
-        if tokens.len() < LANES {
-            return add_some::<S, Q>(s, weights, tokens, values, sums);
-        }
-        for vector in 0..vectors {
-            let mut sum: [S::V; Q] = std::array::from_fn(|q| s.load(&sums[q * vectors + vector]));
-            for (round, values) in values.chunks_exact(ROUND * vectors).enumerate() {
-                for i in 0..ROUND {
-                    let pair = paired(s, &values[i * vectors + vector]);
-                    add_pair(s, weights, round * ROUND + i, pair, &mut sum);
+        for pair in tokens.start / 2..tokens.end.div_ceil(2) {
+            let first = if tokens.contains(&(2 * pair)) { LOW } else { 0 };
+            let second = if tokens.contains(&(2 * pair + 1)) {
+                HIGH
+            } else {
+                0
+            };
+            for vector in 0..vectors {
+                let values = masked(&values[pair * vectors + vector], first | second);
+                let values = s.load(&values);
+                for q in 0..Q {
+                    let sum = &mut sums[q * vectors + vector];
+                    s.store(
+                        s.dot_bf16(s.splat(weights[q][pair]), values, s.load(sum)),
+                        sum,
+                    );
                 }
             }
-            for q in 0..Q {
-                s.store(sum[q], &mut sums[q * vectors + vector]);
-            }
         }
-    }
-}
-
-/// The same where not all tokens are to be seen: of the pairs at either end it may be one alone.
-#[inline(always)]
-fn add_some<S: Simd, const Q: usize>(
-    s: S,
-    weights: &[[f32; LANES]; Q],
-    tokens: Range<usize>,
-    values: &[[[bf16; LANES]; 2]],
-    sums: &mut [[f32; LANES]],
-) {
-    let vectors = sums.len() / Q;
-    for pair in tokens.start / 2..tokens.end.div_ceil(2) {
-        let first = if tokens.contains(&(2 * pair)) { LOW } else { 0 };
-        let second = if tokens.contains(&(2 * pair + 1)) {
-            HIGH
-        } else {
-            0
-        };
-        for vector in 0..vectors {
-            let values = masked(&values[pair * vectors + vector], first | second);
-            let values = s.load(&values);
-            for q in 0..Q {
-                let sum = &mut sums[q * vectors + vector];
-                s.store(
-                    s.dot_bf16(s.splat(weights[q][pair]), values, s.load(sum)),
-                    sum,
-                );
-            }
-        }
-    }
-}
-
-/// Adds two tokens' weighted values.
-#[inline(always)]
-fn add_pair<S: Simd, const Q: usize>(
-    s: S,
-    weights: &[[f32; LANES]; Q],
-    pair: usize,
-    values: S::V,
-    sums: &mut [S::V; Q],
-) {
-    for q in 0..Q {
-        sums[q] = s.dot_bf16(s.splat(weights[q][pair]), values, sums[q]);
     }
 }
 
