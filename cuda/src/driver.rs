@@ -7,45 +7,13 @@ use std::sync::{Mutex, PoisonError};
 use cudarc::driver::{result, sys};
 
 use crate::compile::{Capability, Cubins, LEAST};
-use crate::{Kernel, Launch, LaunchError, Launcher, Unit};
+use crate::{DeviceError, Kernel, Launch, LaunchError, Launcher, Unit};
 
 /// Dynamic shared memory of a block that needs no permission, in bytes.
 const SHARED_FREE: u32 = 48 << 10;
 
-/// Why a device cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum DeviceError {
-    /// There is no driver.
-    #[error("there is no driver for NVIDIA GPUs: libcuda.so.1 cannot be loaded")]
-    NoDriver,
-    /// There is no such device.
-    #[error("there is no device {device}: the driver has {count}")]
-    NoDevice {
-        /// Its number.
-        device: usize,
-        /// How many there are.
-        count: usize,
-    },
-    /// It cannot run the kernels.
-    #[error("device {device} is of {capability}, and kernels need {LEAST} or later")]
-    TooOld {
-        /// Its number.
-        device: usize,
-        /// What it is.
-        capability: Capability,
-    },
-    /// The driver failed.
-    #[error("{what}: {why}")]
-    Driver {
-        /// What was asked of it.
-        what: &'static str,
-        /// What it said.
-        why: String,
-    },
-}
-
 fn failed(what: &'static str) -> impl Fn(result::DriverError) -> DeviceError {
-    move |error| DeviceError::Driver {
+    move |error| DeviceError::Failed {
         what,
         why: error.to_string(),
     }
@@ -128,7 +96,11 @@ impl Driver {
         };
         let capability = Capability((10 * major + minor).cast_unsigned());
         if capability < LEAST {
-            return Err(DeviceError::TooOld { device, capability });
+            return Err(DeviceError::TooOld {
+                device,
+                capability,
+                least: LEAST,
+            });
         }
         Ok(Driver {
             context,
@@ -250,7 +222,7 @@ mod tests {
         assert!(
             matches!(
                 why,
-                DeviceError::NoDriver | DeviceError::NoDevice { .. } | DeviceError::Driver { .. }
+                DeviceError::NoDriver | DeviceError::NoDevice { .. } | DeviceError::Failed { .. }
             ),
             "{why}"
         );

@@ -15,6 +15,7 @@ pub mod activation;
 pub mod attention;
 pub mod catalogue;
 pub mod compile;
+mod device;
 pub mod driver;
 mod launch;
 pub mod norm;
@@ -22,6 +23,7 @@ pub mod rotary;
 pub mod rows;
 pub mod sample;
 
+pub use device::{Device, DeviceError, Product};
 pub use launch::{
     Element, HEAD_DIMS, KV_BLOCK, Kernel, Launch, LaunchError, Launcher, Memory, Unit,
 };

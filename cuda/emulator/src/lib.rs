@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 mod compile;
+mod device;
 mod memory;
 
 use std::collections::HashMap;
@@ -17,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use libloading::Library;
 use realm_cuda::{Launch, LaunchError, Launcher, Unit};
 
+pub use device::Graph;
 pub use memory::Buffer;
 
 /// A device that is none.
@@ -27,6 +29,9 @@ pub struct Emulator {
     folder: PathBuf,
     libraries: Mutex<HashMap<Unit, Arc<Library>>>,
     launches: AtomicU64,
+    allocated: Mutex<Vec<Buffer<u8>>>,
+    /// What is captured, while something is.
+    capture: Mutex<Option<Graph>>,
 }
 
 impl Emulator {
@@ -45,6 +50,8 @@ impl Emulator {
             folder: folder.to_owned(),
             libraries: Mutex::default(),
             launches: AtomicU64::new(0),
+            allocated: Mutex::default(),
+            capture: Mutex::default(),
         }
     }
 
@@ -90,6 +97,9 @@ type Entry = unsafe extern "C" fn(*const RawLaunch) -> c_int;
 
 impl Launcher for Emulator {
     unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), LaunchError> {
+        if self.captures(|| device::Captured::of(launch)) {
+            return Ok(());
+        }
         let failed = |why: String| LaunchError::Run {
             kernel: launch.kernel,
             why,

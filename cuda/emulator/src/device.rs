@@ -1,0 +1,194 @@
+//! The emulator as a device: with memory of its own, products, and graphs.
+
+use std::sync::PoisonError;
+
+use half::{bf16, f16};
+use realm_cuda::{Device, DeviceError, Element, Kernel, Launch, Launcher, Memory, Product};
+
+use crate::{Buffer, Emulator};
+
+/// As many multiprocessors as it claims to have: kernels share out their work over a few blocks.
+const MULTIPROCESSORS: usize = 3;
+
+/// What was captured.
+#[derive(Debug, Default)]
+pub struct Graph(Vec<Captured>);
+
+#[derive(Debug)]
+pub(crate) enum Captured {
+    Launch {
+        kernel: Kernel,
+        grid: [u32; 3],
+        threads: u32,
+        shared: u32,
+        params: Vec<u8>,
+    },
+    Product(Product),
+}
+
+impl Captured {
+    pub(crate) fn of(launch: &Launch<'_>) -> Captured {
+        Captured::Launch {
+            kernel: launch.kernel,
+            grid: launch.grid,
+            threads: launch.threads,
+            shared: launch.shared,
+            params: launch.params.to_vec(),
+        }
+    }
+}
+
+impl Emulator {
+    /// Adds to what is captured, if something is.
+    pub(crate) fn captures(&self, captured: impl FnOnce() -> Captured) -> bool {
+        let mut capture = self.capture.lock().unwrap_or_else(PoisonError::into_inner);
+        match &mut *capture {
+            Some(graph) => graph.0.push(captured()),
+            None => return false,
+        }
+        true
+    }
+
+    fn unless_captured(&self, what: &'static str) -> Result<(), DeviceError> {
+        let capture = self.capture.lock().unwrap_or_else(PoisonError::into_inner);
+        match *capture {
+            None => Ok(()),
+            Some(_) => Err(DeviceError::Failed {
+                what,
+                why: "not while a graph is captured".into(),
+            }),
+        }
+    }
+}
+
+impl Device for Emulator {
+    type Graph = Graph;
+
+    fn allocate(&self, bytes: usize) -> Result<Memory, DeviceError> {
+        self.unless_captured("allocating")?;
+        let buffer = Buffer::<u8>::new(bytes);
+        let memory = buffer.memory();
+        let mut allocated = self
+            .allocated
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        allocated.push(buffer);
+        Ok(memory)
+    }
+
+    fn memory(&self) -> Result<(usize, usize), DeviceError> {
+        Ok((1 << 30, 1 << 30))
+    }
+
+    fn write(&self, to: Memory, from: &[u8]) -> Result<(), DeviceError> {
+        self.unless_captured("writing")?;
+        to.must_hold(from.len())?;
+        // SAFETY: whoever made the memory vouches for it; nothing else touches it during a call.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from.as_ptr(), to.address() as *mut u8, from.len());
+        }
+        Ok(())
+    }
+
+    fn read(&self, from: Memory, into: &mut [u8]) -> Result<(), DeviceError> {
+        self.unless_captured("reading")?;
+        from.must_hold(into.len())?;
+        // SAFETY: as for writing.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                from.address() as *const u8,
+                into.as_mut_ptr(),
+                into.len(),
+            );
+        }
+        Ok(())
+    }
+
+    fn multiply(&self, product: &Product) -> Result<(), DeviceError> {
+        product.check()?;
+        if self.captures(|| Captured::Product(*product)) {
+            return Ok(());
+        }
+        match product.element {
+            Element::F32 => multiply(product, |x: f32| x, |x| x),
+            Element::Bf16 => multiply(product, bf16::to_f32, bf16::from_f32),
+            Element::F16 => multiply(product, f16::to_f32, f16::from_f32),
+        }
+        Ok(())
+    }
+
+    fn multiprocessors(&self) -> usize {
+        MULTIPROCESSORS
+    }
+
+    fn capture(
+        &self,
+        work: &mut dyn FnMut() -> Result<(), DeviceError>,
+    ) -> Result<Graph, DeviceError> {
+        self.unless_captured("capturing")?;
+        let locked = || self.capture.lock().unwrap_or_else(PoisonError::into_inner);
+        *locked() = Some(Graph::default());
+        let worked = work();
+        let graph = locked().take().unwrap_or_default();
+        worked.map(|()| graph)
+    }
+
+    fn replay(&self, graph: &Graph) -> Result<(), DeviceError> {
+        for captured in &graph.0 {
+            match captured {
+                Captured::Product(product) => self.multiply(product)?,
+                Captured::Launch {
+                    kernel,
+                    grid,
+                    threads,
+                    shared,
+                    params,
+                } => {
+                    let launch = Launch {
+                        kernel: *kernel,
+                        grid: *grid,
+                        threads: *threads,
+                        shared: *shared,
+                        params,
+                    };
+                    // SAFETY: whoever asked for it during the capture vouched for its memory, as long as the
+                    // device lives.
+                    unsafe { self.launch(&launch) }?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Checked products, by plain loops in double precision.
+fn multiply<T: Copy>(product: &Product, to_f32: fn(T) -> f32, from_f32: fn(f32) -> T) {
+    let Product {
+        rows,
+        inputs,
+        outputs,
+        ..
+    } = *product;
+    // SAFETY: checked to hold as many; whoever made the memory vouches for it. `out` is no part of the others.
+    let (x, weight, bias, out) = unsafe {
+        let slice =
+            |memory: Memory, n: usize| std::slice::from_raw_parts(memory.address() as *const T, n);
+        let out = product.out.address() as *mut T;
+        (
+            slice(product.x, rows * inputs),
+            slice(product.weight, outputs * inputs),
+            product.bias.map(|bias| slice(bias, outputs)),
+            std::slice::from_raw_parts_mut(out, rows * outputs),
+        )
+    };
+    for (x, out) in x.chunks_exact(inputs).zip(out.chunks_exact_mut(outputs)) {
+        for (o, (out, weight)) in out.iter_mut().zip(weight.chunks_exact(inputs)).enumerate() {
+            let terms = x.iter().zip(weight);
+            let sum: f64 = terms
+                .map(|(x, w)| f64::from(to_f32(*x)) * f64::from(to_f32(*w)))
+                .sum();
+            let bias = bias.map_or(0.0, |bias| f64::from(to_f32(bias[o])));
+            *out = from_f32((sum + bias) as f32);
+        }
+    }
+}
