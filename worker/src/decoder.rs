@@ -1,7 +1,10 @@
 //! The forward pass of a decoder of the Llama family, driven by its config.
 
 use std::io;
+use std::marker::PhantomData;
 use std::ops::Range;
+
+use realm_cuda::DeviceError;
 
 use crate::arena::Arena;
 use crate::batch::Batch;
@@ -11,64 +14,72 @@ use crate::kernels::{
     rotate_and_store, silu_multiply,
 };
 use crate::linear::Linear;
+use crate::parameters::{DecoderWeights, Hold, Stack};
 use crate::weights::{View, Weights, WeightsError};
 
-/// A model that can be stepped, whatever type it computes in.
+/// A model that can be stepped, whatever it computes in and on.
 pub trait Forward: Send {
     /// Runs `tokens` (those of `batch`, with sampled ones filled in) through the model and into
     /// the arena, and keeps the last hidden states of the tokens whose numbers are in `wanted`,
     /// which ascend.
-    fn forward(&mut self, batch: &Batch<'_>, tokens: &[u32], wanted: &[usize]);
+    ///
+    /// # Errors
+    /// If a device fails.
+    fn forward(
+        &mut self,
+        batch: &Batch<'_>,
+        tokens: &[u32],
+        wanted: &[usize],
+    ) -> Result<(), ForwardError>;
 
     /// Logits `[rows, vocab]` of a range of what was `wanted`, at most [`HEAD_ROWS`] at once.
-    fn logits(&mut self, rows: Range<usize>, out: &mut [f32]);
+    ///
+    /// # Errors
+    /// If a device fails.
+    fn logits(&mut self, rows: Range<usize>, out: &mut [f32]) -> Result<(), ForwardError>;
 
     /// The hidden state, after the last norm, of one of what was `wanted`: what its logits follow from.
-    fn hidden(&self, row: usize) -> &[f32];
+    ///
+    /// # Errors
+    /// If a device fails.
+    fn hidden(&mut self, row: usize) -> Result<&[f32], ForwardError>;
 
     /// How many numbers a hidden state has.
     fn hidden_size(&self) -> usize;
 
-    /// Empties the arena, whose memory goes back to the system.
+    /// Forgets what the arena holds. Where the system gave its memory page by page, that goes back.
     ///
     /// # Errors
     /// If there is no address space for a new one.
-    fn forget(&mut self) -> io::Result<()>;
+    fn forget(&mut self) -> Result<(), ForwardError>;
+}
+
+/// Why a model cannot go on. It ends the worker.
+#[derive(Debug, thiserror::Error)]
+pub enum ForwardError {
+    /// The system refuses the address space of a new arena.
+    #[error("cannot reserve a new KV arena: {0}")]
+    Arena(#[from] io::Error),
+    /// The device fails.
+    #[error("the device failed in a forward pass: {0}")]
+    Device(#[from] DeviceError),
 }
 
 /// Most rows of logits that are computed at once: a large vocabulary takes half a megabyte each.
 pub const HEAD_ROWS: usize = 32;
+
+/// A decoder's weights in ordinary memory.
+pub type Held<L> = DecoderWeights<L, Vec<f32>>;
 
 /// A decoder's weights, its KV arena, and the memory that a step works in.
 pub struct Decoder<L: Linear> {
     config: DecoderConfig,
     shape: Attention,
     threads: Threads,
-    weights: DecoderWeights<L>,
+    weights: Held<L>,
     rotary: Rotary,
     arena: Arena<L::Element>,
     work: Work,
-}
-
-/// All weights of a decoder.
-pub struct DecoderWeights<L: Linear> {
-    embedding: L,
-    /// None if it is the embedding.
-    head: Option<L>,
-    layers: Vec<Layer<L>>,
-    norm: Vec<f32>,
-}
-
-struct Layer<L> {
-    attention_norm: Vec<f32>,
-    /// Queries, keys and values in one matrix.
-    qkv: L,
-    query_key_norms: Option<(Vec<f32>, Vec<f32>)>,
-    output: L,
-    mlp_norm: Vec<f32>,
-    /// Gates and ups in one matrix.
-    gate_up: L,
-    down: L,
 }
 
 /// Activations of a step.
@@ -83,153 +94,58 @@ struct Work {
     logits: Buffer<f32>,
 }
 
-impl<L: Linear> DecoderWeights<L> {
-    /// Reads and converts all weights, calling `progress` with the bytes read so far.
-    ///
-    /// # Errors
-    /// If a tensor is missing, has another shape than the config asks for, or would be ignored.
-    pub fn load(
-        config: &DecoderConfig,
-        weights: &Weights,
-        threads: &Threads,
-        progress: &mut dyn FnMut(u64),
-    ) -> Result<DecoderWeights<L>, WeightsError> {
-        let mut loader = Loader {
-            weights,
-            threads,
-            progress,
-            done: 0,
-            used: Vec::new(),
-        };
-        let c = config;
-        let (query, key) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let embedding = loader.linear(&["model.embed_tokens"], &[c.vocab], c.hidden, false)?;
-        let mut layers = Vec::new();
-        for i in 0..c.layers() {
-            let at = |name: &str| format!("model.layers.{i}.{name}");
-            let [q, k, v, o] = ["q", "k", "v", "o"].map(|x| at(&format!("self_attn.{x}_proj")));
-            let [gate, up, down] = ["gate", "up", "down"].map(|x| at(&format!("mlp.{x}_proj")));
-            let query_key_norms = if c.qk_norm {
-                let query = loader.vector(&at("self_attn.q_norm.weight"), c.head_dim)?;
-                Some((
-                    query,
-                    loader.vector(&at("self_attn.k_norm.weight"), c.head_dim)?,
-                ))
-            } else {
-                None
-            };
-            layers.push(Layer {
-                attention_norm: loader.vector(&at("input_layernorm.weight"), c.hidden)?,
-                qkv: loader.linear(&[&q, &k, &v], &[query, key, key], c.hidden, c.qkv_bias)?,
-                query_key_norms,
-                output: loader.linear(&[&o], &[c.hidden], query, c.output_bias)?,
-                mlp_norm: loader.vector(&at("post_attention_layernorm.weight"), c.hidden)?,
-                gate_up: {
-                    let widths = [c.intermediate, c.intermediate];
-                    loader.linear(&[&gate, &up], &widths, c.hidden, c.mlp_bias)?
-                },
-                down: loader.linear(&[&down], &[c.hidden], c.intermediate, c.mlp_bias)?,
-            });
-        }
-        let norm = loader.vector("model.norm.weight", c.hidden)?;
-        let head = if c.tied {
-            None
-        } else {
-            Some(loader.linear(&["lm_head"], &[c.vocab], c.hidden, false)?)
-        };
-        let used = loader.used;
-        let ignorable = |name: &str| {
-            // Old checkpoints hold the frequencies; tied ones may repeat the embedding.
-            name.ends_with(".rotary_emb.inv_freq") || (c.tied && name == "lm_head.weight")
-        };
-        match weights
-            .names()
-            .find(|name| !used.iter().any(|u| u == name) && !ignorable(name))
-        {
-            Some(name) => Err(WeightsError::Unused(name.into())),
-            None => Ok(DecoderWeights {
-                embedding,
-                head,
-                layers,
-                norm,
-            }),
-        }
-    }
-
-    /// Bytes held.
-    pub fn bytes(&self) -> usize {
-        let layers: usize = self
-            .layers
-            .iter()
-            .map(|layer| {
-                layer.qkv.bytes()
-                    + layer.output.bytes()
-                    + layer.gate_up.bytes()
-                    + layer.down.bytes()
-                    + size_of_val(layer.attention_norm.as_slice())
-                    + size_of_val(layer.mlp_norm.as_slice())
-            })
-            .sum();
-        let head = self.head.as_ref().map_or(0, Linear::bytes);
-        self.embedding.bytes() + head + layers + size_of_val(self.norm.as_slice())
-    }
-}
-
-/// Takes tensors out of a checkpoint by name.
-struct Loader<'a> {
-    weights: &'a Weights,
+/// Takes weights into ordinary memory, each matrix as `L` has it.
+struct Pack<'a, L> {
     threads: &'a Threads,
-    progress: &'a mut dyn FnMut(u64),
-    done: u64,
-    used: Vec<String>,
+    held: PhantomData<L>,
 }
 
-impl<'a> Loader<'a> {
-    fn view(&mut self, name: String, shape: &[usize]) -> Result<View<'a>, WeightsError> {
-        let view = self.weights.tensor(&name, shape)?;
-        self.done += view.bytes();
-        self.used.push(name);
-        Ok(view)
-    }
+impl<L: Linear> Hold for Pack<'_, L> {
+    type Matrix = L;
+    type Vector = Vec<f32>;
+    type Error = WeightsError;
 
-    fn vector(&mut self, name: &str, len: usize) -> Result<Vec<f32>, WeightsError> {
-        let view = self.view(name.into(), &[len])?;
-        let mut values = vec![0.0; len];
-        view.read(0, &mut values);
-        (self.progress)(self.done);
-        Ok(values)
-    }
-
-    /// One matrix of the tensors `names` on top of each other, `outputs` rows each.
-    fn linear<L: Linear>(
-        &mut self,
-        names: &[&str],
-        outputs: &[usize],
-        inputs: usize,
-        with_bias: bool,
-    ) -> Result<L, WeightsError> {
-        let mut parts = Vec::new();
-        let mut bias = Vec::new();
-        let mut total = 0;
-        for (name, outputs) in names.iter().zip(outputs) {
-            parts.push((
-                total,
-                self.view(format!("{name}.weight"), &[*outputs, inputs])?,
-            ));
-            total += outputs;
-            if with_bias {
-                bias.extend(self.vector(&format!("{name}.bias"), *outputs)?);
-            }
-        }
-        let bias = with_bias.then_some(bias);
-        let linear = L::new(self.threads, total, inputs, bias, |row, column, into| {
-            let part = parts.partition_point(|(first, _)| *first <= row) - 1;
-            let (first, view) = &parts[part];
-            view.read((row - first) * inputs + column, into);
+    fn matrix(&mut self, stack: &Stack<'_>) -> Result<L, WeightsError> {
+        let bias = (!stack.bias.is_empty()).then(|| {
+            let parts = stack.bias.iter();
+            parts.flat_map(|(_, part)| floats(part)).collect()
         });
-        (self.progress)(self.done);
-        Ok(linear)
+        let read = |row, column, into: &mut [L::Element]| stack.read(row, column, into);
+        Ok(L::new(
+            self.threads,
+            stack.outputs,
+            stack.inputs,
+            bias,
+            read,
+        ))
     }
+
+    fn vector(&mut self, values: View<'_>) -> Result<Vec<f32>, WeightsError> {
+        Ok(floats(&values))
+    }
+}
+
+fn floats(view: &View<'_>) -> Vec<f32> {
+    let mut values = vec![0.0; view.len()];
+    view.read(0, &mut values);
+    values
+}
+
+/// Reads and converts all weights, calling `progress` with the bytes read so far.
+///
+/// # Errors
+/// If a tensor is missing, has another shape than the config asks for, or would be ignored.
+pub fn load_weights<L: Linear>(
+    config: &DecoderConfig,
+    checkpoint: &Weights,
+    threads: &Threads,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Held<L>, WeightsError> {
+    let mut pack = Pack {
+        threads,
+        held: PhantomData,
+    };
+    DecoderWeights::load(config, checkpoint, &mut pack, progress)
 }
 
 impl<L: Linear> Decoder<L> {
@@ -239,7 +155,7 @@ impl<L: Linear> Decoder<L> {
     /// If there is no address space for the arena.
     pub fn new(
         config: DecoderConfig,
-        weights: DecoderWeights<L>,
+        weights: Held<L>,
         threads: Threads,
         blocks: usize,
         max_step_tokens: usize,
@@ -296,7 +212,12 @@ fn compact(buffer: &mut Buffer<f32>, rows: usize, wanted: &[usize]) {
 }
 
 impl<L: Linear> Forward for Decoder<L> {
-    fn forward(&mut self, batch: &Batch<'_>, tokens: &[u32], wanted: &[usize]) {
+    fn forward(
+        &mut self,
+        batch: &Batch<'_>,
+        tokens: &[u32],
+        wanted: &[usize],
+    ) -> Result<(), ForwardError> {
         let Decoder {
             config,
             shape,
@@ -346,7 +267,7 @@ impl<L: Linear> Forward for Decoder<L> {
             rotate_and_store(threads, shape, rotary, norms, &places, qkv, (keys, values));
             let last = i + 1 == weights.layers.len();
             if last && wanted.is_empty() {
-                return;
+                return Ok(());
             }
             let (qkv, attended) = (work.qkv.rows(rows), work.attended.rows_mut(rows));
             attend(
@@ -398,9 +319,10 @@ impl<L: Linear> Forward for Decoder<L> {
                 normed,
             );
         }
+        Ok(())
     }
 
-    fn logits(&mut self, rows: Range<usize>, out: &mut [f32]) {
+    fn logits(&mut self, rows: Range<usize>, out: &mut [f32]) -> Result<(), ForwardError> {
         let width = self.config.hidden;
         let count = rows.len();
         let Decoder {
@@ -415,18 +337,19 @@ impl<L: Linear> Forward for Decoder<L> {
         let head = weights.head.as_ref().unwrap_or(&weights.embedding);
         head.multiply(threads, count, &work.delta, &mut work.logits);
         out.copy_from_slice(work.logits.rows(count));
+        Ok(())
     }
 
-    fn hidden(&self, row: usize) -> &[f32] {
+    fn hidden(&mut self, row: usize) -> Result<&[f32], ForwardError> {
         let width = self.config.hidden;
-        &self.work.normed.rows(row + 1)[row * width..]
+        Ok(&self.work.normed.rows(row + 1)[row * width..])
     }
 
     fn hidden_size(&self) -> usize {
         self.config.hidden
     }
 
-    fn forget(&mut self) -> io::Result<()> {
-        self.arena.clear()
+    fn forget(&mut self) -> Result<(), ForwardError> {
+        Ok(self.arena.clear()?)
     }
 }

@@ -1,29 +1,25 @@
 //! A loaded model and its sequence slots: what OPEN and STEP act on.
 
-use std::io;
-use std::path::{Path, PathBuf};
+mod load;
 
-use half::{bf16, f16};
+use std::path::PathBuf;
+
 use realm_shared::control::ModelInfo;
 use realm_shared::wire::Sampling;
 use realm_shared::wire::result::{LATE, NOTE_BYTES};
 
-use crate::arena::Arena;
 use crate::batch::{Batch, BatchError, Limits, Step};
-use crate::config::{ConfigError, DType, DecoderConfig};
-use crate::decoder::{Decoder, DecoderWeights, Forward, HEAD_ROWS, attention};
-use crate::kernels::{Attention, Threads, has_matrix_units};
-use crate::linear::{Exact, Linear, Torch};
+use crate::config::DType;
+use crate::decoder::{Forward, ForwardError, HEAD_ROWS};
+use crate::kernels::Threads;
 use crate::sampler::{Logprobs, Sampler, SamplerError, Scored, clean};
 use crate::slot::{Drawn, Slot, consider_all, note};
 use crate::tenant::Steering;
-use crate::weights::{Weights, WeightsError};
-use crate::{embedded, memory};
+
+pub use load::LoadError;
 
 /// Sequence slots.
 const MAX_SEQUENCES: usize = 256;
-/// Tokens of a step. More would delay decoding sequences without filling a CPU any better.
-const MAX_STEP_TOKENS: usize = 512;
 
 /// Where a model comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,66 +40,14 @@ pub struct Options {
     /// Compute every row as if it were alone, where what is fastest would not: `bf16` on matrix
     /// units. All else is so in any case.
     pub batch_invariant: bool,
-    /// Bytes for the KV arena; by default a quarter of what is available.
+    /// Bytes for the KV arena; by default a quarter of what is available, and on a device
+    /// `gpu_memory_fraction`.
     pub kv_memory: Option<u64>,
+    /// Part of the memory of a device that its KV arena takes, of what is free once the model is loaded; by default
+    /// 0.9.
+    pub gpu_memory_fraction: Option<f64>,
     /// Most tokens of a sequence; by default what the model has, if the arena can hold it.
     pub max_context: Option<usize>,
-}
-
-/// Why a model cannot be loaded.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// The directory or a file in it cannot be read.
-    #[error("cannot read {path}: {source}")]
-    Unreadable {
-        /// The path.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// The config is wrong or unsupported.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// So are the weights.
-    #[error(transparent)]
-    Weights(#[from] WeightsError),
-    /// No type to run in.
-    #[error("the weights are in no type that a model can run in; choose one with --dtype")]
-    NoDType,
-    /// The arena is too small.
-    #[error(
-        "KV memory of {given} bytes holds {tokens} tokens ({per_token} bytes each), fewer than {}",
-        match .wanted {
-            Some(n) => format!("--max-context {n}; raise --kv-memory or lower --max-context"),
-            None => "one block; raise --kv-memory".to_string(),
-        }
-    )]
-    KvMemory {
-        /// Bytes given.
-        given: u64,
-        /// Tokens that fit.
-        tokens: usize,
-        /// Bytes of a token.
-        per_token: usize,
-        /// Tokens that should fit.
-        wanted: Option<usize>,
-    },
-    /// More context than the model has positions.
-    #[error("--max-context {wanted} is not between 1 and the {positions} positions of the model")]
-    MaxContext {
-        /// As asked for.
-        wanted: usize,
-        /// What the model has.
-        positions: usize,
-    },
-    /// The system refuses the address space of the arena.
-    #[error("cannot reserve {bytes} bytes for the KV arena: {source}; lower --kv-memory")]
-    Arena {
-        /// How much.
-        bytes: u64,
-        /// Why not.
-        source: io::Error,
-    },
 }
 
 /// Why a message cannot be executed. None of these can be caused by a request; they end the
@@ -129,6 +73,9 @@ pub enum StepError {
         /// What it lacks.
         reason: &'static str,
     },
+    /// The model cannot go on.
+    #[error(transparent)]
+    Forward(#[from] ForwardError),
     /// A slot cannot be opened like this.
     #[error("slot {slot}: {source}")]
     Sampler {
@@ -172,48 +119,6 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Loads a model. `progress` is called with bytes read and bytes to read.
-    ///
-    /// # Errors
-    /// If the model is broken, unsupported, or does not fit.
-    pub fn load(
-        source: &ModelSource,
-        options: &Options,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Engine, LoadError> {
-        let (config, weights) = match source {
-            ModelSource::Embedded => (
-                DecoderConfig::parse(embedded::CONFIG)?,
-                Weights::embedded(embedded::WEIGHTS)?,
-            ),
-            ModelSource::Directory(directory) => (
-                DecoderConfig::parse(&read_config(directory)?)?,
-                Weights::open(directory)?,
-            ),
-        };
-        let dtype = options
-            .dtype
-            .or(config.dtype)
-            .or(weights.dtype())
-            .ok_or(LoadError::NoDType)?;
-        let load = Load {
-            config,
-            weights,
-            dtype,
-            options,
-            progress,
-        };
-        match dtype {
-            DType::F32 => load.decoder::<Exact<f32>>(),
-            // Nothing else comes near them in large products.
-            DType::BF16 if has_matrix_units() && !options.batch_invariant => {
-                load.decoder::<Torch>()
-            }
-            DType::BF16 => load.decoder::<Exact<bf16>>(),
-            DType::F16 => load.decoder::<Exact<f16>>(),
-        }
-    }
-
     /// What the gateway must know of it.
     pub fn info(&self) -> &ModelInfo {
         &self.info
@@ -233,7 +138,7 @@ impl Engine {
     ///
     /// # Errors
     /// If the system refuses a new KV arena.
-    pub fn reset(&mut self) -> io::Result<()> {
+    pub fn reset(&mut self) -> Result<(), ForwardError> {
         self.slots.fill_with(|| None);
         self.model.forget()
     }
@@ -279,7 +184,7 @@ impl Engine {
     /// Runs one forward pass and draws tokens.
     ///
     /// # Errors
-    /// If the step contradicts itself or the state of its slots. Nothing is computed then.
+    /// If the step contradicts itself or the state of its slots: nothing is computed then. If a device fails.
     pub fn step(&mut self, step: Step<'_>) -> Result<&Outcome, StepError> {
         let batch = Batch::new(step, &self.limits)?;
         let tokens = self.input_tokens(&batch)?;
@@ -288,7 +193,7 @@ impl Engine {
         let positions = self.positions(&batch);
         if !tokens.is_empty() {
             let wanted: Vec<usize> = positions.iter().map(|p| p.token).collect();
-            tch::no_grad(|| self.model.forward(&batch, &tokens, &wanted));
+            tch::no_grad(|| self.model.forward(&batch, &tokens, &wanted))?;
         }
         self.consider(&batch);
         self.outcome.reset(&batch);
@@ -298,8 +203,8 @@ impl Engine {
         for (i, positions) in positions.chunks(HEAD_ROWS).enumerate() {
             let first = i * HEAD_ROWS;
             let logits = &mut self.logits[..positions.len() * vocab];
-            tch::no_grad(|| self.model.logits(first..first + positions.len(), logits));
-            self.keep_hidden(first, positions);
+            tch::no_grad(|| self.model.logits(first..first + positions.len(), logits))?;
+            self.keep_hidden(first, positions)?;
             self.sample(positions, top);
         }
         for positions in parked.chunks(HEAD_ROWS) {
@@ -316,14 +221,16 @@ impl Engine {
 
     /// Gives the hidden states of some positions, the first of which is `first` of all, to the slots whose
     /// code may ask for them.
-    fn keep_hidden(&mut self, first: usize, positions: &[Position]) {
+    fn keep_hidden(&mut self, first: usize, positions: &[Position]) -> Result<(), ForwardError> {
         for (at, position) in (first..).zip(positions) {
             if position.index.is_some()
                 && let Some(slot) = self.slots[position.slot].as_mut()
+                && slot.wants_hidden()
             {
-                slot.keep_hidden(self.model.hidden(at));
+                slot.keep_hidden(self.model.hidden(at)?);
             }
         }
+        Ok(())
     }
 
     /// The tokens of a step, with those filled in that never left the worker.
@@ -586,119 +493,6 @@ impl Outcome {
             );
         }
     }
-}
-
-/// A model whose files are open.
-struct Load<'a> {
-    config: DecoderConfig,
-    weights: Weights,
-    dtype: DType,
-    options: &'a Options,
-    progress: &'a mut dyn FnMut(u64, u64),
-}
-
-impl Load<'_> {
-    fn decoder<L: Linear>(self) -> Result<Engine, LoadError> {
-        let Load {
-            config,
-            weights,
-            dtype,
-            options,
-            progress,
-        } = self;
-        let threads = L::threads(options.threads);
-        let total = weights.bytes();
-        progress(0, total);
-        let loaded = {
-            let mut on_bytes = |done: u64| progress(done.min(total), total);
-            DecoderWeights::<L>::load(&config, &weights, &threads, &mut on_bytes)?
-        };
-        let shape = attention(&config);
-        let block_bytes = Arena::<L::Element>::block_bytes(config.layers(), &shape);
-        let (block_count, max_context) = arena_size(&config, block_bytes, options)?;
-        let limits = Limits {
-            vocab: config.vocab,
-            max_context,
-            block_count,
-            max_sequences: MAX_SEQUENCES,
-            max_step_tokens: MAX_STEP_TOKENS,
-        };
-        let info = ModelInfo {
-            architecture: config.architecture.clone(),
-            device: "cpu".into(),
-            dtype: dtype.to_string(),
-            vocab_size: config.vocab as u32,
-            max_context: max_context as u32,
-            block_size: Attention::BLOCK as u32,
-            block_count: block_count as u32,
-            max_sequences: MAX_SEQUENCES as u32,
-            max_step_tokens: MAX_STEP_TOKENS as u32,
-            parameters: weights.parameters(),
-            weight_bytes: loaded.bytes() as u64,
-            kv_bytes_per_token: (block_bytes / Attention::BLOCK) as u64,
-            threads: threads.count(),
-        };
-        let bytes = block_count as u64 * block_bytes as u64;
-        let model = Decoder::new(
-            config,
-            loaded,
-            threads.clone(),
-            block_count,
-            MAX_STEP_TOKENS,
-        )
-        .map_err(|source| LoadError::Arena { bytes, source })?;
-        Ok(Engine {
-            model: Box::new(model),
-            info,
-            limits,
-            threads,
-            slots: (0..MAX_SEQUENCES).map(|_| None).collect(),
-            logits: Vec::new(),
-            outcome: Outcome::default(),
-        })
-    }
-}
-
-fn read_config(directory: &Path) -> Result<String, LoadError> {
-    let path = directory.join("config.json");
-    std::fs::read_to_string(&path).map_err(|source| LoadError::Unreadable { path, source })
-}
-
-/// Number of blocks and longest context.
-fn arena_size(
-    config: &DecoderConfig,
-    block_bytes: usize,
-    options: &Options,
-) -> Result<(usize, usize), LoadError> {
-    let positions = config.max_context;
-    if let Some(wanted) = options.max_context
-        && !(1..=positions).contains(&wanted)
-    {
-        return Err(LoadError::MaxContext { wanted, positions });
-    }
-    let longest = options.max_context.unwrap_or(positions);
-    // More blocks than all slots can fill would never be used.
-    let useful = MAX_SEQUENCES.saturating_mul(longest.div_ceil(Attention::BLOCK));
-    let given = options.kv_memory.unwrap_or_else(|| {
-        // Where the system does not say what it has, a gibibyte is a cautious guess.
-        memory::available().map_or(1 << 30, |bytes| bytes / 4)
-    });
-    let fitting = usize::try_from(given / block_bytes as u64).unwrap_or(usize::MAX);
-    let blocks = fitting.min(useful).min(i32::MAX as usize);
-    let tokens = blocks * Attention::BLOCK;
-    let too_small = match options.max_context {
-        Some(wanted) => tokens < wanted,
-        None => blocks == 0,
-    };
-    if too_small {
-        return Err(LoadError::KvMemory {
-            given,
-            tokens,
-            per_token: block_bytes / Attention::BLOCK,
-            wanted: options.max_context,
-        });
-    }
-    Ok((blocks, longest.min(tokens)))
 }
 
 #[cfg(test)]

@@ -1,6 +1,9 @@
 use realm_shared::wire::step::{INPUT_SAMPLED, SAMPLE};
 
+use super::load::arena_size;
 use super::*;
+use crate::config::DecoderConfig;
+use crate::embedded;
 
 fn engine(threads: u32) -> Engine {
     let options = Options {
@@ -235,11 +238,10 @@ fn the_arena_fits_what_it_is_given() {
     let config = DecoderConfig::parse(embedded::CONFIG).expect("valid");
     let size = |kv_memory, max_context| {
         let options = Options {
-            kv_memory: Some(kv_memory),
             max_context,
             ..Options::default()
         };
-        arena_size(&config, 1000, &options)
+        arena_size(&config, 1000, kv_memory, &options)
     };
     let positions = config.max_context;
     assert_eq!(

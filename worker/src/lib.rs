@@ -2,9 +2,9 @@
 //!
 //! A gateway has started it, or connects to it where it listens. [`serve`] takes messages from the
 //! ring and hands them to an [`engine::Engine`], which checks a step ([`batch`]), runs it through the
-//! model ([`decoder`], built from [`config`] and [`weights`], with its KV cache in an [`arena`]) and
-//! draws tokens ([`sampler`]), as the code of [`tenant`]s says. What libtorch does not offer is in
-//! [`kernels`].
+//! model and draws tokens ([`sampler`]), as the code of [`tenant`]s says. The model is built from
+//! [`config`], [`weights`] and [`parameters`]: on the CPU as a [`decoder`], with its KV cache in an
+//! [`arena`], on a GPU as that of [`mod@cuda`]. What libtorch does not offer on a CPU is in [`kernels`].
 
 pub mod arena;
 pub mod batch;
@@ -12,6 +12,7 @@ pub mod compilers;
 pub mod config;
 #[cfg(debug_assertions)]
 mod crash;
+pub mod cuda;
 pub mod decoder;
 pub mod embedded;
 pub mod engine;
@@ -20,6 +21,7 @@ pub mod linear;
 mod listen;
 mod manager;
 pub mod memory;
+pub mod parameters;
 pub mod sampler;
 pub mod sandbox;
 pub mod serve;

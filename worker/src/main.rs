@@ -231,6 +231,7 @@ fn run(args: Serve) -> anyhow::Result<()> {
         threads: args.threads,
         batch_invariant: args.batch_invariant,
         kv_memory: args.kv_memory.0,
+        gpu_memory_fraction: None,
         max_context: args.max_context,
     };
     let pool = Pool {

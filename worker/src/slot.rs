@@ -88,12 +88,15 @@ impl Slot {
         self.parked.take()
     }
 
-    /// Takes the hidden state behind the logits that are drawn from next, or kept.
+    /// Whether its code may ask for the hidden state behind the logits that are drawn from next, or kept.
+    pub(crate) fn wants_hidden(&self) -> bool {
+        matches!(self.verdict, Some(Verdict::Show | Verdict::Late))
+    }
+
+    /// Takes that hidden state.
     pub(crate) fn keep_hidden(&mut self, hidden: &[f32]) {
-        if let Some(Verdict::Show | Verdict::Late) = self.verdict {
-            self.hidden.clear();
-            self.hidden.extend(hidden);
-        }
+        self.hidden.clear();
+        self.hidden.extend(hidden);
     }
 
     /// Asks its code how to draw. Whether that is known.

@@ -287,10 +287,25 @@ pub struct View<'a> {
     data: &'a [u8],
 }
 
-impl View<'_> {
+impl<'a> View<'a> {
     /// Bytes in the file.
     pub fn bytes(&self) -> u64 {
         self.data.len() as u64
+    }
+
+    /// How many values there are.
+    pub fn len(&self) -> usize {
+        self.data.len() / self.dtype.size()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.data.is_empty()
+    }
+
+    /// The values as the bytes of the file, if they are of this type there.
+    pub fn as_bytes(&self, dtype: DType) -> Option<&'a [u8]> {
+        (self.dtype == dtype).then_some(self.data)
     }
 
     /// Converts the values from number `first` on to fill `into`.

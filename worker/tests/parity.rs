@@ -7,7 +7,7 @@ use realm_shared::wire::Sampling;
 use realm_shared::wire::step::{INPUT_SAMPLED, SAMPLE};
 use realm_worker::batch::{Batch, Limits, Step};
 use realm_worker::config::{DType, DecoderConfig};
-use realm_worker::decoder::{Decoder, DecoderWeights, Forward, HEAD_ROWS};
+use realm_worker::decoder::{Decoder, Forward, HEAD_ROWS, load_weights};
 use realm_worker::engine::{Engine, ModelSource, Options};
 use realm_worker::linear::{Exact, Linear, Torch};
 use realm_worker::weights::Weights;
@@ -82,7 +82,7 @@ fn decoder<L: Linear>(
     threads: u32,
 ) -> Box<dyn Forward> {
     let threads = L::threads(Some(threads));
-    let weights = DecoderWeights::<L>::load(&config, weights, &threads, &mut |_| {}).expect("fits");
+    let weights = load_weights::<L>(&config, weights, &threads, &mut |_| {}).expect("fits");
     let (blocks, tokens) = (limits.block_count, limits.max_step_tokens);
     Box::new(Decoder::new(config, weights, threads, blocks, tokens).expect("fits"))
 }
@@ -157,13 +157,15 @@ impl Bare {
         let batch = Batch::new(step, &self.limits).expect("valid");
         let all: Vec<usize> = (0..tokens.len()).collect();
         let ids: Vec<u32> = tokens.iter().map(|t| *t as u32).collect();
-        self.model.forward(&batch, &ids, &all);
+        let run = self.model.forward(&batch, &ids, &all);
+        run.expect("a CPU does not fail");
         let vocab = self.limits.vocab;
         let mut logits = vec![0.0; tokens.len() * vocab];
         for first in (0..tokens.len()).step_by(HEAD_ROWS) {
             let end = tokens.len().min(first + HEAD_ROWS);
-            self.model
-                .logits(first..end, &mut logits[first * vocab..end * vocab]);
+            let into = &mut logits[first * vocab..end * vocab];
+            let run = self.model.logits(first..end, into);
+            run.expect("a CPU does not fail");
         }
         logits
     }
@@ -224,7 +226,7 @@ fn logits_follow_from_hidden_states() {
         head.expect("there is one").read::<f32>(0, &mut rows);
         let mut products = Vec::new();
         for token in 0..expected.tokens.len() {
-            let hidden = bare.model.hidden(token);
+            let hidden = bare.model.hidden(token).expect("a CPU does not fail");
             let rows = rows.chunks_exact(width);
             products
                 .extend(rows.map(|row| row.iter().zip(hidden).map(|(a, b)| a * b).sum::<f32>()));

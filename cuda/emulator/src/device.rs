@@ -66,6 +66,14 @@ impl Device for Emulator {
 
     fn allocate(&self, bytes: usize) -> Result<Memory, DeviceError> {
         self.unless_captured("allocating")?;
+        let (free, total) = self.memory()?;
+        if bytes > free {
+            return Err(DeviceError::Full {
+                wanted: bytes,
+                free,
+                total,
+            });
+        }
         let buffer = Buffer::<u8>::new(bytes);
         let memory = buffer.memory();
         let mut allocated = self
@@ -77,7 +85,13 @@ impl Device for Emulator {
     }
 
     fn memory(&self) -> Result<(usize, usize), DeviceError> {
-        Ok((1 << 30, 1 << 30))
+        let allocated = self
+            .allocated
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let taken = allocated.iter().map(|buffer| buffer.values().len());
+        let free = self.memory.saturating_sub(taken.sum());
+        Ok((free, self.memory))
     }
 
     fn write(&self, to: Memory, from: &[u8]) -> Result<(), DeviceError> {

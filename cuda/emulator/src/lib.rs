@@ -21,6 +21,9 @@ use realm_cuda::{Launch, LaunchError, Launcher, Unit};
 pub use device::Graph;
 pub use memory::Buffer;
 
+/// Bytes of memory that it claims to have, if it is not told otherwise.
+const MEMORY: usize = 1 << 30;
+
 /// A device that is none.
 ///
 /// Each launch runs the threads of a block in another order, the same in every run of a test.
@@ -29,6 +32,8 @@ pub struct Emulator {
     folder: PathBuf,
     libraries: Mutex<HashMap<Unit, Arc<Library>>>,
     launches: AtomicU64,
+    /// Bytes of memory that it has.
+    memory: usize,
     allocated: Mutex<Vec<Buffer<u8>>>,
     /// What is captured, while something is.
     capture: Mutex<Option<Graph>>,
@@ -50,8 +55,18 @@ impl Emulator {
             folder: folder.to_owned(),
             libraries: Mutex::default(),
             launches: AtomicU64::new(0),
+            memory: MEMORY,
             allocated: Mutex::default(),
             capture: Mutex::default(),
+        }
+    }
+
+    /// The same with another amount of memory than a gibibyte.
+    #[must_use]
+    pub fn with_memory(self, bytes: usize) -> Emulator {
+        Emulator {
+            memory: bytes,
+            ..self
         }
     }
 

@@ -1,0 +1,5 @@
+//! The decoder of a device, on the emulator of one, against the one of the CPU.
+
+mod engine;
+mod model;
+mod pass;
