@@ -16,7 +16,7 @@ use super::weights::{Matrix, part};
 use super::work::{Arena, Work};
 use crate::batch::Batch;
 use crate::config::DecoderConfig;
-use crate::decoder::{Forward, ForwardError, HEAD_ROWS};
+use crate::decoder::{Forward, ForwardError};
 use crate::parameters::{DecoderWeights, LayerWeights};
 
 /// A decoder on a device.

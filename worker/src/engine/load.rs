@@ -87,20 +87,24 @@ pub enum LoadError {
     )]
     BatchInvariant(String),
     /// A device does not take the model.
-    #[error("{device} cannot hold {what}: {source}{}", match .source {
-        DeviceError::Full { .. } => format!("; {hint}"),
-        _ => String::new(),
-    })]
+    #[error("{device} cannot {what}: {source}{}", remedy(.source, .hint))]
     Device {
         /// Its name.
         device: String,
-        /// What it should hold.
+        /// What it cannot do.
         what: &'static str,
-        /// Why it does not.
-        source: DeviceError,
+        /// Why not.
+        source: Box<DeviceError>,
         /// What to do where there is no room.
         hint: &'static str,
     },
+}
+
+fn remedy(error: &DeviceError, hint: &str) -> String {
+    match error {
+        DeviceError::Full { .. } => format!("; {hint}"),
+        _ => String::new(),
+    }
 }
 
 impl Engine {
@@ -243,7 +247,7 @@ impl<'a> Load<'a> {
             move |source| LoadError::Device {
                 device: name.to_owned(),
                 what,
-                source,
+                source: Box::new(source),
                 hint,
             }
         };
@@ -254,7 +258,7 @@ impl<'a> Load<'a> {
             })
             .map_err(|error| match error {
                 UploadError::Weights(error) => error.into(),
-                UploadError::Device(error) => failed("the weights", smaller)(error),
+                UploadError::Device(error) => failed("hold the weights", smaller)(error),
             })?;
         let room = Room {
             rows: MAX_SEQUENCES,
@@ -264,9 +268,11 @@ impl<'a> Load<'a> {
         let element = cuda::element(self.dtype);
         let shorter = "a smaller model, or a lower --max-context, takes less";
         let work = Work::new(&device, config, element, room)
-            .map_err(failed("what steps work in", shorter))?;
+            .map_err(failed("hold what steps work in", shorter))?;
         let block_bytes = cuda::Arena::block_bytes(config, element);
-        let (free, _) = device.memory().map_err(failed("the KV arena", shorter))?;
+        let (free, _) = device
+            .memory()
+            .map_err(failed("hold the KV arena", shorter))?;
         let given = self.options.kv_memory.unwrap_or_else(|| {
             let fraction = self.options.gpu_memory_fraction.unwrap_or(DEVICE_MEMORY);
             let part = (free as f64 * fraction) as u64;
@@ -275,10 +281,10 @@ impl<'a> Load<'a> {
         let (block_count, max_context) = arena_size(config, block_bytes, given, self.options)?;
         let lower = "lower --kv-memory";
         let arena = cuda::Arena::new(&device, config, element, block_count)
-            .map_err(failed("the KV arena", lower))?;
+            .map_err(failed("hold the KV arena", lower))?;
         let weight_bytes = weights.bytes(cuda::Matrix::bytes, |vector| vector.bytes());
         let decoder = cuda::Decoder::new(device, config.clone(), element, weights, work, arena)
-            .map_err(failed("the graph of a step", lower))?;
+            .map_err(failed("run a step", lower))?;
         // They draw tokens.
         let threads = Threads::own(self.options.threads.unwrap_or_else(cores));
         Ok(self.engine(Holder {

@@ -2,6 +2,7 @@
 
 use half::{bf16, f16};
 use realm_cuda_emulator::Emulator;
+use realm_shared::wire::step::{PARKED, SAMPLE, STEERED};
 use realm_worker::batch::{Batch, Limits, Step};
 use realm_worker::config::{DType, DecoderConfig};
 use realm_worker::cuda::{self, Arena, Room, Work, element, upload};
@@ -72,6 +73,11 @@ impl Bare {
         let slots: Vec<i32> = (0..parts.len() as i32).collect();
         let context: Vec<i32> = parts.iter().map(|p| p.1 as i32).collect();
         let zeros = vec![0; parts.len()];
+        // A row without tokens waits for what its program says.
+        let flags = parts.iter().map(|p| match p.0.is_empty() {
+            true => SAMPLE | STEERED | PARKED,
+            false => 0,
+        });
         let tokens: Vec<i32> = parts.iter().flat_map(|p| p.0.clone()).collect();
         let mut starts = vec![0];
         for part in parts {
@@ -86,7 +92,7 @@ impl Bare {
             slots: &slots,
             starts: &starts,
             context: &context,
-            flags: &zeros,
+            flags: &flags.collect::<Vec<i32>>(),
             index: &zeros,
             tokens: &tokens,
             blocks: &blocks,
@@ -172,8 +178,10 @@ fn steps() -> Vec<(Vec<Part<'static>>, Option<Vec<usize>>)> {
             3 => parts.truncate(2),
             _ => parts.swap(0, 2),
         }
-        if i == 4 {
-            parts.push(part(&d, 38, 39, D));
+        match i {
+            4 => parts.push(part(&d, 38, 39, D)),
+            6 => parts.insert(1, part(&d, 39, 39, D)),
+            _ => {}
         }
         steps.push((parts, None));
     }
