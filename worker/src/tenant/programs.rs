@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
 use std::task::{Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use realm_shared::grammar::Grammar;
 use realm_shared::run::{Journal, Request, What};
@@ -19,7 +19,7 @@ use super::follow::{self, Text};
 use super::grammar_cache::GrammarCache;
 use super::guest::{self, Guest, Meter};
 use super::handles;
-use super::lanes::Lanes;
+use super::lanes::{Lanes, take_turns};
 use super::lease::Leases;
 use super::life::Life;
 use super::mail::{Handle, Mail};
@@ -361,6 +361,38 @@ impl Programs {
             Some(lease) => Steering::by_program(lease, self.bell.clone()),
             None => Steering::over(self.bell.clone()),
         }
+    }
+
+    /// How long it takes to make an instance of a processor with all that it may take, before any of its
+    /// code runs: `count` times, on the threads that instances live on. For benchmarks.
+    ///
+    /// # Errors
+    /// If the program is not there or cannot be used, or there is no place for an instance.
+    pub fn time_starts(&self, program: u64, count: usize) -> Result<Vec<Duration>, Failure> {
+        let Running { engine, lanes } = self.host.running()?;
+        let missing = || Failure::new(Fault::Unusable, format!("there is no program {program}"));
+        let Program { name, code } = self.look_for(program).0.ok_or_else(missing)?;
+        let Code::Processor(code) = code? else {
+            return Err(mistaken(&name, PROGRAM, PROCESSOR));
+        };
+        let allotment = Allotment::default();
+        let guests = (0..count).map(|_| self.guest(&allotment, &Life::default(), 0, Vec::new()));
+        let guests: Vec<Guest> = guests.collect();
+        let (engine, (tell, told)) = (engine.clone(), mpsc::channel());
+        lanes.spawn(allotment.tenant, async move {
+            for guest in guests {
+                let begun = Instant::now();
+                let mut store = guest::store(&engine, guest);
+                let made = code.instantiate_async(&mut store).await;
+                let took = begun.elapsed();
+                let made = made.map(|_| took);
+                // Whoever asked waits until the last has come.
+                let _ = tell.send(made.map_err(|e| guest::failure(&mut store, &e)));
+                drop(store);
+                take_turns().await;
+            }
+        });
+        told.into_iter().collect()
     }
 
     /// What an instance has beside its memory. Its name comes with its code.
