@@ -10,6 +10,9 @@ pub trait Device: Launcher {
     /// What a capture makes.
     type Graph;
 
+    /// Memory of the host that the device copies to.
+    type Landing;
+
     /// Memory that begins at a multiple of 16 and lives as long as the device. Nothing is known of its content.
     ///
     /// # Errors
@@ -33,6 +36,31 @@ pub trait Device: Launcher {
     /// # Errors
     /// If `from` is shorter, or the device fails, or has failed at what it was asked for before.
     fn read(&self, from: Memory, into: &mut [u8]) -> Result<(), DeviceError>;
+
+    /// Memory for so many bytes that come from the device.
+    ///
+    /// # Errors
+    /// If the system has none.
+    fn landing(&self, bytes: usize) -> Result<Self::Landing, DeviceError>;
+
+    /// Begins to copy `from` to byte `at` of a landing, as everything before leaves it, and returns.
+    ///
+    /// # Errors
+    /// If the landing is shorter, or the device fails.
+    fn send(&self, from: Memory, landing: &mut Self::Landing, at: usize)
+    -> Result<(), DeviceError>;
+
+    /// Whether all that was sent to a landing is there.
+    ///
+    /// # Errors
+    /// As for [`landed`](Self::landed).
+    fn has_landed(&self, landing: &Self::Landing) -> Result<bool, DeviceError>;
+
+    /// What was sent to a landing: this waits for the last of it, but not for what was asked for since.
+    ///
+    /// # Errors
+    /// If the device fails, or has failed at what it was asked for before.
+    fn landed<'a>(&self, landing: &'a mut Self::Landing) -> Result<&'a [u8], DeviceError>;
 
     /// Multiplies matrices.
     ///

@@ -7,7 +7,7 @@ use std::sync::{LazyLock, Mutex, PoisonError};
 use rustix::process::{Signal, getpid, kill_process};
 
 /// The token that the environment names.
-static TOKEN: LazyLock<Option<u32>> =
+static TOKEN: LazyLock<Option<i32>> =
     LazyLock::new(|| std::env::var("REALM_TEST_CRASH_TOKEN").ok()?.parse().ok());
 
 /// The file that `REALM_TEST_CRASH_CALL` names. It holds a number of eight bytes, the least significant one
@@ -28,7 +28,7 @@ pub(crate) fn arm() {
 
 /// Ends the process, as a bad access would, if the token that `REALM_TEST_CRASH_TOKEN` names is
 /// among a step's inputs.
-pub(crate) fn if_asked(inputs: &[u32]) {
+pub(crate) fn if_asked(inputs: &[i32]) {
     if TOKEN.is_some_and(|token| inputs.contains(&token)) {
         std::process::abort();
     }

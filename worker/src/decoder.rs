@@ -4,7 +4,10 @@ use std::io;
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use bytemuck::cast_slice;
 use realm_cuda::DeviceError;
+use realm_cuda::sample::Sampled;
+use realm_shared::wire::Sampling;
 
 use crate::arena::Arena;
 use crate::batch::Batch;
@@ -21,14 +24,14 @@ use crate::weights::{View, Weights, WeightsError};
 pub trait Forward: Send {
     /// Runs `tokens` (those of `batch`, with sampled ones filled in) through the model and into
     /// the arena, and keeps the last hidden states of the tokens whose numbers are in `wanted`,
-    /// which ascend.
+    /// which ascend. -1 - s stands for the token that the [`sampler`](Self::sampler) drew last in slot s.
     ///
     /// # Errors
     /// If a device fails.
     fn forward(
         &mut self,
         batch: &Batch<'_>,
-        tokens: &[u32],
+        tokens: &[i32],
         wanted: &[usize],
     ) -> Result<(), ForwardError>;
 
@@ -47,11 +50,65 @@ pub trait Forward: Send {
     /// How many numbers a hidden state has.
     fn hidden_size(&self) -> usize;
 
+    /// What draws tokens where their logits are; None where those are in ordinary memory in any case.
+    fn sampler(&mut self) -> Option<&mut dyn DeviceSampler> {
+        None
+    }
+
     /// Forgets what the arena holds. Where the system gave its memory page by page, that goes back.
     ///
     /// # Errors
     /// If there is no address space for a new one.
     fn forget(&mut self) -> Result<(), ForwardError>;
+}
+
+/// Draws tokens on the device that computes their logits, as [`Sampler`](crate::sampler::Sampler) does here. The
+/// next step can begin before anybody here knows them.
+pub trait DeviceSampler {
+    /// Sets how the tokens of a slot are drawn, as [`Sampler::new`](crate::sampler::Sampler::new) has checked it.
+    /// False if the device has no room for that.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn open(
+        &mut self,
+        slot: usize,
+        sampling: &Sampling,
+        bias: &[(i32, f32)],
+        history: &[i32],
+    ) -> Result<bool, ForwardError>;
+
+    /// Begins to draw and score after the forward pass of a step, at each hidden state that was wanted; nothing
+    /// where there is None.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn draw(&mut self, draws: &[Option<Draw>]) -> Result<(), ForwardError>;
+
+    /// Whether the oldest step whose draws were begun and not asked for yet is over.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn has_drawn(&mut self) -> Result<bool, ForwardError>;
+
+    /// What came of the oldest step whose draws were begun and not asked for yet: this waits for them.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn drawn(&mut self) -> Result<Vec<Sampled>, ForwardError>;
+}
+
+/// What to do with the logits of a hidden state.
+#[derive(Debug, Clone, Copy)]
+pub struct Draw {
+    /// Whose they are; it must be open.
+    pub slot: usize,
+    /// Number of the token to draw, if one is.
+    pub index: Option<u32>,
+    /// Token to score, if one is.
+    pub target: Option<u32>,
+    /// Alternatives to report; None where log-probabilities of drawn tokens are not asked for.
+    pub top: Option<usize>,
 }
 
 /// Why a model cannot go on. It ends the worker.
@@ -215,7 +272,7 @@ impl<L: Linear> Forward for Decoder<L> {
     fn forward(
         &mut self,
         batch: &Batch<'_>,
-        tokens: &[u32],
+        tokens: &[i32],
         wanted: &[usize],
     ) -> Result<(), ForwardError> {
         let Decoder {
@@ -249,6 +306,8 @@ impl<L: Linear> Forward for Decoder<L> {
         }
         let mut rows = tokens.len();
         let hidden = work.hidden.rows_mut(rows);
+        // All of them are known here, where nothing else draws them.
+        let tokens: &[u32] = cast_slice(tokens);
         weights.embedding.gather(threads, tokens, hidden);
         let mut next_norm = weights
             .layers

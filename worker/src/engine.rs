@@ -1,22 +1,27 @@
 //! A loaded model and its sequence slots: what OPEN and STEP act on.
 
 mod load;
+mod scores;
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 
 use realm_shared::control::ModelInfo;
 use realm_shared::wire::Sampling;
-use realm_shared::wire::result::{LATE, NOTE_BYTES};
+use realm_shared::wire::result::LATE;
 
 use crate::batch::{Batch, BatchError, Limits, Step};
 use crate::config::DType;
-use crate::decoder::{Forward, ForwardError, HEAD_ROWS};
+use crate::decoder::{Draw, Forward, ForwardError, HEAD_ROWS};
 use crate::kernels::Threads;
-use crate::sampler::{Logprobs, Sampler, SamplerError, Scored, clean};
-use crate::slot::{Drawn, Slot, consider_all, note};
+use crate::sampler::{Sampler, SamplerError};
+use crate::slot::{Slot, consider_all};
 use crate::tenant::Steering;
 
+use scores::{Job, Position, Scores};
+
 pub use load::LoadError;
+pub use scores::Outcome;
 
 /// Sequence slots.
 const MAX_SEQUENCES: usize = 256;
@@ -86,27 +91,6 @@ pub enum StepError {
     },
 }
 
-/// What a step gave; tensors as [`realm_shared::wire::result`] explains them.
-#[derive(Debug, Default, Clone, PartialEq)]
-pub struct Outcome {
-    /// `[R]`
-    pub tokens: Vec<i32>,
-    /// `[R]`
-    pub logprobs: Vec<f32>,
-    /// `[R, K]`
-    pub top_ids: Vec<i32>,
-    /// `[R, K]`
-    pub top_logprobs: Vec<f32>,
-    /// `[P]`
-    pub prompt_logprobs: Vec<f32>,
-    /// `[P, K]`
-    pub prompt_top_ids: Vec<i32>,
-    /// `[P, K]`
-    pub prompt_top_logprobs: Vec<f32>,
-    /// `[R, N]`
-    pub notes: Vec<u8>,
-}
-
 /// A model with its arena and its sequence slots.
 pub struct Engine {
     model: Box<dyn Forward>,
@@ -115,7 +99,20 @@ pub struct Engine {
     threads: Threads,
     slots: Vec<Option<Slot>>,
     logits: Vec<f32>,
+    /// Of the step that is put together, or was asked for last.
     outcome: Outcome,
+    /// Steps that were launched and not asked for yet.
+    launched: VecDeque<Launched>,
+}
+
+/// A step that is under way.
+struct Launched {
+    /// What is known of its outcome.
+    outcome: Outcome,
+    /// What the device draws, by the number of the hidden state.
+    on_device: Vec<(usize, Position)>,
+    /// Most alternatives that a row asks for.
+    top: usize,
 }
 
 impl Engine {
@@ -139,6 +136,9 @@ impl Engine {
     /// # Errors
     /// If the system refuses a new KV arena.
     pub fn reset(&mut self) -> Result<(), ForwardError> {
+        while !self.launched.is_empty() {
+            self.finish()?;
+        }
         self.slots.fill_with(|| None);
         self.model.forget()
     }
@@ -156,13 +156,22 @@ impl Engine {
         steering: Option<Steering>,
     ) -> Result<(), StepError> {
         let vocab = self.limits.vocab;
-        let (index, state) = self.slot(slot)?;
-        let sampler = Sampler::new(sampling, bias, history, vocab);
+        let index = self.slot(slot)?.0;
+        let bias: Vec<(i32, f32)> = bias.collect();
+        let sampler = Sampler::new(sampling, bias.iter().copied(), history, vocab);
         let sampler = sampler.map_err(|source| StepError::Sampler {
             slot: index,
             source,
         })?;
-        *state = Some(Slot::new(sampler, steering));
+        // Where code steers, the host draws.
+        let mut state = Slot::new(sampler, steering);
+        if !state.is_steered()
+            && let Some(sampler) = self.model.sampler()
+            && sampler.open(index, &sampling, &bias, history)?
+        {
+            state.move_to_device();
+        }
+        self.slots[index] = Some(state);
         Ok(())
     }
 
@@ -186,6 +195,16 @@ impl Engine {
     /// # Errors
     /// If the step contradicts itself or the state of its slots: nothing is computed then. If a device fails.
     pub fn step(&mut self, step: Step<'_>) -> Result<&Outcome, StepError> {
+        self.launch(step)?;
+        Ok(self.finish()?)
+    }
+
+    /// Begins a step: what a device does of it need not be over then. More steps can be launched before it is
+    /// finished.
+    ///
+    /// # Errors
+    /// As for a [`step`](Self::step).
+    pub fn launch(&mut self, step: Step<'_>) -> Result<(), StepError> {
         let batch = Batch::new(step, &self.limits)?;
         let tokens = self.input_tokens(&batch)?;
         #[cfg(debug_assertions)]
@@ -195,48 +214,124 @@ impl Engine {
             let wanted: Vec<usize> = positions.iter().map(|p| p.token).collect();
             tch::no_grad(|| self.model.forward(&batch, &tokens, &wanted))?;
         }
+        self.draw_on_device(&positions)?;
         self.consider(&batch);
         self.outcome.reset(&batch);
         let parked = self.parked_positions(&batch);
         let (vocab, top) = (self.limits.vocab, batch.top());
         self.logits.resize(HEAD_ROWS * vocab, 0.0);
-        for (i, positions) in positions.chunks(HEAD_ROWS).enumerate() {
-            let first = i * HEAD_ROWS;
-            let logits = &mut self.logits[..positions.len() * vocab];
-            tch::no_grad(|| self.model.logits(first..first + positions.len(), logits))?;
-            self.keep_hidden(first, positions)?;
-            self.sample(positions, top);
+        let (mut on_device, mut here) = (Vec::new(), Vec::new());
+        for (at, position) in positions.into_iter().enumerate() {
+            match self.is_on_device(&position) {
+                true => on_device.push((at, position)),
+                false => here.push((at, position)),
+            }
+        }
+        // Logits are computed, or fetched, for positions that follow each other.
+        for run in here.chunk_by(|(a, _), (b, _)| a + 1 == *b) {
+            for positions in run.chunks(HEAD_ROWS) {
+                let first = positions[0].0;
+                let logits = &mut self.logits[..positions.len() * vocab];
+                tch::no_grad(|| self.model.logits(first..first + positions.len(), logits))?;
+                self.keep_hidden(positions)?;
+                self.sample(positions.iter().map(|(_, position)| position), top);
+            }
         }
         for positions in parked.chunks(HEAD_ROWS) {
             for (position, into) in positions.iter().zip(self.logits.chunks_exact_mut(vocab)) {
-                let slot = self.slots[position.slot].as_mut();
+                let slot = self.slots[position.draw.slot].as_mut();
                 if let Some(kept) = slot.and_then(Slot::unpark) {
                     into.copy_from_slice(&kept.logits);
                 }
             }
-            self.sample(positions, top);
+            self.sample(positions.iter(), top);
+        }
+        self.launched.push_back(Launched {
+            outcome: std::mem::take(&mut self.outcome),
+            on_device,
+            top,
+        });
+        Ok(())
+    }
+
+    /// What the oldest step gave that is launched and not finished: this waits for it. If there is none, what was
+    /// given last.
+    ///
+    /// # Errors
+    /// If a device fails.
+    pub fn finish(&mut self) -> Result<&Outcome, ForwardError> {
+        if let Some(launched) = self.launched.pop_front() {
+            self.outcome = launched.outcome;
+            if !launched.on_device.is_empty()
+                && let Some(sampler) = self.model.sampler()
+            {
+                let sampled = sampler.drawn()?;
+                for (at, position) in &launched.on_device {
+                    let scores = Scores::of(&sampled[*at], &position.draw);
+                    self.outcome.set(position, &scores, launched.top);
+                }
+            }
         }
         Ok(&self.outcome)
     }
 
-    /// Gives the hidden states of some positions, the first of which is `first` of all, to the slots whose
-    /// code may ask for them.
-    fn keep_hidden(&mut self, first: usize, positions: &[Position]) -> Result<(), ForwardError> {
-        for (at, position) in (first..).zip(positions) {
-            if position.index.is_some()
-                && let Some(slot) = self.slots[position.slot].as_mut()
+    /// Whether a step is launched and not finished that [`finish`](Self::finish) would not wait for.
+    ///
+    /// # Errors
+    /// If a device fails.
+    pub fn has_finished(&mut self) -> Result<bool, ForwardError> {
+        let Some(launched) = self.launched.front() else {
+            return Ok(false);
+        };
+        match self.model.sampler() {
+            Some(sampler) if !launched.on_device.is_empty() => sampler.has_drawn(),
+            _ => Ok(true),
+        }
+    }
+
+    fn is_on_device(&self, position: &Position) -> bool {
+        let slot = self.slots[position.draw.slot].as_ref();
+        slot.is_some_and(Slot::is_on_device)
+    }
+
+    /// Begins what the device draws of a step.
+    fn draw_on_device(&mut self, positions: &[Position]) -> Result<(), ForwardError> {
+        let draws: Vec<Option<Draw>> = positions
+            .iter()
+            .map(|position| self.is_on_device(position).then_some(position.draw))
+            .collect();
+        let Some(sampler) = self.model.sampler() else {
+            return Ok(());
+        };
+        if draws.iter().all(Option::is_none) {
+            return Ok(());
+        }
+        sampler.draw(&draws)?;
+        for draw in draws.iter().flatten().filter(|draw| draw.index.is_some()) {
+            if let Some(slot) = &mut self.slots[draw.slot] {
+                slot.draw_on_device();
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the hidden states of some positions, by their numbers, to the slots whose code may ask for them.
+    fn keep_hidden(&mut self, positions: &[(usize, Position)]) -> Result<(), ForwardError> {
+        for (at, position) in positions {
+            if position.draw.index.is_some()
+                && let Some(slot) = self.slots[position.draw.slot].as_mut()
                 && slot.wants_hidden()
             {
-                slot.keep_hidden(self.model.hidden(at)?);
+                slot.keep_hidden(self.model.hidden(*at)?);
             }
         }
         Ok(())
     }
 
     /// The tokens of a step, with those filled in that never left the worker.
-    fn input_tokens(&self, batch: &Batch<'_>) -> Result<Vec<u32>, StepError> {
+    fn input_tokens(&self, batch: &Batch<'_>) -> Result<Vec<i32>, StepError> {
         // Checked by `Batch`, but for those that are replaced here.
-        let mut tokens: Vec<u32> = batch.tokens().iter().map(|token| *token as u32).collect();
+        let mut tokens = batch.tokens().to_vec();
         for (r, row) in batch.rows().iter().enumerate() {
             let state = |reason| StepError::State {
                 row: r,
@@ -252,7 +347,8 @@ impl Engine {
                 return Err(state("keeps no logits"));
             }
             if row.input_sampled {
-                tokens[row.first] = slot.last().ok_or_else(|| state("has drawn no token"))?;
+                let last = slot.last(row.slot);
+                tokens[row.first] = last.ok_or_else(|| state("has drawn no token"))?;
             }
         }
         Ok(tokens)
@@ -274,11 +370,13 @@ impl Engine {
                     let top = top.map(|n| n.min(batch.top()));
                     positions.push(Position {
                         row: r,
-                        slot: row.slot,
                         token,
-                        index,
-                        target,
-                        top,
+                        draw: Draw {
+                            slot: row.slot,
+                            index,
+                            target,
+                            top,
+                        },
                     });
                 }
             }
@@ -303,11 +401,13 @@ impl Engine {
             }
             positions.push(Position {
                 row: r,
-                slot: row.slot,
                 token: row.first,
-                index: Some(index),
-                target: None,
-                top: slot.top_logprobs().map(|n| n.min(batch.top())),
+                draw: Draw {
+                    slot: row.slot,
+                    index: Some(index),
+                    target: None,
+                    top: slot.top_logprobs().map(|n| n.min(batch.top())),
+                },
             });
         }
         positions
@@ -330,16 +430,14 @@ impl Engine {
     }
 
     /// Scores and draws from the logits of some positions.
-    fn sample(&mut self, positions: &[Position], top: usize) {
+    fn sample<'a>(&mut self, positions: impl Iterator<Item = &'a Position>, top: usize) {
         let rows = self.logits.chunks_exact_mut(self.limits.vocab);
         let mut jobs: Vec<Job<'_>> = positions
-            .iter()
             .zip(rows)
             .map(|(position, logits)| {
                 // A slot draws at most once in a step, so its state moves into one job.
-                let slot = position
-                    .index
-                    .and_then(|_| self.slots[position.slot].take());
+                let Draw { slot, index, .. } = position.draw;
+                let slot = index.and_then(|_| self.slots[slot].take());
                 Job {
                     position,
                     logits,
@@ -357,140 +455,9 @@ impl Engine {
         } in jobs
         {
             if slot.is_some() {
-                self.slots[position.slot] = slot;
+                self.slots[position.draw.slot] = slot;
             }
             self.outcome.set(position, &scores, top);
-        }
-    }
-}
-
-/// A token of a step whose logits are needed.
-struct Position {
-    row: usize,
-    slot: usize,
-    /// Its number within the step.
-    token: usize,
-    /// Number of the token to draw here, if one is.
-    index: Option<u32>,
-    /// Token to score here, if one is.
-    target: Option<u32>,
-    /// Alternatives to report; None where log-probabilities of drawn tokens are not asked for.
-    top: Option<usize>,
-}
-
-/// The work on one position's logits.
-struct Job<'a> {
-    position: &'a Position,
-    logits: &'a mut [f32],
-    slot: Option<Slot>,
-    scores: Scores,
-}
-
-/// What came of it.
-#[derive(Default)]
-struct Scores {
-    /// If a token was to be drawn.
-    drawn: Option<Drawn>,
-    /// Log-probability of what was drawn, if asked for.
-    drawn_logprob: Option<f32>,
-    target_logprob: Option<f32>,
-    top: Vec<Scored>,
-}
-
-impl Job<'_> {
-    /// Draws and scores, and tells a tenant's code what came of it.
-    fn run(&mut self) {
-        self.scores = self.score();
-        let token = self.scores.drawn.as_ref().and_then(|drawn| drawn.token);
-        if let (Some(slot), Some(token)) = (&mut self.slot, token) {
-            let logprob = self.scores.drawn_logprob.unwrap_or(0.0);
-            slot.accept(token, logprob, &self.scores.top);
-        }
-    }
-
-    fn score(&mut self) -> Scores {
-        let Position {
-            index, target, top, ..
-        } = *self.position;
-        let numbers = clean(self.logits);
-        let drawn = match (&mut self.slot, index) {
-            (Some(slot), Some(index)) => Some(slot.draw(self.logits, numbers, index)),
-            _ => None,
-        };
-        let token = drawn.as_ref().and_then(|drawn| drawn.token);
-        if !numbers {
-            return Scores {
-                drawn,
-                target_logprob: target.map(|_| f32::NAN),
-                ..Scores::default()
-            };
-        }
-        if target.is_none() && top.is_none() {
-            return Scores {
-                drawn,
-                ..Scores::default()
-            };
-        }
-        let logprobs = Logprobs::new(self.logits);
-        Scores {
-            drawn,
-            drawn_logprob: token
-                .filter(|_| top.is_some())
-                .map(|token| logprobs.of(token)),
-            target_logprob: target.map(|token| logprobs.of(token)),
-            top: logprobs.top(top.unwrap_or(0)),
-        }
-    }
-}
-
-impl Outcome {
-    /// Nothing drawn and nothing scored yet.
-    fn reset(&mut self, batch: &Batch<'_>) {
-        let (rows, targets, top) = (batch.rows().len(), batch.target_count(), batch.top());
-        fn fill<T: Copy>(values: &mut Vec<T>, len: usize, value: T) {
-            values.clear();
-            values.resize(len, value);
-        }
-        fill(&mut self.tokens, rows, -1);
-        fill(&mut self.logprobs, rows, 0.0);
-        fill(&mut self.top_ids, rows * top, -1);
-        fill(&mut self.top_logprobs, rows * top, 0.0);
-        fill(&mut self.prompt_logprobs, targets, 0.0);
-        fill(&mut self.prompt_top_ids, targets * top, -1);
-        fill(&mut self.prompt_top_logprobs, targets * top, 0.0);
-        let notes = match batch.rows().iter().any(|row| row.steered) {
-            true => rows * NOTE_BYTES,
-            false => 0,
-        };
-        fill(&mut self.notes, notes, 0);
-    }
-
-    fn set(&mut self, position: &Position, scores: &Scores, top: usize) {
-        let list = |ids: &mut [i32], logprobs: &mut [f32]| {
-            for ((id, logprob), scored) in ids.iter_mut().zip(logprobs).zip(&scores.top) {
-                (*id, *logprob) = (scored.token as i32, scored.logprob);
-            }
-        };
-        if let Some(drawn) = &scores.drawn {
-            let row = position.row;
-            self.tokens[row] = drawn.code;
-            if let Some(failure) = &drawn.failure {
-                note(failure, &mut self.notes[row * NOTE_BYTES..][..NOTE_BYTES]);
-            }
-            self.logprobs[row] = scores.drawn_logprob.unwrap_or(0.0);
-            let part = row * top..(row + 1) * top;
-            list(
-                &mut self.top_ids[part.clone()],
-                &mut self.top_logprobs[part],
-            );
-        }
-        if let Some(logprob) = scores.target_logprob {
-            self.prompt_logprobs[position.token] = logprob;
-            let part = position.token * top..(position.token + 1) * top;
-            list(
-                &mut self.prompt_top_ids[part.clone()],
-                &mut self.prompt_top_logprobs[part],
-            );
         }
     }
 }

@@ -1,5 +1,6 @@
 //! One gateway's session: handshake, control messages, and the loop over the ring.
 
+use std::collections::VecDeque;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
@@ -172,10 +173,19 @@ impl Session {
         manager: &mut Manager,
     ) -> anyhow::Result<()> {
         let outbox = &self.outbox;
+        let mut steps = Steps::default();
         while !watch.gone() {
             manager.alive();
             outbox.check()?;
-            let Some(message) = self.inlet.recv_timeout(SPIN, NAP)? else {
+            if steps.finish(engine, outbox)? {
+                continue;
+            }
+            // While a step is under way, its end is watched for, too.
+            let nap = match steps.launched.is_empty() {
+                true => NAP,
+                false => SPIN,
+            };
+            let Some(message) = self.inlet.recv_timeout(SPIN, nap)? else {
                 continue;
             };
             let tensors = || anyhow::Ok(TensorReader::new(self.inlet.input(message.input)?)?);
@@ -183,7 +193,7 @@ impl Session {
             match message.kind {
                 OPEN => open(&tensors()?, engine, programs, first, second)?,
                 GUIDE => guide(&tensors()?, engine, programs, first)?,
-                STEP => step(&tensors()?, engine, outbox, &message)?,
+                STEP => steps.launch(&tensors()?, engine, &message)?,
                 CLOSE => engine.close(first)?,
                 FORGET => programs.forget(first),
                 RUN => run(&tensors()?, engine, programs, outbox, message.args)?,
@@ -462,41 +472,84 @@ fn pod<T: AnyBitPattern>(
         .map_err(|e| anyhow!("{what} of {} bytes: {e}", bytes.len()))
 }
 
-fn step(
-    tensors: &TensorReader<'_>,
-    engine: &mut Engine,
-    outbox: &Outbox,
-    message: &Message,
-) -> anyhow::Result<()> {
-    let started = Instant::now();
-    let [number, top] = message.args;
-    let i32s = |index| tensors.tensor::<i32>(index).map(|(values, _)| values);
-    let request = Step {
-        slots: i32s(wire::step::SLOTS)?,
-        starts: i32s(wire::step::STARTS)?,
-        context: i32s(wire::step::CONTEXT)?,
-        flags: i32s(wire::step::FLAGS)?,
-        index: i32s(wire::step::INDEX)?,
-        tokens: i32s(wire::step::TOKENS)?,
-        blocks: i32s(wire::step::BLOCKS)?,
-        targets: i32s(wire::step::TARGETS)?,
-        top: usize::try_from(top).unwrap_or(usize::MAX),
-    };
-    let targets = request.targets.len();
-    let outcome = engine
-        .step(request)
-        .with_context(|| format!("step {number}"))?;
-    let took = u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX);
-    let done = Message {
-        kind: STEP_DONE,
-        input: message.input,
-        output: message.output,
-        args: [number, took],
-    };
-    outbox.answer(&done, |into| {
-        write(outcome, targets, top as usize, into)
-            .with_context(|| format!("results of step {number}"))
-    })
+/// Steps that are launched and not answered, the oldest first.
+#[derive(Default)]
+struct Steps {
+    launched: VecDeque<Launched>,
+    /// When the last one was finished: none computes while another does.
+    finished: Option<Instant>,
+}
+
+struct Launched {
+    message: Message,
+    started: Instant,
+    targets: usize,
+}
+
+impl Steps {
+    fn launch(
+        &mut self,
+        tensors: &TensorReader<'_>,
+        engine: &mut Engine,
+        message: &Message,
+    ) -> anyhow::Result<()> {
+        let started = Instant::now();
+        let [number, top] = message.args;
+        let i32s = |index| tensors.tensor::<i32>(index).map(|(values, _)| values);
+        let request = Step {
+            slots: i32s(wire::step::SLOTS)?,
+            starts: i32s(wire::step::STARTS)?,
+            context: i32s(wire::step::CONTEXT)?,
+            flags: i32s(wire::step::FLAGS)?,
+            index: i32s(wire::step::INDEX)?,
+            tokens: i32s(wire::step::TOKENS)?,
+            blocks: i32s(wire::step::BLOCKS)?,
+            targets: i32s(wire::step::TARGETS)?,
+            top: usize::try_from(top).unwrap_or(usize::MAX),
+        };
+        let targets = request.targets.len();
+        engine
+            .launch(request)
+            .with_context(|| format!("step {number}"))?;
+        self.launched.push_back(Launched {
+            message: *message,
+            started,
+            targets,
+        });
+        Ok(())
+    }
+
+    /// Answers the oldest one, if there is one and it is over. Whether that was so.
+    fn finish(&mut self, engine: &mut Engine, outbox: &Outbox) -> anyhow::Result<bool> {
+        if !engine.has_finished()? {
+            return Ok(false);
+        }
+        let Some(launched) = self.launched.pop_front() else {
+            return Ok(false);
+        };
+        let Launched {
+            message,
+            started,
+            targets,
+        } = launched;
+        let [number, top] = message.args;
+        let outcome = engine.finish().with_context(|| format!("step {number}"))?;
+        let now = Instant::now();
+        let began = self.finished.map_or(started, |last| last.max(started));
+        self.finished = Some(now);
+        let took = u64::try_from((now - began).as_nanos()).unwrap_or(u64::MAX);
+        let done = Message {
+            kind: STEP_DONE,
+            input: message.input,
+            output: message.output,
+            args: [number, took],
+        };
+        outbox.answer(&done, |into| {
+            write(outcome, targets, top as usize, into)
+                .with_context(|| format!("results of step {number}"))
+        })?;
+        Ok(true)
+    }
 }
 
 fn write(out: &Outcome, targets: usize, top: usize, into: &mut [u8]) -> Result<(), TensorError> {

@@ -24,6 +24,18 @@ pub(crate) struct Slot {
     parked: Option<Parked>,
     /// The hidden state that the logits to draw from follow from, if its code may ask for that yet.
     hidden: Vec<f32>,
+    /// Where its tokens are drawn.
+    place: Place,
+}
+
+/// Where the tokens of a slot are drawn.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Here,
+    /// On the model's device, which has the last one, if it `has_drawn` one.
+    Device {
+        has_drawn: bool,
+    },
 }
 
 /// Logits from which a token could not be drawn yet.
@@ -52,16 +64,35 @@ impl Slot {
             verdict: None,
             parked: None,
             hidden: Vec::new(),
+            place: Place::Here,
         }
+    }
+
+    /// Its tokens are drawn on the model's device.
+    pub(crate) fn move_to_device(&mut self) {
+        self.place = Place::Device { has_drawn: false };
+    }
+
+    pub(crate) fn is_on_device(&self) -> bool {
+        self.place != Place::Here
+    }
+
+    /// Its device is told to draw a token.
+    pub(crate) fn draw_on_device(&mut self) {
+        self.place = Place::Device { has_drawn: true };
     }
 
     pub(crate) fn is_steered(&self) -> bool {
         self.steering.is_some()
     }
 
-    /// The token drawn last, see [`Sampler::last`].
-    pub(crate) fn last(&self) -> Option<u32> {
-        self.sampler.last()
+    /// The token drawn last, see [`Sampler::last`], as [`Forward::forward`](crate::decoder::Forward::forward) takes
+    /// that of slot `number`.
+    pub(crate) fn last(&self, number: usize) -> Option<i32> {
+        match self.place {
+            Place::Here => self.sampler.last().map(|token| token as i32),
+            Place::Device { has_drawn } => has_drawn.then_some(-1 - number as i32),
+        }
     }
 
     /// Alternatives to report, see [`Sampler::top_logprobs`].

@@ -63,6 +63,7 @@ impl Emulator {
 
 impl Device for Emulator {
     type Graph = Graph;
+    type Landing = Vec<u8>;
 
     fn allocate(&self, bytes: usize) -> Result<Memory, DeviceError> {
         self.unless_captured("allocating")?;
@@ -116,6 +117,25 @@ impl Device for Emulator {
             );
         }
         Ok(())
+    }
+
+    fn landing(&self, bytes: usize) -> Result<Vec<u8>, DeviceError> {
+        Ok(vec![0xff; bytes])
+    }
+
+    fn send(&self, from: Memory, landing: &mut Vec<u8>, at: usize) -> Result<(), DeviceError> {
+        let wanted = from.bytes();
+        let holds = landing.len().saturating_sub(at);
+        let into = landing.get_mut(at..at.saturating_add(wanted));
+        self.read(from, into.ok_or(DeviceError::Bounds { wanted, holds })?)
+    }
+
+    fn has_landed(&self, _: &Vec<u8>) -> Result<bool, DeviceError> {
+        Ok(true)
+    }
+
+    fn landed<'a>(&self, landing: &'a mut Vec<u8>) -> Result<&'a [u8], DeviceError> {
+        Ok(landing)
     }
 
     fn multiply(&self, product: &Product) -> Result<(), DeviceError> {

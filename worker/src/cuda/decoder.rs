@@ -10,14 +10,20 @@ use realm_cuda::attention::{Decode, Layer, Plan, Prefill};
 use realm_cuda::norm::AddRmsNorm;
 use realm_cuda::rotary::RotateAndStore;
 use realm_cuda::rows::{Embed, GatherRows};
+use realm_cuda::sample::Sampled;
 use realm_cuda::{Device, DeviceError, Element, Memory, Product};
+use realm_shared::wire::Sampling;
 
+use super::draws::Draws;
 use super::weights::{Matrix, part};
 use super::work::{Arena, Work};
 use crate::batch::Batch;
 use crate::config::DecoderConfig;
-use crate::decoder::{Forward, ForwardError};
+use crate::decoder::{DeviceSampler, Draw, Forward, ForwardError};
 use crate::parameters::{DecoderWeights, LayerWeights};
+
+/// Steps that gateways keep under way: there is room for the results of as many from the beginning.
+const UNDER_WAY: usize = 2;
 
 /// A decoder on a device.
 ///
@@ -29,6 +35,7 @@ pub struct Decoder<D: Device> {
     element: Element,
     weights: DecoderWeights<Matrix, Memory>,
     work: Work,
+    draws: Draws<D>,
     arena: Arena,
     /// By how many rows they have.
     graphs: BTreeMap<usize, D::Graph>,
@@ -63,12 +70,14 @@ impl<D: Device> Decoder<D> {
         work: Work,
         arena: Arena,
     ) -> Result<Decoder<D>, DeviceError> {
+        let draws = Draws::new(&device, element, config.vocab, work.room, work.head_rows)?;
         let mut decoder = Decoder {
             device,
             config,
             element,
             weights,
             work,
+            draws,
             arena,
             graphs: BTreeMap::new(),
             wanted: 0,
@@ -96,6 +105,19 @@ impl<D: Device> Decoder<D> {
                 wanted: 1,
             })?;
         }
+        let Decoder { device, draws, .. } = self;
+        let penalties = Sampling {
+            presence_penalty: 1.0,
+            ..Sampling::default()
+        };
+        draws.open(device, 0, &penalties, &[], &[0])?;
+        for _ in 0..UNDER_WAY {
+            draws.begin(device)?;
+            draws.draw(device, self.work.logits, &[None])?;
+        }
+        for _ in 0..UNDER_WAY {
+            draws.results(device)?;
+        }
         Ok(())
     }
 
@@ -113,11 +135,10 @@ impl<D: Device> Decoder<D> {
             tokens_len: size.tokens,
             vocab: config.vocab,
             width: config.hidden,
-            slots: 0,
+            slots: self.draws.slots(),
             table: weights.embedding.weight,
             tokens: work.inputs.tokens,
-            // All tokens are known to the host, so there are no slots to read from.
-            drawn: work.inputs.tokens,
+            drawn: self.draws.drawn,
             hidden: work.hidden,
         };
         embed.launch(device)?;
@@ -327,6 +348,14 @@ impl<D: Device> Decoder<D> {
         self.multiply(states.len(), x, head, self.work.logits)
     }
 
+    /// Computes the logits of the hidden states that were wanted, from one on and as many as fit.
+    fn head_from(&mut self, first: usize) -> Result<(), DeviceError> {
+        let states = self.headed_with(first, self.wanted);
+        self.head(states.clone())?;
+        self.headed = states;
+        Ok(())
+    }
+
     /// Runs a step whose inputs are written.
     fn run(&mut self, size: Size) -> Result<(), DeviceError> {
         let repeats = size.tokens == size.rows && size.wanted == size.rows;
@@ -358,11 +387,12 @@ fn filled_up(rows: usize, most: usize) -> usize {
 impl<D: Device + Send> Forward for Decoder<D>
 where
     D::Graph: Send,
+    D::Landing: Send,
 {
     fn forward(
         &mut self,
         batch: &Batch<'_>,
-        tokens: &[u32],
+        tokens: &[i32],
         wanted: &[usize],
     ) -> Result<(), ForwardError> {
         let rows = batch.rows().iter().filter(|row| row.len > 0).count();
@@ -390,9 +420,7 @@ where
 
     fn logits(&mut self, rows: Range<usize>, out: &mut [f32]) -> Result<(), ForwardError> {
         if rows.start < self.headed.start || rows.end > self.headed.end {
-            let states = self.headed_with(rows.start, self.wanted);
-            self.head(states.clone())?;
-            self.headed = states;
+            self.head_from(rows.start)?;
         }
         let row = self.config.vocab * self.element.size();
         let at = (rows.start - self.headed.start) * row;
@@ -424,10 +452,54 @@ where
         self.config.hidden
     }
 
+    fn sampler(&mut self) -> Option<&mut dyn DeviceSampler> {
+        Some(self)
+    }
+
     /// What the arena holds stays there, and is not read: a sequence sees what it has written, or what its gateway
     /// knows to be written.
     fn forget(&mut self) -> Result<(), ForwardError> {
         Ok(())
+    }
+}
+
+impl<D: Device + Send> DeviceSampler for Decoder<D>
+where
+    D::Graph: Send,
+    D::Landing: Send,
+{
+    fn open(
+        &mut self,
+        slot: usize,
+        sampling: &Sampling,
+        bias: &[(i32, f32)],
+        history: &[i32],
+    ) -> Result<bool, ForwardError> {
+        let Decoder { device, draws, .. } = self;
+        Ok(draws.open(device, slot, sampling, bias, history)?)
+    }
+
+    fn draw(&mut self, draws: &[Option<Draw>]) -> Result<(), ForwardError> {
+        self.draws.begin(&self.device)?;
+        let mut first = 0;
+        while first < draws.len() {
+            if self.headed.start != first {
+                self.head_from(first)?;
+            }
+            let end = draws.len().min(self.headed.end);
+            let (device, logits) = (&self.device, self.work.logits);
+            self.draws.draw(device, logits, &draws[first..end])?;
+            first = end;
+        }
+        Ok(())
+    }
+
+    fn has_drawn(&mut self) -> Result<bool, ForwardError> {
+        Ok(self.draws.have_come(&self.device)?)
+    }
+
+    fn drawn(&mut self) -> Result<Vec<Sampled>, ForwardError> {
+        Ok(self.draws.results(&self.device)?)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The forward pass on a device: an NVIDIA GPU, or whatever else implements [`Device`](realm_cuda::Device).
 
 mod decoder;
+mod draws;
 mod weights;
 mod work;
 

@@ -165,7 +165,7 @@ impl Inputs {
         &mut self,
         device: &D,
         batch: &Batch<'_>,
-        tokens: &[u32],
+        tokens: &[i32],
         wanted: &[usize],
         rows: usize,
     ) -> Result<(), DeviceError> {
@@ -192,9 +192,7 @@ impl Inputs {
             }
             filled += 1;
         }
-        for (to, token) in input.iter_mut().zip(tokens) {
-            *to = *token as i32;
-        }
+        input[..tokens.len()].copy_from_slice(tokens);
         let mut count = tokens.len();
         for row in filled..rows {
             context[row] = -1;

@@ -1,5 +1,6 @@
 //! From a model's files to an engine.
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -143,6 +144,7 @@ impl Engine {
     where
         D: Device + Send + 'static,
         D::Graph: Send,
+        D::Landing: Send,
     {
         Load::open(source, options)?.on_device(device, name, progress)
     }
@@ -236,6 +238,7 @@ impl<'a> Load<'a> {
     where
         D: Device + Send + 'static,
         D::Graph: Send,
+        D::Landing: Send,
     {
         if self.options.batch_invariant {
             return Err(LoadError::BatchInvariant(name.to_owned()));
@@ -352,6 +355,7 @@ impl<'a> Load<'a> {
             slots: (0..MAX_SEQUENCES).map(|_| None).collect(),
             logits: Vec::new(),
             outcome: Outcome::default(),
+            launched: VecDeque::new(),
         }
     }
 }
