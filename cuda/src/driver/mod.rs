@@ -1,13 +1,20 @@
-//! Launching kernels on a device, by its driver.
+//! A device by its driver: launches ([`Driver`]), memory ([`memory`]) and graphs ([`graph`]). Products are the matter
+//! of a library.
+
+mod graph;
+mod memory;
 
 use std::collections::HashMap;
 use std::ffi::{CString, c_int, c_void};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use cudarc::driver::{result, sys};
 
 use crate::compile::{Capability, Cubins, LEAST};
 use crate::{DeviceError, Kernel, Launch, LaunchError, Launcher, Unit};
+
+pub use graph::Graph;
 
 /// Dynamic shared memory of a block that needs no permission, in bytes.
 const SHARED_FREE: u32 = 48 << 10;
@@ -17,6 +24,10 @@ fn failed(what: &'static str) -> impl Fn(result::DriverError) -> DeviceError {
         what,
         why: error.to_string(),
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// How many devices the driver has.
@@ -34,7 +45,57 @@ pub fn count() -> Result<usize, DeviceError> {
     Ok(usize::try_from(count).unwrap_or(0))
 }
 
-/// Launches kernels on a stream of a device.
+/// A device that the driver has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Its number.
+    pub number: usize,
+    /// What its maker calls it.
+    pub name: String,
+    /// Bytes of memory.
+    pub memory: usize,
+    /// What it can do.
+    pub capability: Capability,
+}
+
+/// The devices that the driver has.
+///
+/// # Errors
+/// As for [`count`], and if it does not know its devices.
+pub fn devices() -> Result<Vec<Found>, DeviceError> {
+    let found = |number| {
+        let handle = result::device::get(number as c_int).map_err(failed("cuDeviceGet"))?;
+        // SAFETY: the device is one of the driver's.
+        let memory = unsafe { result::device::total_mem(handle) };
+        Ok(Found {
+            number,
+            name: result::device::get_name(handle).map_err(failed("cuDeviceGetName"))?,
+            memory: memory.map_err(failed("cuDeviceTotalMem"))?,
+            capability: capability(handle)?,
+        })
+    };
+    (0..count()?).map(found).collect()
+}
+
+fn attribute(device: sys::CUdevice, name: sys::CUdevice_attribute) -> Result<i32, DeviceError> {
+    // SAFETY: the device is one of the driver's.
+    unsafe { result::device::get_attribute(device, name) }.map_err(failed("cuDeviceGetAttribute"))
+}
+
+fn capability(device: sys::CUdevice) -> Result<Capability, DeviceError> {
+    use sys::CUdevice_attribute as Attribute;
+    let major = attribute(
+        device,
+        Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR,
+    )?;
+    let minor = attribute(
+        device,
+        Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR,
+    )?;
+    Ok(Capability((10 * major + minor).cast_unsigned()))
+}
+
+/// A stream of a device, on which all happens that is asked for, one after the other.
 ///
 /// Modules stay loaded as long as the process lives.
 #[derive(Debug)]
@@ -42,8 +103,15 @@ pub struct Driver {
     context: sys::CUcontext,
     stream: sys::CUstream,
     capability: Capability,
+    multiprocessors: usize,
     cubins: Cubins,
     loaded: Mutex<Loaded>,
+    /// What was allocated, and is freed at the end.
+    allocated: Mutex<Vec<sys::CUdeviceptr>>,
+    /// None until something is written.
+    staging: Mutex<Option<memory::Staging>>,
+    /// A graph is captured.
+    capturing: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -59,7 +127,7 @@ struct Function {
     shared: u32,
 }
 
-// SAFETY: contexts, streams and modules of the driver belong to no thread.
+// SAFETY: contexts, streams, modules and memory of the driver belong to no thread.
 unsafe impl Send for Driver {}
 // SAFETY: as above; what changes is behind a lock.
 unsafe impl Sync for Driver {}
@@ -82,19 +150,7 @@ impl Driver {
             return Err(DeviceError::NoDevice { device, count });
         }
         let handle = result::device::get(device as c_int).map_err(failed("cuDeviceGet"))?;
-        // SAFETY: the device is one of the driver's.
-        let (major, minor, context) = unsafe {
-            use sys::CUdevice_attribute as Attribute;
-            let attribute = |name| {
-                result::device::get_attribute(handle, name).map_err(failed("cuDeviceGetAttribute"))
-            };
-            (
-                attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-                attribute(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-                result::primary_ctx::retain(handle).map_err(failed("cuDevicePrimaryCtxRetain"))?,
-            )
-        };
-        let capability = Capability((10 * major + minor).cast_unsigned());
+        let capability = capability(handle)?;
         if capability < LEAST {
             return Err(DeviceError::TooOld {
                 device,
@@ -102,13 +158,42 @@ impl Driver {
                 least: LEAST,
             });
         }
+        let count = sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        let multiprocessors = attribute(handle, count)?;
+        // SAFETY: the device is one of the driver's.
+        let context = unsafe { result::primary_ctx::retain(handle) };
         Ok(Driver {
-            context,
+            context: context.map_err(failed("cuDevicePrimaryCtxRetain"))?,
             stream: stream.cast(),
             capability,
+            multiprocessors: usize::try_from(multiprocessors).unwrap_or(1).max(1),
             cubins,
             loaded: Mutex::default(),
+            allocated: Mutex::default(),
+            staging: Mutex::default(),
+            capturing: AtomicBool::new(false),
         })
+    }
+
+    /// Makes the context the one of the thread that calls, whichever that is.
+    fn enter(&self) -> Result<(), result::DriverError> {
+        // SAFETY: retained when this was made, and never released.
+        unsafe { result::ctx::set_current(self.context) }
+    }
+
+    fn unless_captured(&self, what: &'static str) -> Result<(), DeviceError> {
+        match self.capturing.load(Ordering::Relaxed) {
+            false => Ok(()),
+            true => Err(DeviceError::Failed {
+                what,
+                why: "not while a graph is captured".into(),
+            }),
+        }
+    }
+
+    /// How many multiprocessors the device has.
+    pub fn multiprocessors(&self) -> usize {
+        self.multiprocessors
     }
 
     /// What the device can do.
@@ -129,11 +214,9 @@ impl Driver {
 
     /// The function of a kernel that may have `shared` bytes of dynamic shared memory.
     fn function(&self, kernel: Kernel, shared: u32) -> Result<sys::CUfunction, LaunchError> {
-        // Whichever thread calls.
-        // SAFETY: retained when this was made.
-        unsafe { result::ctx::set_current(self.context) }
+        self.enter()
             .map_err(driver_error(kernel, "cuCtxSetCurrent"))?;
-        let mut loaded = self.loaded.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loaded = lock(&self.loaded);
         let Loaded { modules, functions } = &mut *loaded;
         let mut function = match functions.get(&kernel) {
             Some(function) => *function,
