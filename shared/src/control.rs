@@ -25,6 +25,8 @@ pub const FINGERPRINT: &[u8] = b"fingerprint";
 pub const INSTANCES: RangeInclusive<u32> = 1..=10_000;
 /// See [`INSTANCES`].
 pub const PROGRAM_STACK: RangeInclusive<u64> = 64 << 10..=4 << 20;
+/// Part of what is free of a GPU's memory that a worker may be told to have for keys and values.
+pub const GPU_MEMORY_FRACTION: RangeInclusive<f64> = 0.05..=0.98;
 /// Seconds of processor time that a compiler may be told to take, and bytes of memory.
 pub const COMPILE_SECONDS: RangeInclusive<u64> = 1..=3600;
 /// See [`COMPILE_SECONDS`]: with less it does not start, and more is not to be had.

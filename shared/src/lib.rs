@@ -1,7 +1,7 @@
 //! What a gateway and its workers must agree on: message kinds, the tensors of a step, the
 //! description of a model, the control messages that travel beside the rings, what programs say, what
-//! grammars are, what tokens spell, the contract with the code of tenants (`wit/`), and how CPUs are
-//! named.
+//! grammars are, what tokens spell, the contract with the code of tenants (`wit/`), and how devices and
+//! CPUs are named.
 //!
 //! Nothing here does I/O. A change to a type in [`wire`] is a change of protocol: raise
 //! [`ABI_VERSION`] with it, so that a gateway and a worker of different builds refuse each other
@@ -10,6 +10,7 @@
 pub mod control;
 pub mod cpus;
 pub mod detokenize;
+pub mod device;
 pub mod grammar;
 pub mod run;
 mod spelling;

@@ -10,8 +10,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
-use realm_shared::control::{COMPILE_MEMORY, COMPILE_SECONDS, INSTANCES, PROGRAM_STACK};
+use realm_shared::control::{
+    COMPILE_MEMORY, COMPILE_SECONDS, GPU_MEMORY_FRACTION, INSTANCES, PROGRAM_STACK,
+};
 use realm_shared::cpus::Cpus;
+use realm_shared::device::Device;
 use serde::Deserialize;
 use toml::Spanned;
 
@@ -75,9 +78,14 @@ pub struct WorkerSettings {
         value_delimiter = ','
     )]
     pub attach: Vec<Attach>,
-    /// Device of the workers [default: cpu]
+    /// Device of the workers: cpu, or an NVIDIA GPU: cuda, or cuda:N by the driver's number
+    /// [default: cpu]
     #[arg(long, env = "REALM_DEVICE")]
-    pub device: Option<String>,
+    pub device: Option<Device>,
+    /// Part of what is free of a GPU's memory, once the model is loaded, that KV blocks get unless kv_memory
+    /// says how much; from 0.05 to 0.98 [default: 0.9]
+    #[arg(long, env = "REALM_GPU_MEMORY_FRACTION", value_name = "PART")]
+    pub gpu_memory_fraction: Option<f64>,
     /// Data type of the forward pass: auto (the checkpoint's), f32, bf16 or f16 [default: auto]
     #[arg(long, env = "REALM_DTYPE")]
     pub dtype: Option<Dtype>,
@@ -97,7 +105,8 @@ pub struct WorkerSettings {
         value_name = "BOOL"
     )]
     pub batch_invariant: Option<bool>,
-    /// Bytes for KV blocks, e.g. 2GiB [default: a quarter of the free memory at most]
+    /// Bytes for KV blocks, e.g. 2GiB [default: a quarter of the free memory at most, or of a GPU's
+    /// what gpu_memory_fraction says]
     #[arg(long, env = "REALM_KV_MEMORY", value_name = "SIZE")]
     pub kv_memory: Option<ByteSize>,
     /// Longest sequence in tokens [default: the model's]
@@ -500,7 +509,9 @@ pub struct Workers {
     /// Models to serve, the default one first; no two of one name.
     pub models: Vec<ModelSpec>,
     /// Device of the workers.
-    pub device: String,
+    pub device: Device,
+    /// Part of what is free of a GPU's memory for KV blocks; the worker chooses if absent.
+    pub gpu_memory_fraction: Option<f64>,
     /// Data type of the forward pass.
     pub dtype: Dtype,
     /// Compute threads; the worker chooses if absent.
@@ -565,7 +576,13 @@ impl WorkerSettings {
         }
         Ok(Workers {
             models,
-            device: self.device.or(file.device).unwrap_or_else(|| "cpu".into()),
+            device: self.device.or(file.device).unwrap_or_default(),
+            gpu_memory_fraction: within(
+                "gpu_memory_fraction",
+                self.gpu_memory_fraction.or(file.gpu_memory_fraction),
+                GPU_MEMORY_FRACTION,
+                "0.05 and 0.98",
+            )?,
             dtype: self.dtype.or(file.dtype).unwrap_or_default(),
             threads: self.threads.or(file.threads),
             cpus: self.cpus.or(file.cpus),
@@ -701,6 +718,30 @@ mod tests {
             said.to_string().contains("line 2: `host`: 0.0.0.0"),
             "{said}"
         );
+    }
+
+    #[test]
+    fn devices_are_checked_before_a_worker_is_started() {
+        let device = |text: &str| file(&format!("[worker]\ndevice = \"{text}\"\n"));
+        let workers = |settings: WorkerSettings| settings.resolve(WorkerSettings::default());
+        let second = workers(device("cuda:1").expect("reads").worker);
+        assert_eq!(second.expect("valid").device, Device::Cuda(1));
+        let said = device("gpu").expect_err("no device");
+        assert!(said.contains("line 2") && said.contains("cuda:N"), "{said}");
+        let fraction = |part| WorkerSettings {
+            gpu_memory_fraction: Some(part),
+            ..WorkerSettings::default()
+        };
+        assert_eq!(
+            workers(fraction(0.5)).expect("valid").gpu_memory_fraction,
+            Some(0.5)
+        );
+        for bad in [0.0, 0.99, f64::NAN] {
+            let said = workers(fraction(bad))
+                .expect_err("out of range")
+                .to_string();
+            assert!(said.contains("0.05 and 0.98"), "{said}");
+        }
     }
 
     #[test]

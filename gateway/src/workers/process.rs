@@ -298,8 +298,11 @@ fn spawn(model: &ModelSpec, settings: &Workers) -> Result<(Process, OwnedFd), Wo
         "--name",
         &model.name,
         "--device",
-        &settings.device,
+        &settings.device.to_string(),
     ]);
+    if let Some(part) = settings.gpu_memory_fraction {
+        command.args(["--gpu-memory-fraction", &part.to_string()]);
+    }
     command.arg("--model").arg(model.source.path());
     command.args(["--dtype", settings.dtype.as_str()]);
     if let Some(threads) = settings.threads {
