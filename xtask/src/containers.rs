@@ -20,8 +20,8 @@ pub(crate) fn test(workspace: &Workspace) -> anyhow::Result<bool> {
         .map(|(part, name)| (part, scratch.join(name)));
     for (part, out) in &outs {
         place(workspace, Profile::Dev, *part, &out.join("opt/realm"))?;
-        // Where volumes are mounted. The worker has but the first.
-        for folder in ["run/realm", "var/lib/realm"] {
+        // Where volumes are mounted. The worker has the first two, the gateway the first and the last.
+        for folder in ["run/realm", "var/cache/realm", "var/lib/realm"] {
             fs::create_dir_all(out.join(folder))?;
         }
     }

@@ -8,8 +8,8 @@ use std::slice;
 use anyhow::Context;
 use clap::{Args, ValueEnum};
 
-use crate::libtorch;
 use crate::workspace::{Part, Profile, Workspace};
+use crate::{cuda, libtorch};
 
 /// What to install, and where.
 #[derive(Debug, Args)]
@@ -19,6 +19,9 @@ pub(crate) struct Install {
     /// Install only one of the two programs
     #[arg(long, value_enum)]
     only: Option<Part>,
+    /// With what a worker needs on an NVIDIA GPU: 2.3 GB more, fetched if it is not there yet
+    #[arg(long)]
+    cuda: bool,
 }
 
 /// Builds a release, and fills the folder.
@@ -31,6 +34,11 @@ pub(crate) fn install(args: &Install) -> anyhow::Result<()> {
     workspace.release(parts)?;
     for part in parts {
         place(&workspace, Profile::Release, *part, &args.dir)?;
+    }
+    if args.cuda && parts.contains(&Part::Worker) {
+        for (library, path) in cuda::libraries(workspace.libtorch())? {
+            copy(&path, &args.dir.join(library))?;
+        }
     }
     Ok(())
 }

@@ -53,14 +53,19 @@ pub(crate) fn ensure() -> anyhow::Result<PathBuf> {
 /// The libraries that the worker loads: where they are beside each other, and where they are now. A
 /// libtorch that is not from the cache may do without some.
 pub(crate) fn libraries(libtorch: &Path) -> impl Iterator<Item = (&'static str, PathBuf)> {
-    let root = libtorch.parent().unwrap_or(libtorch);
     let is_library = |name: &&str| !name.ends_with(".h");
     let libraries = REQUIRED.into_iter().filter(is_library);
-    let found = libraries.map(|name| match name.strip_prefix("torch/") {
-        Some(own) => (name, libtorch.join(own)),
-        None => (name, root.join(name)),
-    });
+    let found = libraries.map(|name| (name, beside(libtorch, name)));
     found.filter(|(_, path)| path.is_file())
+}
+
+/// Where a file would be that lies in libtorch, or beside it.
+pub(crate) fn beside(libtorch: &Path, name: &str) -> PathBuf {
+    let root = libtorch.parent().unwrap_or(libtorch);
+    match name.strip_prefix("torch/") {
+        Some(own) => libtorch.join(own),
+        None => root.join(name),
+    }
 }
 
 /// Which libtorch a folder holds, without the build that follows a `+`.

@@ -3,6 +3,7 @@
 
 mod clients;
 mod containers;
+mod cuda;
 mod faults;
 mod install;
 mod libtorch;

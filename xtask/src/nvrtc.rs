@@ -1,6 +1,6 @@
 //! NVRTC, NVIDIA's compiler as a library, in the cache that all checkouts of this user share. It needs no GPU.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -42,28 +42,13 @@ fn ensure() -> anyhow::Result<PathBuf> {
 }
 
 fn fill(folder: &Path) -> anyhow::Result<()> {
-    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
-        bail!("NVRTC is fetched for Linux on x86-64 only");
-    }
     println!("fetching NVRTC {VERSION}: 90 MB to download, once for this user");
-    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let (requirements, log) = (folder.join("requirements.txt"), folder.join("pip.log"));
-    fs::write(&requirements, REQUIREMENTS)?;
-    let status = pip::install("python3")
-        .args(["--no-cache-dir", "--no-compile", "--require-hashes"])
-        .args(["--platform", PLATFORM, "--target"])
-        .arg(folder)
-        .arg("--requirement")
-        .arg(&requirements)
-        .stderr(File::create(&log)?)
-        .status()
-        .context("python3 and its pip, which fetch NVRTC, cannot be started")?;
-    if !status.success() {
-        bail!(
-            "{}",
-            pip::explain(&format!("NVRTC {VERSION}"), &fs::read_to_string(&log)?)
-        );
-    }
+    pip::fetch(
+        folder,
+        &format!("NVRTC {VERSION}"),
+        REQUIREMENTS,
+        &[PLATFORM],
+    )?;
     if let Some(missing) = LIBRARIES.iter().find(|name| !folder.join(name).is_file()) {
         bail!("the wheel of NVRTC {VERSION} does not hold {missing}");
     }

@@ -1,6 +1,7 @@
 //! Python and its packages.
 
 use std::ffi::OsStr;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -81,6 +82,39 @@ pub(crate) fn install(python: impl AsRef<OsStr>) -> Command {
         .stdin(Stdio::null())
         .stdout(Stdio::null());
     command
+}
+
+/// Unpacks pinned wheels for Linux on x86-64 in a folder that is made for them.
+pub(crate) fn fetch(
+    folder: &Path,
+    what: &str,
+    requirements: &str,
+    platforms: &[&str],
+) -> anyhow::Result<()> {
+    if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
+        bail!("{what}: fetched for Linux on x86-64 only");
+    }
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let (file, log) = (folder.join("requirements.txt"), folder.join("pip.log"));
+    fs::write(&file, requirements)?;
+    let status = install("python3")
+        .args(["--no-cache-dir", "--no-compile", "--require-hashes"])
+        .args(
+            platforms
+                .iter()
+                .flat_map(|platform| ["--platform", platform]),
+        )
+        .arg("--target")
+        .arg(folder)
+        .arg("--requirement")
+        .arg(&file)
+        .stderr(File::create(&log)?)
+        .status()
+        .with_context(|| format!("python3 and its pip, which fetch {what}, cannot be started"))?;
+    if !status.success() {
+        bail!("{}", explain(what, &fs::read_to_string(&log)?));
+    }
+    Ok(())
 }
 
 /// One line about why pip could not install `what`, from what it wrote to standard error. pip's
