@@ -14,15 +14,17 @@ fn main() {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{libtorch}/lib");
         version = torch_version(&Path::new(&libtorch).join("include/torch/headeronly/version.h"));
     }
-    compile_shim();
+    compile_shims();
     let version = version.as_deref().unwrap_or("unknown");
     println!("cargo:rustc-env=REALM_LIBTORCH_VERSION={version}");
 }
 
-/// Where `tch` looks for libtorch too.
-fn compile_shim() {
-    const SOURCE: &str = "src/kernels/onednn.cpp";
-    println!("cargo:rerun-if-changed={SOURCE}");
+/// With libtorch from where `tch` looks for it too.
+fn compile_shims() {
+    const SOURCES: [&str; 2] = ["src/kernels/onednn.cpp", "src/cuda/torch.cpp"];
+    for file in SOURCES.iter().chain(&["src/guarded.h"]) {
+        println!("cargo:rerun-if-changed={file}");
+    }
     let libtorch = std::env::var("LIBTORCH").unwrap_or_else(|_| "/usr".into());
     cc::Build::new()
         .cpp(true)
@@ -30,8 +32,8 @@ fn compile_shim() {
         // libtorch's headers give warnings of their own.
         .warnings(false)
         .include(Path::new(&libtorch).join("include"))
-        .file(SOURCE)
-        .compile("realm_onednn");
+        .files(SOURCES)
+        .compile("realm_shims");
 }
 
 /// The version that libtorch's headers state, which is what this program is compiled for.

@@ -22,9 +22,9 @@ use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, accept_with};
 
-use crate::engine::{Engine, ModelSource, Options};
+use crate::engine::Engine;
 use crate::manager::Manager;
-use crate::serve::{Session, Watch, confine, load, tell};
+use crate::serve::{Session, Setup, Watch, tell};
 use crate::tenant::{Host, Vocabulary};
 
 /// How long a step may run on after its gateway is gone: as long as gateways give one by default.
@@ -46,19 +46,17 @@ pub(crate) const BREATH: Duration = Duration::from_millis(100);
 pub(crate) fn serve(
     path: &Path,
     grace: Duration,
-    model: &ModelSource,
-    options: &Options,
+    setup: &Setup,
     host: &Arc<Host>,
-    require_sandbox: bool,
 ) -> anyhow::Result<()> {
     let listener = bind(path)?;
     let mut manager = Manager::find().unwrap_or_else(|error| {
         say(format_args!("cannot reach the service manager: {error}"));
         Manager::absent()
     });
-    let confinement = confine(model, require_sandbox)?;
+    let prepared = setup.prepare()?;
     let door = Door::open(listener)?;
-    let loaded = load(model, options, confinement, &|control| door.tell(control));
+    let loaded = setup.load(prepared, &|control| door.tell(control));
     let (mut engine, vocabulary) = loaded.inspect_err(|error| {
         door.tell(&Control::Failed {
             message: format!("{error:#}"),

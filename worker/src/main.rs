@@ -7,13 +7,16 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use realm_shared::control::{INSTANCES, PROGRAM_STACK};
+use realm_cuda::driver::Found;
+use realm_shared::control::{GPU_MEMORY_FRACTION, INSTANCES, PROGRAM_STACK};
 use realm_shared::cpus::Cpus;
+use realm_shared::device::Device;
 use realm_worker::compilers::{self, Limits};
 use realm_worker::config::DType;
+use realm_worker::cuda;
 use realm_worker::engine::{ModelSource, Options};
 use realm_worker::linear::cores;
-use realm_worker::serve::{Gateway, serve};
+use realm_worker::serve::{Gateway, Setup, serve};
 use realm_worker::tenant::Pool;
 use realm_worker::{sandbox, tenant};
 use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
@@ -72,9 +75,13 @@ struct Serve {
     /// Name of the model, for the log.
     #[arg(long)]
     name: Option<String>,
-    /// Where to compute.
-    #[arg(long, value_enum, default_value = "cpu")]
+    /// Where to compute: cpu, or an NVIDIA GPU: cuda, or cuda:N by the driver's number.
+    #[arg(long, default_value = "cpu")]
     device: Device,
+    /// Part of what is free of a GPU's memory, once the model is loaded, that keys and values get where --kv-memory says
+    /// nothing; from 0.05 to 0.98 [default: 0.9]
+    #[arg(long, value_name = "PART", value_parser = gpu_memory_fraction)]
+    gpu_memory_fraction: Option<f64>,
     /// Type of the forward pass; `auto` takes the checkpoint's.
     #[arg(long, value_enum, default_value = "auto")]
     dtype: DTypeArg,
@@ -87,7 +94,8 @@ struct Serve {
     /// Compute every row as if it were alone, also where that is slower: bf16 on matrix units.
     #[arg(long)]
     batch_invariant: bool,
-    /// Bytes for keys and values; `auto` takes up to a quarter of the memory available.
+    /// Bytes for keys and values; `auto` takes up to a quarter of the memory available, but see
+    /// --gpu-memory-fraction.
     #[arg(long, value_parser = bytes_or_auto, default_value = "auto")]
     kv_memory: Auto,
     /// Most tokens of a sequence; by default the model's own limit, or what the memory holds.
@@ -125,11 +133,6 @@ struct GatewayArgs {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum Device {
-    Cpu,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
 enum DTypeArg {
     Auto,
     F32,
@@ -149,6 +152,13 @@ fn bytes_or_auto(text: &str) -> Result<Auto, String> {
         .parse()
         .map_err(|_| "neither a number of bytes nor `auto`".to_string())?;
     Ok(Auto(Some(bytes)))
+}
+
+fn gpu_memory_fraction(text: &str) -> Result<f64, String> {
+    let part = text.parse().ok();
+    let part = part.filter(|part| GPU_MEMORY_FRACTION.contains(part));
+    let (least, most) = GPU_MEMORY_FRACTION.into_inner();
+    part.ok_or_else(|| format!("no number from {least} to {most}"))
 }
 
 fn main() -> ExitCode {
@@ -205,7 +215,6 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Serve) -> anyhow::Result<()> {
-    let Device::Cpu = args.device;
     if let Some(cpus) = args.cpus {
         pin(&cpus).with_context(|| format!("cannot compute on the CPUs {cpus}"))?;
     }
@@ -231,15 +240,20 @@ fn run(args: Serve) -> anyhow::Result<()> {
         threads: args.threads,
         batch_invariant: args.batch_invariant,
         kv_memory: args.kv_memory.0,
-        gpu_memory_fraction: None,
+        gpu_memory_fraction: args.gpu_memory_fraction,
         max_context: args.max_context,
     };
     let pool = Pool {
         instances: args.instances,
         stack: usize::try_from(args.program_stack)?,
     };
-    let require_sandbox = args.sandbox.require_sandbox;
-    serve(&gateway, &model, &options, pool, require_sandbox)
+    let setup = Setup {
+        model,
+        device: args.device,
+        options,
+        require_sandbox: args.sandbox.require_sandbox,
+    };
+    serve(&gateway, &setup, pool)
 }
 
 /// Longest component, in bytes.
@@ -260,7 +274,7 @@ fn shut_in(limits: Limits, require_sandbox: bool) -> anyhow::Result<()> {
     }
     // Nobody's stream should be slower for it. Where it is refused, it is as quick as others.
     let _ = setpriority_process(None, 10);
-    let confinement = sandbox::confine(None);
+    let confinement = sandbox::confine(None, Device::Cpu);
     // No warning: whoever started this reads on standard error what is wrong with the component.
     confinement.check(require_sandbox, |_| {})?;
     confinement.seal()
@@ -308,15 +322,33 @@ fn info(json: bool) {
     let libtorch = env!("REALM_LIBTORCH_VERSION");
     let cpu = realm_worker::kernels::capability();
     let cores = cores();
+    let gpus = cuda::devices();
     // What the system can do is found out by having it done.
-    let sandbox = sandbox::confine(None);
+    let sandbox = sandbox::confine(None, Device::Cpu);
+    let found = || gpus.iter().flatten();
+    let name = |gpu: &Found| Device::Cuda(gpu.number).to_string();
     if json {
+        let devices = [Device::Cpu.to_string()].into_iter();
+        let devices: Vec<String> = devices.chain(found().map(name)).collect();
+        let about = |gpu: &Found| {
+            let about = serde_json::json!({
+                "name": gpu.name,
+                "memory": gpu.memory,
+                "capability": gpu.capability.to_string(),
+            });
+            (name(gpu), about)
+        };
+        let gpus: serde_json::Value = match &gpus {
+            Ok(gpus) => gpus.iter().map(about).collect(),
+            Err(why) => why.to_string().into(),
+        };
         let value = serde_json::json!({
             "version": env!("CARGO_PKG_VERSION"),
             "libtorch": libtorch,
             "cpu_capability": cpu,
             "cores": cores,
-            "devices": ["cpu"],
+            "devices": devices,
+            "gpus": gpus,
             "sandbox": { "landlock": sandbox.landlock(), "seccomp": sandbox.seccomp() },
         });
         println!("{value}");
@@ -326,6 +358,18 @@ fn info(json: bool) {
         println!("CPU          {cpu}");
         println!("cores        {cores}");
         println!("devices      cpu");
+        for gpu in found() {
+            let gib = gpu.memory >> 30;
+            println!(
+                "             {}: {}, {gib} GiB, {}",
+                name(gpu),
+                gpu.name,
+                gpu.capability
+            );
+        }
+        if let Err(why) = &gpus {
+            println!("no GPU       {why}");
+        }
         println!("sandbox      {sandbox}");
     }
 }

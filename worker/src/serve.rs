@@ -13,6 +13,7 @@ use anyhow::{Context, anyhow, bail};
 use bytemuck::AnyBitPattern;
 use realm_shared::ABI_VERSION;
 use realm_shared::control::{Control, MAX_CONTROL_BYTES, Order};
+use realm_shared::device::Device;
 use realm_shared::grammar::Grammar;
 use realm_shared::run::{Journal, Request};
 use realm_shared::wire::{
@@ -25,6 +26,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::Shutdown;
 
 use crate::batch::Step;
+use crate::cuda::Gpu;
 use crate::engine::{Engine, ModelSource, Options, Outcome};
 use crate::listen;
 use crate::manager::Manager;
@@ -58,37 +60,53 @@ pub enum Gateway {
     },
 }
 
+/// What is loaded, where, and how.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// The model.
+    pub model: ModelSource,
+    /// Where it is computed.
+    pub device: Device,
+    /// How it is computed.
+    pub options: Options,
+    /// Whether nothing is loaded where the system cannot confine this process.
+    pub require_sandbox: bool,
+}
+
+/// What must be there before a model is read.
+pub(crate) struct Prepared {
+    gpu: Option<Gpu>,
+    confinement: Confinement,
+}
+
 /// Serves a model until there is nobody left to serve.
 ///
-/// The process is confined before it starts threads or reads the model, or, where the system cannot
-/// do that and it is required, the model is not loaded.
+/// The process is confined before it reads the model, and before it starts threads but for those that a GPU needs. Where
+/// the system cannot do that and it is required, the model is not loaded.
 ///
 /// # Errors
 /// Whatever made it impossible; the gateway has been told, if it could be.
-pub fn serve(
-    gateway: &Gateway,
-    model: &ModelSource,
-    options: &Options,
-    pool: Pool,
-    require_sandbox: bool,
-) -> anyhow::Result<()> {
+pub fn serve(gateway: &Gateway, setup: &Setup, pool: Pool) -> anyhow::Result<()> {
     #[cfg(debug_assertions)]
     crate::crash::arm();
     let host = Arc::new(Host::new(pool));
     if let Gateway::Listen { path, grace } = gateway {
-        return listen::serve(path, *grace, model, options, &host, require_sandbox);
+        return listen::serve(path, *grace, setup, &host);
     }
     let socket = io::stdin().as_fd().try_clone_to_owned();
     let socket = socket.context("standard input is not open; it must be the gateway's socket")?;
-    let confinement = confine(model, require_sandbox);
+    // The gateway does not wait for a GPU to be opened before it is greeted.
+    let prepared = (setup.device == Device::Cpu).then(|| setup.prepare());
     let mut session = Session::greet(socket)?;
     let watch = Watch::start(session.socket(), GRACE)?;
-    let loaded = confinement.and_then(|confinement| {
-        load(model, options, confinement, &|control| {
-            // If the gateway is gone, the watch ends the process.
-            let _ = tell(session.socket(), control);
-        })
-    });
+    let loaded = prepared
+        .unwrap_or_else(|| setup.prepare())
+        .and_then(|prepared| {
+            setup.load(prepared, &|control| {
+                // If the gateway is gone, the watch ends the process.
+                let _ = tell(session.socket(), control);
+            })
+        });
     let result = loaded.and_then(|(mut engine, vocabulary)| {
         let manager = &mut Manager::absent();
         session.run(&mut engine, &host, &vocabulary, &watch, manager)
@@ -96,16 +114,55 @@ pub fn serve(
     session.conclude(&watch, result)
 }
 
-/// Confines the process to what it needs for a model, and says where it cannot.
-pub(crate) fn confine(model: &ModelSource, required: bool) -> anyhow::Result<Confinement> {
-    let confinement = sandbox::confine(match model {
-        ModelSource::Embedded => None,
-        ModelSource::Directory(folder) => Some(folder),
-    });
-    confinement.check(required, |missing| {
-        let _ = writeln!(io::stderr(), "warning: {missing}");
-    })?;
-    Ok(confinement)
+impl Setup {
+    /// Opens the device, confines the process to what it needs for the model, and says where it cannot.
+    pub(crate) fn prepare(&self) -> anyhow::Result<Prepared> {
+        let gpu = match self.device {
+            Device::Cpu => None,
+            Device::Cuda(number) => Some(
+                Gpu::open(number).with_context(|| format!("cannot compute on {}", self.device))?,
+            ),
+        };
+        let model = match &self.model {
+            ModelSource::Embedded => None,
+            ModelSource::Directory(folder) => Some(folder.as_path()),
+        };
+        let confinement = sandbox::confine(model, self.device);
+        confinement.check(self.require_sandbox, |missing| {
+            let _ = writeln!(io::stderr(), "warning: {missing}");
+        })?;
+        Ok(Prepared { gpu, confinement })
+    }
+
+    /// Loads the model, and says from time to time how far it is. No file can be opened after that.
+    pub(crate) fn load(
+        &self,
+        prepared: Prepared,
+        tell: &dyn Fn(&Control),
+    ) -> anyhow::Result<(Engine, Arc<Vocabulary>)> {
+        let mut last: Option<Instant> = None;
+        let mut progress = |done: u64, total: u64| {
+            if done == total || last.is_none_or(|at| at.elapsed() >= PROGRESS) {
+                last = Some(Instant::now());
+                tell(&Control::Loading { done, total });
+            }
+        };
+        let Setup { model, options, .. } = self;
+        let engine = match prepared.gpu {
+            None => Engine::load(model, options, &mut progress),
+            Some(gpu) => {
+                let name = self.device.to_string();
+                Engine::load_on(model, options, gpu, &name, &mut progress)
+            }
+        };
+        let engine = engine.with_context(|| match model {
+            ModelSource::Embedded => "cannot load the embedded model".to_string(),
+            ModelSource::Directory(path) => format!("cannot load the model in {}", path.display()),
+        })?;
+        let vocabulary = Vocabulary::of(model);
+        prepared.confinement.seal()?;
+        Ok((engine, Arc::new(vocabulary)))
+    }
 }
 
 /// A gateway that completed the handshake.
@@ -284,29 +341,6 @@ pub(crate) fn tell(socket: BorrowedFd<'_>, control: &Control) -> anyhow::Result<
     // Only a message of failure can be this long, by repeating what a file says.
     let message = "the worker failed, with a message that is too long; see its log".into();
     tell(socket, &Control::Failed { message })
-}
-
-/// Loads a model, and says from time to time how far it is. No file can be opened after that.
-pub(crate) fn load(
-    model: &ModelSource,
-    options: &Options,
-    confinement: Confinement,
-    tell: &dyn Fn(&Control),
-) -> anyhow::Result<(Engine, Arc<Vocabulary>)> {
-    let mut last: Option<Instant> = None;
-    let mut progress = |done: u64, total: u64| {
-        if done == total || last.is_none_or(|at| at.elapsed() >= PROGRESS) {
-            last = Some(Instant::now());
-            tell(&Control::Loading { done, total });
-        }
-    };
-    let engine = Engine::load(model, options, &mut progress).with_context(|| match model {
-        ModelSource::Embedded => "cannot load the embedded model".to_string(),
-        ModelSource::Directory(path) => format!("cannot load the model in {}", path.display()),
-    })?;
-    let vocabulary = Vocabulary::of(model);
-    confinement.seal()?;
-    Ok((engine, Arc::new(vocabulary)))
 }
 
 /// Takes in programs that the gateway sends, until it is gone.

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, IoSliceMut, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -23,6 +23,7 @@ use nix::sys::uio::{RemoteIoVec, process_vm_readv};
 use nix::unistd::{Pid, getppid};
 use realm_shared::ABI_VERSION;
 use realm_shared::control::{Control, MAX_CONTROL_BYTES};
+use realm_shared::device::Device;
 use realm_shm::{GatewayEnd, Geometry, socket};
 use realm_worker::sandbox::confine;
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter_all_threads};
@@ -31,20 +32,27 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, apply_filter_all_thr
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Tells a confined part where it may try things.
 const FOLDER: &str = "REALM_TEST_FOLDER";
+/// Tells it beside which device it is.
+const DEVICE: &str = "REALM_TEST_DEVICE";
 /// Filters that a worker has which serves.
 const FILTERS: &str = "4";
 
 /// Runs a part of a test in a process of its own.
-fn run(part: &str, folder: &Path) -> Output {
+fn run(part: &str, folder: &Path, device: &str) -> Output {
     Command::new(std::env::current_exe().expect("known"))
         .args([part, "--exact", "--ignored", "--nocapture"])
         .env(FOLDER, folder)
+        .env(DEVICE, device)
         .output()
         .expect("starts")
 }
 
 fn assert_passes(part: &str, folder: &Path) {
-    let output = run(part, folder);
+    assert_passes_beside("cpu", part, folder);
+}
+
+fn assert_passes_beside(device: &str, part: &str, folder: &Path) {
+    let output = run(part, folder, device);
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{said}{errors}");
@@ -53,6 +61,11 @@ fn assert_passes(part: &str, folder: &Path) {
 
 fn folder() -> PathBuf {
     PathBuf::from(std::env::var(FOLDER).expect("set by whoever runs this part"))
+}
+
+fn device() -> Device {
+    let device = std::env::var(DEVICE).expect("set by whoever runs this part");
+    device.parse().expect("a device")
 }
 
 /// What an attempt came to.
@@ -80,7 +93,9 @@ fn code_inside_reaches_nothing() {
     let tcp = TcpListener::bind("127.0.0.1:0").expect("listens");
     let port = tcp.local_addr().expect("known").port();
     fs::write(place.path().join("port"), port.to_string()).expect("written");
-    assert_passes("intruder", place.path());
+    for device in ["cpu", "cuda:0"] {
+        assert_passes_beside(device, "intruder", place.path());
+    }
     assert_eq!(
         fs::read(place.path().join("secret")).expect("there"),
         b"secret"
@@ -101,9 +116,14 @@ fn intruder() {
     let open = File::open(&secret).expect("there");
     let parent = getppid();
 
-    let confinement = confine(None);
+    let confinement = confine(None, device());
     assert!(confinement.seccomp(), "{confinement}");
+    // What a GPU's driver must be let do, Landlock alone keeps to its devices.
+    let fenced = confinement.landlock().is_some() || device() == Device::Cpu;
     confinement.seal().expect("sealed");
+    let change = File::options().read(true).write(true).open(&secret);
+    let change = outcome(change);
+    assert_eq!(change, fenced.then_some(ErrorKind::PermissionDenied));
 
     let mut byte = [0];
     let mut local = [IoSliceMut::new(&mut byte)];
@@ -131,6 +151,34 @@ fn intruder() {
         ),
         ("listing a folder", outcome(fs::read_dir("/"))),
         ("making a file", outcome(File::create(&new))),
+        (
+            "making one to read and write",
+            outcome(
+                File::options()
+                    .read(true)
+                    .write(true)
+                    .create(true)
+                    .open(&new),
+            ),
+        ),
+        (
+            "making one without a name",
+            outcome(tempfile::tempfile_in(&folder)),
+        ),
+        (
+            "cutting a file short",
+            outcome(
+                File::options()
+                    .read(true)
+                    .write(true)
+                    .truncate(true)
+                    .open(&secret),
+            ),
+        ),
+        (
+            "adding to a file",
+            outcome(File::options().append(true).open(&secret)),
+        ),
         ("making a folder", outcome(fs::create_dir(&new))),
         ("renaming", outcome(fs::rename(&secret, &new))),
         ("a link", outcome(fs::hard_link(&secret, &new))),
@@ -201,14 +249,16 @@ fn intruder() {
 #[test]
 fn a_model_and_the_system_can_be_read_until_they_are() {
     let place = place();
-    assert_passes("loader", place.path());
+    for device in ["cpu", "cuda:0"] {
+        assert_passes_beside(device, "loader", place.path());
+    }
 }
 
 #[test]
 #[ignore = "confines the process: run by a_model_and_the_system_can_be_read_until_they_are"]
 fn loader() {
     let folder = folder();
-    let confinement = confine(Some(&folder.join("model")));
+    let confinement = confine(Some(&folder.join("model")), device());
     if confinement.landlock().is_none() {
         println!("skipped: {confinement}");
         return;
@@ -234,6 +284,11 @@ fn loader() {
         .append(true)
         .open(folder.join("model/part/one"));
     assert_eq!(outcome(append), denied);
+    let change = File::options()
+        .read(true)
+        .write(true)
+        .open(folder.join("model/part/one"));
+    assert_eq!(outcome(change), denied);
 
     // A thread that is there already is sealed too.
     let (sender, sealed) = mpsc::channel();
@@ -250,6 +305,73 @@ fn loader() {
     let mut text = String::new();
     (&before).read_to_string(&mut text).expect("open");
     assert_eq!(text, "model/config.json");
+}
+
+#[test]
+fn a_drivers_devices_can_be_opened_anew() {
+    let place = place();
+    for part in ["driver", "driver_without_landlock"] {
+        assert_passes_beside("cuda:0", part, place.path());
+    }
+}
+
+/// In a `/dev` of its own, in which two devices that do nothing stand for that of a driver and another one.
+#[test]
+#[ignore = "confines the process: run by a_drivers_devices_can_be_opened_anew"]
+fn driver() {
+    let nothing: Option<&str> = None;
+    if let Err(error) = unshare(CloneFlags::CLONE_NEWNS) {
+        println!("skipped: no namespace of its own: {error}");
+        return;
+    }
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(nothing, "/", nothing, private, nothing).expect("private");
+    let devices = ["null", "zero"].map(|name| File::open(Path::new("/dev").join(name)));
+    let tmpfs = Some("tmpfs");
+    mount(nothing, "/dev", tmpfs, MsFlags::empty(), nothing).expect("mounted");
+    let [nvidia, other] = ["/dev/nvidia0", "/dev/other"].map(Path::new);
+    for (path, device) in [nvidia, other].into_iter().zip(devices) {
+        File::create(path).expect("made");
+        let device = format!("/proc/self/fd/{}", device.expect("there").as_raw_fd());
+        let device = Some(device.as_str());
+        mount(device, path, nothing, MsFlags::MS_BIND, nothing).expect("bound");
+    }
+    let confinement = confine(None, device());
+    if confinement.landlock().is_none() {
+        println!("skipped: {confinement}");
+        return;
+    }
+    let open = |path: &Path| File::options().read(true).write(true).open(path);
+    let denied = Some(ErrorKind::PermissionDenied);
+    assert!(open(nvidia).is_ok() && outcome(open(other)) == denied);
+    confinement.seal().expect("sealed");
+    let device = open(nvidia).expect("still");
+    // It knows of no such call, and is asked.
+    let asked = rustix::io::ioctl_fionread(&device);
+    assert_eq!(asked, Err(rustix::io::Errno::NOTTY));
+    assert_eq!(outcome(open(other)), denied);
+    assert_eq!(outcome(File::open(nvidia)), denied);
+}
+
+#[test]
+#[ignore = "confines the process: run by a_drivers_devices_can_be_opened_anew"]
+fn driver_without_landlock() {
+    lose(libc::SYS_landlock_create_ruleset, libc::EOPNOTSUPP);
+    let file = folder().join("secret");
+    let confinement = confine(None, device());
+    let less = confinement.check(true, |_| {}).expect_err("no Landlock");
+    assert!(
+        less.to_string().contains("read and write every file"),
+        "{less}"
+    );
+    confinement.seal().expect("sealed");
+    let open = File::options().read(true).write(true).open(&file);
+    assert!(open.is_ok(), "{open:?}");
+    let denied = Some(ErrorKind::PermissionDenied);
+    assert_eq!(outcome(File::open(&file)), denied);
+    let write = File::options().write(true).open(&file);
+    assert_eq!(outcome(write), denied);
+    assert_eq!(outcome(tempfile::tempfile_in(folder())), denied);
 }
 
 #[test]

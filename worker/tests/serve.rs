@@ -552,3 +552,46 @@ fn a_model_that_cannot_be_loaded_is_explained() {
     );
     assert_eq!(worker.end().0, Some(1));
 }
+
+#[test]
+fn a_device_that_is_not_there_is_explained() {
+    // No machine has as many.
+    let worker = Worker::start("embedded", &["--device", "cuda:63"]);
+    let message = worker.failure();
+    let why = message
+        .strip_prefix("cannot compute on cuda:63: ")
+        .expect(&message);
+    assert!(
+        why.contains("libcuda.so.1 cannot be loaded") || why.contains("no device 63"),
+        "{why}"
+    );
+    assert_eq!(worker.end().0, Some(1));
+}
+
+#[test]
+fn devices_are_listed_or_what_they_lack() {
+    let info = |args: &[&str]| {
+        let mut worker = Command::new(env!("CARGO_BIN_EXE_realm-worker"));
+        let output = worker.arg("info").args(args).output().expect("runs");
+        assert!(output.status.success());
+        String::from_utf8(output.stdout).expect("text")
+    };
+    let value: serde_json::Value = serde_json::from_str(&info(&["--json"])).expect("JSON");
+    let devices = value["devices"].as_array().expect("a list");
+    assert_eq!(devices[0], "cpu");
+    let text = info(&[]);
+    match &value["gpus"] {
+        serde_json::Value::Object(gpus) => {
+            let mut listed: Vec<&str> = devices[1..].iter().filter_map(|d| d.as_str()).collect();
+            listed.sort_unstable();
+            let known: Vec<&str> = gpus.keys().map(String::as_str).collect();
+            assert_eq!(listed, known);
+            assert!(gpus.values().all(|gpu| gpu["memory"].is_u64()), "{value}");
+        }
+        why => {
+            assert_eq!(devices.len(), 1, "{value}");
+            let why = why.as_str().expect("a list, or words");
+            assert!(text.contains(why), "{text}");
+        }
+    }
+}

@@ -2,6 +2,8 @@
 
 mod decoder;
 mod draws;
+mod gpu;
+mod torch;
 mod weights;
 mod work;
 
@@ -10,6 +12,7 @@ use realm_cuda::{Element, HEAD_DIMS};
 use crate::config::{ConfigError, DType, DecoderConfig};
 
 pub use decoder::Decoder;
+pub use gpu::{Gpu, devices};
 pub use weights::{Matrix, UploadError, upload};
 pub use work::{Arena, Room, Work};
 

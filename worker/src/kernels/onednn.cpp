@@ -1,27 +1,11 @@
 // What libtorch can do only through its dispatcher: products with weights that oneDNN has packed.
-// A C++ exception must not unwind into Rust, so each function returns its text, or null.
 
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 
-#include <cstring>
-#include <exception>
+#include "../guarded.h"
 
 namespace {
-
-template <class Body>
-char* guarded(Body body) {
-  try {
-    body();
-    return nullptr;
-  } catch (const c10::Error& error) {
-    return strdup(error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    return strdup(error.what());
-  } catch (...) {
-    return strdup("an unknown exception");
-  }
-}
 
 template <class Signature>
 auto operation(const char* name) {

@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Context;
 use libc::c_long;
+use realm_shared::device::Device;
 use rustix::process::getpid;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
@@ -99,33 +100,50 @@ const OPENS: &[(c_long, u8)] = &[(libc::SYS_openat, 2), (libc::SYS_open, 1)];
 const OPENS: &[(c_long, u8)] = &[(libc::SYS_openat, 2)];
 
 /// Takes all of that from all threads of this process.
-pub(super) fn restrict() -> anyhow::Result<()> {
+pub(super) fn restrict(device: Device) -> anyhow::Result<()> {
     let mut rules: Rules = DENIED
         .iter()
         .chain(DENIED_HERE)
         .map(|call| (*call, Vec::new()))
         .collect();
-    rules.extend(conditional()?);
+    rules.extend(conditional(device)?);
     install(&compile(rules, libc::EPERM)?)?;
     let absent = ABSENT.map(|call| (call, Vec::new()));
     install(&compile(absent.into(), libc::ENOSYS)?)?;
     install(&known_only())
 }
 
-/// Takes from all threads the opening of files.
-pub(super) fn seal() -> anyhow::Result<()> {
-    let rules = OPENS.iter().map(|(call, _)| (*call, Vec::new()));
-    install(&compile(rules.collect(), libc::EPERM)?)
+/// Takes from all threads the opening of files, but as a GPU's driver opens its devices: for reading and writing.
+pub(super) fn seal(device: Device) -> anyhow::Result<()> {
+    let how = |argument| match device {
+        Device::Cpu => Ok(Vec::new()),
+        // Those that write and do not read are denied by now.
+        Device::Cuda(_) => {
+            let reading = has_of(argument, libc::O_ACCMODE, libc::O_RDONLY)?;
+            anyhow::Ok(vec![SeccompRule::new(vec![reading])?])
+        }
+    };
+    let rules = OPENS
+        .iter()
+        .map(|(call, argument)| Ok((*call, how(*argument)?)));
+    let rules = rules.collect::<anyhow::Result<_>>()?;
+    install(&compile(rules, libc::EPERM)?)
+}
+
+/// That an argument has these of some bits.
+fn has_of(argument: u8, of: i32, bits: i32) -> anyhow::Result<SeccompCondition> {
+    let operator = SeccompCmpOp::MaskedEq(of as u64);
+    let condition = SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, bits as u64);
+    Ok(condition?)
 }
 
 /// Calls that are denied for some arguments.
-fn conditional() -> anyhow::Result<Rules> {
+fn conditional(device: Device) -> anyhow::Result<Rules> {
     use SeccompCmpOp::{Eq, MaskedEq, Ne};
     let own = u64::try_from(getpid().as_raw_nonzero().get()).context("a process id")?;
     let when = |argument, operator, value| {
         SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)
     };
-    let has = |argument, bits| when(argument, MaskedEq(bits), bits);
     let process = u64::from(libc::PRIO_PROCESS);
     let thread = libc::CLONE_THREAD as u64;
     let mut rules: BTreeMap<c_long, Vec<Vec<_>>> = BTreeMap::from([
@@ -152,11 +170,21 @@ fn conditional() -> anyhow::Result<Rules> {
             ],
         ),
     ]);
-    // Files can be read, not written.
-    let writing = [libc::O_WRONLY, libc::O_RDWR, libc::O_CREAT, libc::O_TRUNC];
+    // Files can be read, not written. Devices of a GPU are both, and neither made nor cut short.
+    let mut writing = vec![
+        libc::O_WRONLY,
+        libc::O_CREAT,
+        libc::O_TMPFILE,
+        libc::O_TRUNC,
+    ];
+    if device == Device::Cpu {
+        writing.push(libc::O_RDWR);
+    }
     for (call, how) in OPENS {
-        let each = writing.map(|flag| anyhow::Ok(vec![has(*how, flag as u64)?]));
-        rules.insert(*call, each.into_iter().collect::<anyhow::Result<_>>()?);
+        let each = writing
+            .iter()
+            .map(|flag| anyhow::Ok(vec![has_of(*how, *flag, *flag)?]));
+        rules.insert(*call, each.collect::<anyhow::Result<_>>()?);
     }
     let rule = |conditions| SeccompRule::new(conditions).context("a rule");
     rules

@@ -1,4 +1,4 @@
-//! The files that a worker may read while it loads its model, by Landlock.
+//! The files that a worker may read while it loads its model, and the devices that it may use, by Landlock.
 
 use std::fs;
 use std::path::Path;
@@ -8,6 +8,7 @@ use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, LandlockStatus, PathBeneath, PathFd, Ruleset,
     RulesetAttr, RulesetCreatedAttr, RulesetStatus, Scope,
 };
+use realm_shared::device::Device;
 
 /// The newest interface that this was tried with. An older system does what it can of it.
 const NEWEST: ABI = ABI::V7;
@@ -21,6 +22,10 @@ const SYSTEM: [&str; 5] = [
     "/sys/devices/system/cpu",
     "/sys/fs/cgroup",
 ];
+
+/// What the files of NVIDIA's driver in `/dev` begin with: of the driver, of each GPU, of memory that both sides share,
+/// and of parts of a GPU.
+const NVIDIA: &str = "nvidia";
 
 /// A ruleset in force.
 pub(super) struct Fence {
@@ -37,9 +42,9 @@ impl Fence {
     }
 }
 
-/// Allows this thread to read the system's files and a model, to open no other file in any way, to
-/// use no port, and to signal and call nobody outside.
-pub(super) fn fence(model: Option<&Path>) -> anyhow::Result<Fence> {
+/// Allows this thread to read the system's files and a model, to use the devices of a GPU, to open no
+/// other file in any way, to use no port, and to signal and call nobody outside.
+pub(super) fn fence(model: Option<&Path>, device: Device) -> anyhow::Result<Fence> {
     let mut rules = Ruleset::default()
         .handle_access(AccessFs::from_all(NEWEST))?
         .handle_access(AccessNet::from_all(NEWEST))?
@@ -50,6 +55,20 @@ pub(super) fn fence(model: Option<&Path>) -> anyhow::Result<Fence> {
         if let Ok(metadata) = fs::metadata(path) {
             let rule = read(path, metadata.is_dir(), &mut kept)?;
             rules = rules.add_rule(rule)?;
+        }
+    }
+    if let Device::Cuda(_) = device {
+        for entry in fs::read_dir("/dev").context("cannot list /dev")? {
+            let entry = entry.context("cannot list /dev")?;
+            if entry
+                .file_name()
+                .as_encoded_bytes()
+                .starts_with(NVIDIA.as_bytes())
+            {
+                let folder = entry.file_type().is_ok_and(|kind| kind.is_dir());
+                let access = read_access(folder) | AccessFs::WriteFile | AccessFs::IoctlDev;
+                rules = rules.add_rule(rule(&entry.path(), access, &mut kept)?)?;
+            }
         }
     }
     // One that is not there is for whoever loads it to complain about.
@@ -84,10 +103,21 @@ fn read<'a>(
     folder: bool,
     kept: &'a mut Vec<PathFd>,
 ) -> anyhow::Result<PathBeneath<&'a PathFd>> {
-    let access: BitFlags<AccessFs> = match folder {
+    rule(path, read_access(folder), kept)
+}
+
+fn read_access(folder: bool) -> BitFlags<AccessFs> {
+    match folder {
         true => AccessFs::ReadFile | AccessFs::ReadDir,
         false => AccessFs::ReadFile.into(),
-    };
+    }
+}
+
+fn rule<'a>(
+    path: &Path,
+    access: BitFlags<AccessFs>,
+    kept: &'a mut Vec<PathFd>,
+) -> anyhow::Result<PathBeneath<&'a PathFd>> {
     kept.push(PathFd::new(path)?);
     let path = kept.last().context("just pushed")?;
     Ok(PathBeneath::new(path, access))

@@ -1,0 +1,91 @@
+// What libtorch does for a GPU: a stream of its pool, and products on that. It is asked through what it has for devices
+// of any kind, so that nothing of CUDA is needed to build or link this, and the same product can run on a CPU.
+
+#include <ATen/Context.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/mm.h>
+#include <c10/core/InferenceMode.h>
+#include <c10/core/StreamGuard.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <array>
+#include <optional>
+
+#include "../guarded.h"
+
+namespace {
+
+c10::Device gpu(int32_t number) {
+  return {c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(number)};
+}
+
+}  // namespace
+
+extern "C" {
+
+// As in `torch.rs`.
+struct RealmProduct {
+  // Of the GPU, or -1 on a CPU, and the number of its stream.
+  int32_t device;
+  // 0 is f32, 1 bf16, 2 f16.
+  int32_t element;
+  int64_t stream;
+  int64_t rows;
+  int64_t inputs;
+  int64_t outputs;
+  void* x;
+  void* weight;
+  void* bias;
+  void* out;
+};
+
+// A stream of libtorch's pool for a GPU, which nobody else in this process takes: libtorch's number for it, and the
+// driver's handle. From here on products round once: sums are of f32 that is not cut down, whatever the environment says.
+char* realm_stream(int32_t device, int64_t* number, void** handle) {
+  return guarded([&] {
+    auto& context = at::globalContext();
+    context.setAllowTF32CuBLAS(false);
+    context.setAllowBF16ReductionCuBLAS(false);
+    context.setAllowFP16ReductionCuBLAS(false);
+    context.setAllowFP16AccumulationCuBLAS(false);
+    // Without it libtorch's allocator, which products take their workspace from, is not there.
+    context.lazyInitDevice(c10::DeviceType::CUDA);
+    const c10::impl::VirtualGuardImpl devices(c10::DeviceType::CUDA);
+    const c10::Stream stream = devices.getStreamFromGlobalPool(gpu(device), false);
+    *number = stream.id();
+    *handle = stream.native_handle();
+  });
+}
+
+// `out = x · weightᵀ + bias`, in memory that is there. On a GPU it is asked for on the stream, which is this thread's
+// only meanwhile.
+char* realm_multiply(const RealmProduct* product) {
+  return guarded([&] {
+    const auto& p = *product;
+    const c10::InferenceMode no_gradients;
+    const bool on_gpu = p.device >= 0;
+    const c10::Device device = on_gpu ? gpu(p.device) : c10::Device(c10::DeviceType::CPU);
+    std::optional<c10::StreamGuard> stream;
+    if (on_gpu) {
+      stream.emplace(c10::Stream(c10::Stream::UNSAFE, device, p.stream));
+    }
+    constexpr std::array elements{at::kFloat, at::kBFloat16, at::kHalf};
+    const auto options = at::TensorOptions().dtype(elements.at(p.element)).device(device);
+    const auto tensor = [&](void* data, at::IntArrayRef shape) {
+      // It asks the driver where memory is, unless it is told so.
+      return at::for_blob(data, shape).target_device(device).options(options).make_tensor();
+    };
+    auto out = tensor(p.out, {p.rows, p.outputs});
+    const auto x = tensor(p.x, {p.rows, p.inputs});
+    const auto weight = tensor(p.weight, {p.outputs, p.inputs}).t();
+    if (p.bias == nullptr) {
+      at::mm_out(out, x, weight);
+    } else {
+      at::addmm_out(out, tensor(p.bias, {p.outputs}), x, weight);
+    }
+  });
+}
+
+}
