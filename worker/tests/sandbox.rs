@@ -158,6 +158,7 @@ fn intruder() {
                     .read(true)
                     .write(true)
                     .create(true)
+                    .truncate(false)
                     .open(&new),
             ),
         ),
@@ -332,9 +333,10 @@ fn driver() {
     let [nvidia, other] = ["/dev/nvidia0", "/dev/other"].map(Path::new);
     for (path, device) in [nvidia, other].into_iter().zip(devices) {
         File::create(path).expect("made");
-        let device = format!("/proc/self/fd/{}", device.expect("there").as_raw_fd());
-        let device = Some(device.as_str());
-        mount(device, path, nothing, MsFlags::MS_BIND, nothing).expect("bound");
+        let device = device.expect("there");
+        let hidden = format!("/proc/self/fd/{}", device.as_raw_fd());
+        let hidden = Some(hidden.as_str());
+        mount(hidden, path, nothing, MsFlags::MS_BIND, nothing).expect("bound");
     }
     let confinement = confine(None, device());
     if confinement.landlock().is_none() {
