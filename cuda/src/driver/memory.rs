@@ -1,7 +1,7 @@
-//! Memory of a device, and copies to and from it.
+//! Memory of a device, memory of the host that it reaches by itself, and copies between them.
 
-use std::ffi::c_void;
 use std::ptr::NonNull;
+use std::slice;
 
 use cudarc::driver::{result, sys};
 
@@ -58,7 +58,7 @@ impl Driver {
         let mut staging = lock(&self.staging);
         let staging = match &mut *staging {
             Some(staging) => staging,
-            none => none.insert(Staging::new()?),
+            none => none.insert(Staging::new(self)?),
         };
         let mut address = to.address();
         let mut left = from;
@@ -106,37 +106,24 @@ impl Drop for Driver {
                 let _ = result::free_sync(address);
             }
         }
-        // While the context is current.
-        *lock(&self.staging) = None;
     }
 }
 
-/// Page-locked memory in which bytes wait to be sent. From ordinary memory the driver may read later than its call
-/// returns, where the device reads such memory by itself.
+/// Memory in which bytes wait to be sent. From ordinary memory the driver may read later than its call returns, where
+/// the device reads such memory by itself.
 #[derive(Debug)]
 pub(super) struct Staging {
-    halves: [Half; 2],
+    halves: [PageLocked; 2],
     /// Which of them is filled.
     current: usize,
     /// How far.
     filled: usize,
 }
 
-#[derive(Debug)]
-struct Half {
-    memory: NonNull<u8>,
-    /// When all has been sent that was in it.
-    sent: sys::CUevent,
-}
-
-// SAFETY: memory and events of the driver belong to no thread.
-unsafe impl Send for Half {}
-
 impl Staging {
-    /// With the context current.
-    fn new() -> Result<Staging, DeviceError> {
+    fn new(driver: &Driver) -> Result<Staging, DeviceError> {
         Ok(Staging {
-            halves: [Half::new()?, Half::new()?],
+            halves: [driver.page_locked(HALF)?, driver.page_locked(HALF)?],
             current: 0,
             filled: 0,
         })
@@ -145,21 +132,16 @@ impl Staging {
     /// Copies the beginning of some bytes, as much as there is room for, and at least one.
     fn stage(&mut self, bytes: &[u8], stream: sys::CUstream) -> Result<&[u8], DeviceError> {
         if self.filled == HALF {
-            // SAFETY: event and stream are there.
-            unsafe { result::event::record(self.halves[self.current].sent, stream) }
-                .map_err(failed("cuEventRecord"))?;
+            self.halves[self.current].mark(stream)?;
             self.current = 1 - self.current;
             self.filled = 0;
-            // One that was never recorded has been reached.
-            // SAFETY: the event is there.
-            unsafe { result::event::synchronize(self.halves[self.current].sent) }
-                .map_err(failed("cuEventSynchronize"))?;
+            self.halves[self.current].wait()?;
         }
         let count = bytes.len().min(HALF - self.filled);
         // SAFETY: inside of the half. What of it was not filled since it was last waited for, nobody reads.
         let room = unsafe {
             let first = self.halves[self.current].memory.add(self.filled);
-            std::slice::from_raw_parts_mut(first.as_ptr(), count)
+            slice::from_raw_parts_mut(first.as_ptr(), count)
         };
         room.copy_from_slice(&bytes[..count]);
         self.filled += count;
@@ -167,36 +149,126 @@ impl Staging {
     }
 }
 
-impl Half {
-    fn new() -> Result<Half, DeviceError> {
+/// Memory of the host that stays where it is, so that the device copies to and from it while the host goes on.
+#[derive(Debug)]
+pub struct PageLocked {
+    context: sys::CUcontext,
+    memory: NonNull<u8>,
+    bytes: usize,
+    /// Comes after the copies that were asked for until it was last marked.
+    copied: sys::CUevent,
+}
+
+// SAFETY: memory and events of the driver belong to no thread.
+unsafe impl Send for PageLocked {}
+
+impl Driver {
+    /// So many bytes, which are zero.
+    ///
+    /// # Errors
+    /// If the system has none left that it could lock.
+    pub fn page_locked(&self, bytes: usize) -> Result<PageLocked, DeviceError> {
         use sys::CUevent_flags::CU_EVENT_DISABLE_TIMING;
-        let sent =
-            result::event::create(CU_EVENT_DISABLE_TIMING).map_err(failed("cuEventCreate"))?;
+        self.unless_captured("cuMemHostAlloc")?;
+        self.enter().map_err(failed("cuCtxSetCurrent"))?;
+        // The driver refuses to allocate nothing.
         // SAFETY: plain bytes, which are written before they are read.
-        let memory = unsafe { result::malloc_host(HALF, 0) };
-        let memory = memory.map_err(failed("cuMemHostAlloc")).and_then(|memory| {
-            NonNull::new(memory.cast()).ok_or_else(|| DeviceError::Failed {
-                what: "cuMemHostAlloc",
-                why: "it gave none".into(),
-            })
-        });
-        match memory {
-            Ok(memory) => Ok(Half { memory, sent }),
+        let memory = unsafe { result::malloc_host(bytes.max(1), 0) };
+        let memory = memory.map_err(failed("cuMemHostAlloc"))?;
+        let memory = NonNull::new(memory.cast::<u8>()).ok_or_else(|| DeviceError::Failed {
+            what: "cuMemHostAlloc",
+            why: "there is none".into(),
+        })?;
+        let copied = match result::event::create(CU_EVENT_DISABLE_TIMING) {
+            Ok(event) => event,
             Err(error) => {
-                // SAFETY: just made.
-                let _ = unsafe { result::event::destroy(sent) };
-                Err(error)
+                // SAFETY: just allocated.
+                let _ = unsafe { result::free_host(memory.as_ptr().cast()) };
+                return Err(failed("cuEventCreate")(error));
             }
+        };
+        // SAFETY: just allocated, and nobody else's.
+        unsafe { memory.write_bytes(0, bytes) };
+        Ok(PageLocked {
+            context: self.context,
+            memory,
+            bytes,
+            copied,
+        })
+    }
+
+    /// Begins to copy `from` to byte `at` of `into`, when all that was asked for before has been done, and returns.
+    ///
+    /// # Errors
+    /// If `into` is shorter, a graph is captured, or the device fails.
+    pub fn send(&self, from: Memory, into: &mut PageLocked, at: usize) -> Result<(), DeviceError> {
+        self.unless_captured("cuMemcpyDtoHAsync")?;
+        let (wanted, holds) = (from.bytes(), into.bytes.saturating_sub(at));
+        if wanted > holds {
+            return Err(DeviceError::Bounds { wanted, holds });
         }
+        self.enter().map_err(failed("cuCtxSetCurrent"))?;
+        if wanted > 0 {
+            // SAFETY: inside of both; whoever made `from` vouches for it. `into` stays until the copy is over, and
+            // nobody looks at it before: whoever does waits.
+            unsafe {
+                let into = into.memory.as_ptr().add(at).cast();
+                sys::cuMemcpyDtoHAsync_v2(into, from.address(), wanted, self.stream)
+            }
+            .result()
+            .map_err(failed("cuMemcpyDtoHAsync"))?;
+        }
+        into.mark(self.stream)
+    }
+
+    /// Whether all that was sent there has come.
+    ///
+    /// # Errors
+    /// If the device has failed.
+    pub fn has_landed(&self, landing: &PageLocked) -> Result<bool, DeviceError> {
+        self.enter().map_err(failed("cuCtxSetCurrent"))?;
+        // SAFETY: the event is there.
+        match unsafe { result::event::query(landing.copied) } {
+            Err(result::DriverError(sys::CUresult::CUDA_ERROR_NOT_READY)) => Ok(false),
+            result => result.map(|()| true).map_err(failed("cuEventQuery")),
+        }
+    }
+
+    /// What was sent there, when all of it has come.
+    ///
+    /// # Errors
+    /// If the device has failed.
+    pub fn landed<'a>(&self, landing: &'a mut PageLocked) -> Result<&'a [u8], DeviceError> {
+        self.enter().map_err(failed("cuCtxSetCurrent"))?;
+        landing.wait()?;
+        // SAFETY: as many bytes, which were zero at first. The device copies none there while they are borrowed.
+        Ok(unsafe { slice::from_raw_parts(landing.memory.as_ptr(), landing.bytes) })
     }
 }
 
-impl Drop for Half {
+impl PageLocked {
+    /// With the context current, as in what follows.
+    fn mark(&self, stream: sys::CUstream) -> Result<(), DeviceError> {
+        // SAFETY: event and stream are there.
+        unsafe { result::event::record(self.copied, stream) }.map_err(failed("cuEventRecord"))
+    }
+
+    /// Waits for the copies that were marked. An event that was never recorded is over.
+    fn wait(&self) -> Result<(), DeviceError> {
+        // SAFETY: the event is there.
+        unsafe { result::event::synchronize(self.copied) }.map_err(failed("cuEventSynchronize"))
+    }
+}
+
+impl Drop for PageLocked {
     fn drop(&mut self) {
-        // SAFETY: both were made with this. The driver sees to what is still under way.
+        // SAFETY: the context is never released, and memory and event were made with this. No copy is under way: this
+        // waits for those that were marked, and the driver for all before it drops its staging.
         unsafe {
-            let _ = result::event::destroy(self.sent);
-            let _ = result::free_host(self.memory.as_ptr().cast::<c_void>());
+            let _ = result::ctx::set_current(self.context);
+            let _ = self.wait();
+            let _ = result::event::destroy(self.copied);
+            let _ = result::free_host(self.memory.as_ptr().cast());
         }
     }
 }

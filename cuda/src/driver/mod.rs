@@ -15,6 +15,7 @@ use crate::compile::{Capability, Cubins, LEAST};
 use crate::{DeviceError, Kernel, Launch, LaunchError, Launcher, Unit};
 
 pub use graph::Graph;
+pub use memory::PageLocked;
 
 /// Dynamic shared memory of a block that needs no permission, in bytes.
 const SHARED_FREE: u32 = 48 << 10;

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use realm_cuda::catalogue;
 use realm_cuda::compile::{Cubins, LEAST};
-use realm_cuda::driver::{self, Driver, Found, Graph};
+use realm_cuda::driver::{self, Driver, Found, Graph, PageLocked};
 use realm_cuda::{Device, DeviceError, Element, Launch, LaunchError, Launcher, Memory, Product};
 
 use super::torch::{self, Place};
@@ -88,6 +88,7 @@ impl Launcher for Gpu {
 
 impl Device for Gpu {
     type Graph = Graph;
+    type Landing = PageLocked;
 
     fn allocate(&self, bytes: usize) -> Result<Memory, DeviceError> {
         self.driver.allocate(bytes)
@@ -103,6 +104,22 @@ impl Device for Gpu {
 
     fn read(&self, from: Memory, into: &mut [u8]) -> Result<(), DeviceError> {
         self.driver.read(from, into)
+    }
+
+    fn landing(&self, bytes: usize) -> Result<PageLocked, DeviceError> {
+        self.driver.page_locked(bytes)
+    }
+
+    fn send(&self, from: Memory, landing: &mut PageLocked, at: usize) -> Result<(), DeviceError> {
+        self.driver.send(from, landing, at)
+    }
+
+    fn has_landed(&self, landing: &PageLocked) -> Result<bool, DeviceError> {
+        self.driver.has_landed(landing)
+    }
+
+    fn landed<'a>(&self, landing: &'a mut PageLocked) -> Result<&'a [u8], DeviceError> {
+        self.driver.landed(landing)
     }
 
     fn multiply(&self, product: &Product) -> Result<(), DeviceError> {
