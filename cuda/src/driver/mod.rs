@@ -1,5 +1,4 @@
-//! A device by its driver: launches ([`Driver`]), memory ([`memory`]) and graphs ([`graph`]). Products are the matter
-//! of a library.
+//! A device by its driver: launches, memory, copies and graphs. Products are the matter of a library.
 
 mod graph;
 mod memory;
