@@ -156,8 +156,7 @@ impl Bare {
         };
         let batch = Batch::new(step, &self.limits).expect("valid");
         let all: Vec<usize> = (0..tokens.len()).collect();
-        let ids: Vec<u32> = tokens.iter().map(|t| *t as u32).collect();
-        let run = self.model.forward(&batch, &ids, &all);
+        let run = self.model.forward(&batch, &tokens, &all);
         run.expect("a CPU does not fail");
         let vocab = self.limits.vocab;
         let mut logits = vec![0.0; tokens.len() * vocab];

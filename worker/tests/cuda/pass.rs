@@ -102,8 +102,7 @@ impl Bare {
         let batch = Batch::new(step, &LIMITS).expect("valid");
         let all: Vec<usize> = (0..tokens.len()).collect();
         let wanted = wanted.unwrap_or(&all);
-        let ids: Vec<u32> = tokens.iter().map(|t| *t as u32).collect();
-        self.0.forward(&batch, &ids, wanted).expect("runs");
+        self.0.forward(&batch, &tokens, wanted).expect("runs");
         let mut logits = vec![0.0; wanted.len() * VOCAB];
         let mut hidden = Vec::new();
         for first in (0..wanted.len()).step_by(HEAD_ROWS) {
