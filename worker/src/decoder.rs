@@ -183,7 +183,7 @@ impl<L: Linear> Hold for Pack<'_, L> {
 }
 
 fn floats(view: &View<'_>) -> Vec<f32> {
-    let mut values = vec![0.0; view.len()];
+    let mut values = vec![0.0; view.count()];
     view.read(0, &mut values);
     values
 }

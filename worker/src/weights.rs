@@ -294,13 +294,8 @@ impl<'a> View<'a> {
     }
 
     /// How many values there are.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.data.len() / self.dtype.size()
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.data.is_empty()
     }
 
     /// The values as the bytes of the file, if they are of this type there.

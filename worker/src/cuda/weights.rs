@@ -99,7 +99,7 @@ impl<D: Device> Hold for Upload<'_, D> {
     }
 
     fn vector(&mut self, values: View<'_>) -> Result<Memory, UploadError> {
-        Ok(self.write(&[(0, values)], values.len(), 1, DType::F32)?)
+        Ok(self.write(&[(0, values)], values.count(), 1, DType::F32)?)
     }
 }
 
@@ -135,9 +135,9 @@ impl<D: Device> Upload<'_, D> {
         memory: Memory,
         first: usize,
     ) -> Result<(), DeviceError> {
-        let mut chunk = vec![T::from_f32(0.0); CHUNK.min(view.len())];
-        for from in (0..view.len()).step_by(CHUNK) {
-            let chunk = &mut chunk[..CHUNK.min(view.len() - from)];
+        let mut chunk = vec![T::from_f32(0.0); CHUNK.min(view.count())];
+        for from in (0..view.count()).step_by(CHUNK) {
+            let chunk = &mut chunk[..CHUNK.min(view.count() - from)];
             view.read(from, chunk);
             let bytes: &[u8] = cast_slice(chunk);
             let at = (first + from) * size_of::<T>();
