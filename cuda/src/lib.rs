@@ -14,6 +14,7 @@
 pub mod activation;
 pub mod attention;
 pub mod catalogue;
+pub mod check;
 pub mod compile;
 mod device;
 pub mod driver;

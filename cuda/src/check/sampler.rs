@@ -1,6 +1,6 @@
 //! The worker's sampler for CPUs, sorting instead of selecting: what the device must draw.
 
-use realm_cuda::sample::Row;
+use crate::sample::Row;
 
 const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
@@ -12,14 +12,14 @@ fn mix(mut x: u64) -> u64 {
 
 /// How a row is sampled, and what it would be in the memory of a device.
 #[derive(Debug, Clone)]
-pub(crate) struct Sampling {
-    pub(crate) row: Row,
-    pub(crate) temperature: f32,
-    pub(crate) min_p: f32,
-    pub(crate) bias: Vec<(u32, f32)>,
+pub(super) struct Sampling {
+    pub(super) row: Row,
+    pub(super) temperature: f32,
+    pub(super) min_p: f32,
+    pub(super) bias: Vec<(u32, f32)>,
     /// (token, whether it is in the prompt, how often it was generated)
-    pub(crate) counts: Vec<(u32, bool, u32)>,
-    pub(crate) allowed: Option<Vec<u32>>,
+    pub(super) counts: Vec<(u32, bool, u32)>,
+    pub(super) allowed: Option<Vec<u32>>,
 }
 
 impl Default for Sampling {
@@ -38,7 +38,7 @@ impl Default for Sampling {
     }
 }
 
-pub(crate) fn clean(logits: &[f32]) -> Vec<f32> {
+pub(super) fn clean(logits: &[f32]) -> Vec<f32> {
     let clean = |x: &f32| {
         if x.is_nan() {
             f32::NEG_INFINITY
@@ -54,7 +54,7 @@ fn max(logits: &[f32]) -> f32 {
 }
 
 /// The token drawn from clean logits.
-pub(crate) fn draw(sampling: &Sampling, logits: &[f32]) -> Option<u32> {
+pub(super) fn draw(sampling: &Sampling, logits: &[f32]) -> Option<u32> {
     let mut logits = logits.to_vec();
     let row = &sampling.row;
     for (token, value) in &sampling.bias {
@@ -138,7 +138,7 @@ fn winner(key: u64, index: u32, kept: &[(u32, f32)]) -> Option<u32> {
 }
 
 /// Log-probabilities of all tokens, from clean logits.
-pub(crate) fn logprobs(logits: &[f32]) -> Vec<f64> {
+pub(super) fn logprobs(logits: &[f32]) -> Vec<f64> {
     let best = f64::from(max(logits));
     let total: f64 = logits.iter().map(|x| (f64::from(*x) - best).exp()).sum();
     let log_total = best + total.ln();
@@ -147,7 +147,7 @@ pub(crate) fn logprobs(logits: &[f32]) -> Vec<f64> {
 }
 
 /// The `n` likeliest tokens, best first.
-pub(crate) fn top(logits: &[f32], n: usize) -> Vec<u32> {
+pub(super) fn top(logits: &[f32], n: usize) -> Vec<u32> {
     let mut tokens: Vec<u32> = (0..logits.len() as u32).collect();
     tokens.retain(|t| logits[*t as usize] > f32::NEG_INFINITY);
     let value = |t: &u32| logits[*t as usize];
