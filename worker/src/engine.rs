@@ -116,6 +116,25 @@ struct Launched {
 }
 
 impl Engine {
+    /// An engine of a model that is loaded, with all of its slots empty. What is drawn is drawn on `threads`.
+    pub fn new(
+        model: Box<dyn Forward>,
+        info: ModelInfo,
+        limits: Limits,
+        threads: Threads,
+    ) -> Engine {
+        Engine {
+            model,
+            info,
+            limits,
+            threads,
+            slots: (0..limits.max_sequences).map(|_| None).collect(),
+            logits: Vec::new(),
+            outcome: Outcome::default(),
+            launched: VecDeque::new(),
+        }
+    }
+
     /// What the gateway must know of it.
     pub fn info(&self) -> &ModelInfo {
         &self.info

@@ -5,6 +5,7 @@
 //! model and draws tokens ([`sampler`]), as the code of [`tenant`]s says. The model is built from
 //! [`config`], [`weights`] and [`parameters`]: on the CPU as a [`decoder`], with its KV cache in an
 //! [`arena`], on a GPU as that of [`mod@cuda`]. What libtorch does not offer on a CPU is in [`kernels`].
+//! [`selfcheck`] holds a GPU against all of that.
 
 pub mod arena;
 pub mod batch;
@@ -24,6 +25,7 @@ pub mod memory;
 pub mod parameters;
 pub mod sampler;
 pub mod sandbox;
+pub mod selfcheck;
 pub mod serve;
 mod slot;
 pub mod tenant;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use realm_cuda::check::Scale;
 use realm_cuda::driver::Found;
 use realm_shared::control::{GPU_MEMORY_FRACTION, INSTANCES, PROGRAM_STACK};
 use realm_shared::cpus::Cpus;
@@ -18,7 +19,7 @@ use realm_worker::engine::{ModelSource, Options};
 use realm_worker::linear::cores;
 use realm_worker::serve::{Gateway, Setup, serve};
 use realm_worker::tenant::Pool;
-use realm_worker::{sandbox, tenant};
+use realm_worker::{sandbox, selfcheck, tenant};
 use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
 use rustix::thread::{CpuSet, sched_setaffinity};
 
@@ -48,6 +49,15 @@ enum Command {
         limits: Limits,
         #[command(flatten)]
         sandbox: Sandbox,
+    },
+    /// Check that a GPU computes what it should, and measure it; takes some minutes.
+    Selfcheck {
+        /// Which: cuda, or cuda:N by the driver's number.
+        #[arg(long, default_value = "cuda")]
+        device: Device,
+        /// As one JSON document.
+        #[arg(long)]
+        json: bool,
     },
     /// Say what this worker can run on.
     Info {
@@ -207,6 +217,14 @@ fn main() -> ExitCode {
                 }
             }
         }
+        Command::Selfcheck { device, json } => match selfcheck(device, json) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => {
+                eprintln!("realm-worker selfcheck: {error:#}");
+                ExitCode::FAILURE
+            }
+        },
         Command::Info { json } => {
             info(json);
             ExitCode::SUCCESS
@@ -316,6 +334,20 @@ fn pin(cpus: &Cpus) -> rustix::io::Result<()> {
         set.set(cpu);
     }
     sched_setaffinity(None, &set)
+}
+
+/// Checks and measures a GPU: whether it passed.
+fn selfcheck(device: Device, json: bool) -> anyhow::Result<bool> {
+    let Device::Cuda(number) = device else {
+        bail!("{device} is what GPUs are compared with; name one, such as --device cuda:0");
+    };
+    let open = || cuda::Gpu::open(number);
+    let report = selfcheck::run(&open, &device.to_string(), Scale::Full, selfcheck::WITHIN)?;
+    match json {
+        true => println!("{}", serde_json::to_string(&report)?),
+        false => print!("{report}"),
+    }
+    Ok(report.passed)
 }
 
 fn info(json: bool) {

@@ -1,6 +1,5 @@
 //! From a model's files to an engine.
 
-use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +7,7 @@ use half::{bf16, f16};
 use realm_cuda::{Device, DeviceError};
 use realm_shared::control::ModelInfo;
 
-use super::{Engine, MAX_SEQUENCES, ModelSource, Options, Outcome};
+use super::{Engine, MAX_SEQUENCES, ModelSource, Options};
 use crate::arena::Arena;
 use crate::batch::Limits;
 use crate::config::{ConfigError, DType, DecoderConfig};
@@ -347,16 +346,7 @@ impl<'a> Load<'a> {
             kv_bytes_per_token: (block_bytes / Attention::BLOCK) as u64,
             threads: threads.count(),
         };
-        Engine {
-            model,
-            info,
-            limits,
-            threads,
-            slots: (0..MAX_SEQUENCES).map(|_| None).collect(),
-            logits: Vec::new(),
-            outcome: Outcome::default(),
-            launched: VecDeque::new(),
-        }
+        Engine::new(model, info, limits, threads)
     }
 }
 

@@ -1,0 +1,535 @@
+//! How quickly a device decodes and prefills, against what it can read and multiply at all.
+//!
+//! Both are measured first, on the same device: memory that a kernel only reads, and a product of large matrices. What
+//! they allow for a step is its roofline: weights are read once, while products are computed, and then each sequence's
+//! keys and values.
+
+use std::ops::Range;
+use std::time::Instant;
+
+use realm_cuda::check::{ReadAll, Scale};
+use realm_cuda::{Device, DeviceError, Element, Memory, Product};
+use realm_shared::control::ModelInfo;
+use realm_shared::wire::Sampling;
+use realm_shared::wire::step::{INPUT_SAMPLED, SAMPLE};
+use serde_json::json;
+
+use super::fill::Fill;
+use super::progress;
+use super::random::Random;
+use super::report::{Bench, Measured};
+use crate::batch::{Batch, Limits, Step};
+use crate::config::{DType, DecoderConfig};
+use crate::cuda::{self, Arena, Matrix, Room, Work};
+use crate::decoder::Forward;
+use crate::engine::Engine;
+use crate::kernels::{Attention, Threads};
+use crate::linear::cores;
+
+/// Parts of the roofline that decoding should reach: one stream, and many.
+const DECODE_ONE: f64 = 0.8;
+const DECODE_MANY: f64 = 0.7;
+/// The same of prefill.
+const PREFILL: f64 = 0.6;
+/// Part of a step of decoding in which the device may have nothing to do, or draws tokens.
+const IDLE: f64 = 0.05;
+
+/// What is measured.
+struct Sizes {
+    about: &'static str,
+    config: serde_json::Value,
+    /// Sequences that decode at once, ascending.
+    streams: [usize; 3],
+    /// Tokens of each before that.
+    context: usize,
+    /// Steps of decoding that are measured.
+    steps: usize,
+    /// Tokens of a step of prefill.
+    prefill: usize,
+    /// Rows and columns of the matrices that are multiplied.
+    matrix: usize,
+    /// Bytes that are read at once.
+    read: usize,
+}
+
+impl Sizes {
+    fn of(scale: Scale) -> Sizes {
+        match scale {
+            Scale::Small => Sizes {
+                about: "a model too small to say anything, in bf16",
+                config: json!({
+                    "architectures": ["LlamaForCausalLM"], "vocab_size": 64, "hidden_size": 64,
+                    "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
+                    "num_key_value_heads": 1, "head_dim": 64, "max_position_embeddings": 4096,
+                }),
+                streams: [1, 2, 5],
+                context: 40,
+                steps: 3,
+                prefill: 90,
+                matrix: 64,
+                read: 1 << 16,
+            },
+            Scale::Full => Sizes {
+                about: "random weights of the shape of Llama 3.1 8B in bf16",
+                config: json!({
+                    "architectures": ["LlamaForCausalLM"], "vocab_size": 128_256,
+                    "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+                    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+                    "max_position_embeddings": 131_072, "rope_theta": 500_000.0,
+                }),
+                streams: [1, 64, 256],
+                context: 1024,
+                steps: 40,
+                prefill: 8192,
+                matrix: 8192,
+                read: 8 << 30,
+            },
+        }
+    }
+}
+
+/// Measures until `deadline`; what begins before is brought to its end.
+pub(super) fn measure<D>(
+    open: &dyn Fn() -> Result<D, DeviceError>,
+    scale: Scale,
+    deadline: Instant,
+) -> Bench
+where
+    D: Device + Send + 'static,
+    D::Graph: Send,
+    D::Landing: Send,
+{
+    let sizes = Sizes::of(scale);
+    let mut bench = Bench {
+        about: format!(
+            "{}; rooflines from the memory read and the products measured here",
+            sizes.about
+        ),
+        ..Bench::default()
+    };
+    if let Err(error) = sizes.measure(open, deadline, &mut bench) {
+        bench.fault = Some(format!("{error:#}"));
+    }
+    bench
+}
+
+/// What the device can do at all.
+#[derive(Clone, Copy)]
+struct Rooflines {
+    /// Bytes read in a second.
+    read: f64,
+    /// Floating point operations in a second.
+    multiply: f64,
+}
+
+impl Sizes {
+    fn measure<D>(
+        &self,
+        open: &dyn Fn() -> Result<D, DeviceError>,
+        deadline: Instant,
+        bench: &mut Bench,
+    ) -> anyhow::Result<()>
+    where
+        D: Device + Send + 'static,
+        D::Graph: Send,
+        D::Landing: Send,
+    {
+        progress("bench: memory and products");
+        let rooflines = self.rooflines(&open()?, bench)?;
+        let late = || Instant::now() >= deadline;
+        if late() {
+            bench.left_out.push("prefill and decode".into());
+            return Ok(());
+        }
+        progress("bench: making weights");
+        let mut model = Model::new(self, open()?)?;
+        progress("bench: prefill");
+        let (tokens, seconds) = model.prefill()?;
+        bench.rows.push(Measured::rate(
+            format!("prefill, {} tokens a step", self.prefill),
+            tokens as f64 / seconds,
+            self.prefill_roofline(&model.config, rooflines),
+            PREFILL,
+        ));
+        let mut passes = Vec::new();
+        for n in self.streams {
+            let name = self.decode_name(n, "forward pass");
+            if late() {
+                bench.left_out.push(name);
+                continue;
+            }
+            progress(&format!("bench: {name}"));
+            let seconds = model.passes(n)?;
+            passes.push((n, seconds));
+            bench
+                .rows
+                .push(self.decoded(name, n, seconds, &model.config, rooflines));
+        }
+        let config = model.config.clone();
+        let mut engine = model.engine();
+        for (n, pass) in passes {
+            let name = self.decode_name(n, "whole step");
+            if late() {
+                bench.left_out.push(name);
+                continue;
+            }
+            progress(&format!("bench: {name}"));
+            let seconds = self.steps(&mut engine, n)?;
+            bench
+                .rows
+                .push(self.decoded(name, n, seconds, &config, rooflines));
+            let idle = (1.0 - pass / seconds).max(0.0);
+            let name = self.decode_name(n, "idle, or drawing");
+            bench.rows.push(Measured::part(name, idle, IDLE));
+        }
+        Ok(())
+    }
+
+    fn decode_name(&self, streams: usize, what: &str) -> String {
+        let context = self.context;
+        format!("decode, {streams} at context {context}: {what}")
+    }
+
+    fn decoded(
+        &self,
+        name: String,
+        streams: usize,
+        seconds: f64,
+        config: &DecoderConfig,
+        rooflines: Rooflines,
+    ) -> Measured {
+        let best = self.decode_roofline(config, streams, rooflines);
+        let target = if streams == 1 {
+            DECODE_ONE
+        } else {
+            DECODE_MANY
+        };
+        Measured::rate(
+            name,
+            streams as f64 / seconds,
+            streams as f64 / best,
+            target,
+        )
+    }
+
+    /// Measures what the device can read, and multiply.
+    fn rooflines<D: Device>(
+        &self,
+        device: &D,
+        bench: &mut Bench,
+    ) -> Result<Rooflines, DeviceError> {
+        let blocks = ReadAll::blocks_for(device.multiprocessors());
+        let read = ReadAll {
+            from: device.allocate(self.read)?,
+            blocks,
+            out: device.allocate(ReadAll::out_bytes(blocks))?,
+        };
+        let seconds = fastest(device, read.out, || Ok(read.launch(device)?))?;
+        let bytes = self.read as f64 / seconds;
+        bench
+            .rows
+            .push(Measured::plain("memory read", bytes / 1e9, "GB/s"));
+        let n = self.matrix;
+        let mut fill = Fill::new(device, n)?;
+        let product = Product {
+            element: Element::Bf16,
+            rows: n,
+            inputs: n,
+            outputs: n,
+            x: fill.matrix(n, n)?,
+            weight: fill.matrix(n, n)?,
+            bias: None,
+            out: device.allocate(n * n * Element::Bf16.size())?,
+        };
+        let seconds = fastest(device, product.out, || device.multiply(&product))?;
+        let operations = 2.0 * (n as f64).powi(3) / seconds;
+        let name = format!("product of matrices of {n}, bf16");
+        bench
+            .rows
+            .push(Measured::plain(name, operations / 1e12, "TFLOP/s"));
+        Ok(Rooflines {
+            read: bytes,
+            multiply: operations,
+        })
+    }
+
+    /// Seconds of a step of decoding that nothing can be below: weights are read while products are computed, then
+    /// keys and values.
+    fn decode_roofline(&self, c: &DecoderConfig, streams: usize, rooflines: Rooflines) -> f64 {
+        let streams = streams as f64;
+        let weights = (layers(c) + c.vocab * c.hidden) as f64;
+        let size = Element::Bf16.size() as f64;
+        let token = (2 * c.layers() * c.kv_heads * c.head_dim) as f64 * size;
+        let reading = weights * size / rooflines.read;
+        let multiplying = 2.0 * weights * streams / rooflines.multiply;
+        let attending = streams * (self.context + self.steps / 2) as f64 * token / rooflines.read;
+        reading.max(multiplying) + attending
+    }
+
+    /// Tokens a second that prefill cannot exceed: products with all weights but the head, and attention to half of
+    /// the context.
+    fn prefill_roofline(&self, c: &DecoderConfig, rooflines: Rooflines) -> f64 {
+        let attention = 2 * c.layers() * c.heads * c.head_dim * self.context;
+        rooflines.multiply / (2 * layers(c) + attention) as f64
+    }
+
+    /// Seconds of a step of an engine that draws a token for each of `n` sequences, whose contexts are there. As with a
+    /// gateway, a step is launched before the one before it is over.
+    fn steps(&self, engine: &mut Engine, n: usize) -> anyhow::Result<f64> {
+        for slot in 0..n as u64 {
+            let sampling = Sampling {
+                temperature: 0.0,
+                ..Sampling::default()
+            };
+            engine.open(slot, sampling, std::iter::empty(), &[], None)?;
+        }
+        let rows = Rows::new(self, n);
+        let mut start = Instant::now();
+        for step in 0..WARM_UP + self.steps {
+            if step == WARM_UP {
+                // One step is under way here, and one at the end.
+                start = Instant::now();
+            }
+            let (flags, token) = match step {
+                0 => (SAMPLE, 1),
+                _ => (SAMPLE | INPUT_SAMPLED, -1),
+            };
+            engine.launch(rows.step(
+                &vec![(self.context + step) as i32; n],
+                &vec![flags; n],
+                &vec![step as i32; n],
+                &vec![token; n],
+            ))?;
+            if step > 0 {
+                engine.finish()?;
+            }
+        }
+        let seconds = start.elapsed().as_secs_f64() / self.steps as f64;
+        engine.finish()?;
+        Ok(seconds)
+    }
+
+    /// KV blocks of a sequence.
+    fn row_blocks(&self) -> usize {
+        (self.context + WARM_UP + self.steps).div_ceil(Attention::BLOCK)
+    }
+
+    fn most_streams(&self) -> usize {
+        self.streams.into_iter().max().unwrap_or(1)
+    }
+}
+
+/// Steps before those that are measured: they load, and are captured.
+const WARM_UP: usize = 3;
+
+/// Numbers of all matrices of all layers.
+fn layers(c: &DecoderConfig) -> usize {
+    let attention = (2 * c.heads + 2 * c.kv_heads) * c.head_dim;
+    c.layers() * c.hidden * (attention + 3 * c.intermediate)
+}
+
+/// Seconds of some work: the fewest of a few times that it is asked for again and again. `written` is what it writes.
+fn fastest<D: Device>(
+    device: &D,
+    written: Memory,
+    work: impl Fn() -> Result<(), DeviceError>,
+) -> Result<f64, DeviceError> {
+    const TIMES: usize = 5;
+    const REPEATS: u32 = 10;
+    let wait = || device.read(written, &mut [0; 4]);
+    work()?;
+    wait()?;
+    let mut best = f64::INFINITY;
+    for _ in 0..TIMES {
+        let start = Instant::now();
+        for _ in 0..REPEATS {
+            work()?;
+        }
+        wait()?;
+        best = best.min(start.elapsed().as_secs_f64() / f64::from(REPEATS));
+    }
+    Ok(best)
+}
+
+/// Sequences that each have a row of a step.
+struct Rows {
+    slots: Vec<i32>,
+    starts: Vec<i32>,
+    blocks: Vec<i32>,
+}
+
+impl Rows {
+    /// One token of each of `n` sequences.
+    fn new(sizes: &Sizes, n: usize) -> Rows {
+        Rows::of(sizes, 0..n, 1)
+    }
+
+    /// `tokens` tokens of each of some sequences.
+    fn of(sizes: &Sizes, sequences: Range<usize>, tokens: usize) -> Rows {
+        let per_row = sizes.row_blocks();
+        let blocks = sequences.start * per_row..sequences.end * per_row;
+        Rows {
+            slots: sequences.clone().map(|s| s as i32).collect(),
+            starts: (0..=sequences.len()).map(|r| (r * tokens) as i32).collect(),
+            blocks: blocks.map(|b| b as i32).collect(),
+        }
+    }
+
+    fn step<'a>(
+        &'a self,
+        context: &'a [i32],
+        flags: &'a [i32],
+        index: &'a [i32],
+        tokens: &'a [i32],
+    ) -> Step<'a> {
+        Step {
+            slots: &self.slots,
+            starts: &self.starts,
+            context,
+            flags,
+            index,
+            tokens,
+            blocks: &self.blocks,
+            targets: &[],
+            top: 0,
+        }
+    }
+}
+
+/// The model that is measured, on its device.
+struct Model<'a, D: Device> {
+    sizes: &'a Sizes,
+    config: DecoderConfig,
+    limits: Limits,
+    decoder: cuda::Decoder<D>,
+    weight_bytes: usize,
+    random: Random,
+}
+
+impl<'a, D> Model<'a, D>
+where
+    D: Device + Send + 'static,
+    D::Graph: Send,
+    D::Landing: Send,
+{
+    fn new(sizes: &'a Sizes, device: D) -> anyhow::Result<Model<'a, D>> {
+        let config = DecoderConfig::parse(&sizes.config.to_string())?;
+        let element = Element::Bf16;
+        let qkv = (config.heads + 2 * config.kv_heads) * config.head_dim;
+        let rows = [config.vocab, 2 * config.intermediate, config.hidden, qkv];
+        let rows = rows.into_iter().max().unwrap_or(0);
+        let weights = Fill::new(&device, rows)?.weights(&config)?;
+        let weight_bytes = weights.bytes(Matrix::bytes, |vector| vector.bytes());
+        let (streams, row_blocks) = (sizes.most_streams(), sizes.row_blocks());
+        let room = Room {
+            rows: streams,
+            tokens: sizes.prefill.max(streams),
+            row_blocks,
+        };
+        let limits = Limits {
+            vocab: config.vocab,
+            max_context: row_blocks * Attention::BLOCK,
+            block_count: streams * row_blocks,
+            max_sequences: streams,
+            max_step_tokens: room.tokens,
+        };
+        let work = Work::new(&device, &config, element, room)?;
+        let arena = Arena::new(&device, &config, element, limits.block_count)?;
+        let decoder = cuda::Decoder::new(device, config.clone(), element, weights, work, arena)?;
+        Ok(Model {
+            sizes,
+            config,
+            limits,
+            decoder,
+            weight_bytes,
+            random: Random(2),
+        })
+    }
+
+    /// Fills the contexts of all sequences. Tokens and seconds, but for those of the first step.
+    fn prefill(&mut self) -> anyhow::Result<(usize, f64)> {
+        let Sizes {
+            context, prefill, ..
+        } = *self.sizes;
+        let most = self.sizes.most_streams();
+        let at_once = (prefill / context).clamp(1, most);
+        let mut start = Instant::now();
+        let mut tokens = 0;
+        for first in (0..most).step_by(at_once) {
+            if first == at_once {
+                self.wait()?;
+                (start, tokens) = (Instant::now(), 0);
+            }
+            let sequences = first..most.min(first + at_once);
+            let rows = Rows::of(self.sizes, sequences.clone(), context);
+            let n = sequences.len();
+            let last: Vec<usize> = (1..=n).map(|r| r * context - 1).collect();
+            self.pass(&rows, &vec![0; n], n * context, &last)?;
+            tokens += n * context;
+        }
+        self.wait()?;
+        Ok((tokens, start.elapsed().as_secs_f64()))
+    }
+
+    /// Seconds of a forward pass of one token of `n` sequences, of passes that follow each other without a wait.
+    fn passes(&mut self, n: usize) -> anyhow::Result<f64> {
+        let Sizes { context, steps, .. } = *self.sizes;
+        let rows = Rows::new(self.sizes, n);
+        let all: Vec<usize> = (0..n).collect();
+        let mut start = Instant::now();
+        for step in 0..WARM_UP + steps {
+            if step == WARM_UP {
+                self.wait()?;
+                start = Instant::now();
+            }
+            self.pass(&rows, &vec![(context + step) as i32; n], n, &all)?;
+        }
+        self.wait()?;
+        Ok(start.elapsed().as_secs_f64() / steps as f64)
+    }
+
+    fn pass(
+        &mut self,
+        rows: &Rows,
+        context: &[i32],
+        tokens: usize,
+        wanted: &[usize],
+    ) -> anyhow::Result<()> {
+        let vocab = self.limits.vocab;
+        let tokens = (0..tokens).map(|_| self.random.below(vocab) as i32);
+        let tokens: Vec<i32> = tokens.collect();
+        let zeros = vec![0; context.len()];
+        let step = rows.step(context, &zeros, &zeros, &tokens);
+        let batch = Batch::new(step, &self.limits)?;
+        Ok(self.decoder.forward(&batch, &tokens, wanted)?)
+    }
+
+    /// Waits for what was asked for.
+    fn wait(&mut self) -> anyhow::Result<()> {
+        let mut logits = vec![0.0; self.limits.vocab];
+        Ok(self.decoder.logits(0..1, &mut logits)?)
+    }
+
+    /// An engine of it, in whose arena everything stays.
+    fn engine(self) -> Engine {
+        let Model { config, limits, .. } = self;
+        let threads = Threads::own(cores());
+        let token = 2 * config.layers() * config.kv_heads * config.head_dim * Element::Bf16.size();
+        let info = ModelInfo {
+            architecture: config.architecture,
+            device: "the device".into(),
+            dtype: DType::BF16.to_string(),
+            vocab_size: limits.vocab as u32,
+            max_context: limits.max_context as u32,
+            block_size: Attention::BLOCK as u32,
+            block_count: limits.block_count as u32,
+            max_sequences: limits.max_sequences as u32,
+            max_step_tokens: limits.max_step_tokens as u32,
+            parameters: (self.weight_bytes / Element::Bf16.size()) as u64,
+            weight_bytes: self.weight_bytes as u64,
+            kv_bytes_per_token: token as u64,
+            threads: threads.count(),
+        };
+        Engine::new(Box::new(self.decoder), info, limits, threads)
+    }
+}

@@ -1,0 +1,110 @@
+//! Weights that never were on the host: rows of a few patterns, which a device copies into place by itself.
+
+use std::collections::BTreeMap;
+
+use half::bf16;
+use realm_cuda::rows::GatherRows;
+use realm_cuda::{Device, DeviceError, Element, Memory};
+
+use super::random::Random;
+use crate::config::DecoderConfig;
+use crate::cuda::Matrix;
+use crate::parameters::{DecoderWeights, LayerWeights};
+
+/// Rows of a pattern.
+const PATTERN: usize = 509;
+
+/// Fills memory of a device with random numbers in `bf16`.
+pub(super) struct Fill<'a, D> {
+    device: &'a D,
+    random: Random,
+    /// By the width of their rows.
+    patterns: BTreeMap<usize, Memory>,
+    /// Which row of a pattern becomes which of a matrix.
+    order: Memory,
+}
+
+impl<'a, D: Device> Fill<'a, D> {
+    /// For matrices of up to so many rows.
+    pub(super) fn new(device: &'a D, rows: usize) -> Result<Fill<'a, D>, DeviceError> {
+        Ok(Fill {
+            device,
+            random: Random(1),
+            patterns: BTreeMap::new(),
+            order: device.allocate(rows * size_of::<i32>())?,
+        })
+    }
+
+    /// A matrix of numbers about 0, whose products keep the size of what they multiply.
+    pub(super) fn matrix(&mut self, rows: usize, width: usize) -> Result<Memory, DeviceError> {
+        let element = Element::Bf16;
+        let from = match self.patterns.get(&width) {
+            Some(pattern) => *pattern,
+            None => {
+                let deviation = 1.0 / (width as f32).sqrt();
+                let value = |random: &mut Random| bf16::from_f32(deviation * random.normal());
+                let values = (0..PATTERN * width).map(|_| value(&mut self.random));
+                let values: Vec<bf16> = values.collect();
+                let pattern = self.device.allocate(PATTERN * width * element.size())?;
+                self.device.write(pattern, bytemuck::cast_slice(&values))?;
+                self.patterns.insert(width, pattern);
+                pattern
+            }
+        };
+        let order = (0..rows).map(|_| self.random.below(PATTERN) as i32);
+        let order: Vec<i32> = order.collect();
+        self.device
+            .write(self.order, bytemuck::cast_slice(&order))?;
+        let to = self.device.allocate(rows * width * element.size())?;
+        let gather = GatherRows {
+            element,
+            wanted: rows,
+            count: PATTERN,
+            width,
+            from,
+            rows: self.order,
+            to,
+        };
+        gather.launch(self.device)?;
+        Ok(to)
+    }
+
+    /// The weights of a decoder without biases and norms of heads.
+    pub(super) fn weights(
+        &mut self,
+        c: &DecoderConfig,
+    ) -> Result<DecoderWeights<Matrix, Memory>, DeviceError> {
+        let ones = self.device.allocate(c.hidden * size_of::<f32>())?;
+        self.device
+            .write(ones, bytemuck::cast_slice(&vec![1f32; c.hidden]))?;
+        let query = c.heads * c.head_dim;
+        let mut matrix = |outputs, inputs| {
+            Ok::<_, DeviceError>(Matrix {
+                weight: self.matrix(outputs, inputs)?,
+                bias: None,
+                outputs,
+                inputs,
+            })
+        };
+        let layer = |_| {
+            Ok(LayerWeights {
+                attention_norm: ones,
+                qkv: matrix(query + 2 * c.kv_heads * c.head_dim, c.hidden)?,
+                query_key_norms: None,
+                output: matrix(c.hidden, query)?,
+                mlp_norm: ones,
+                gate_up: matrix(2 * c.intermediate, c.hidden)?,
+                down: matrix(c.hidden, c.intermediate)?,
+            })
+        };
+        let layers = (0..c.layers())
+            .map(layer)
+            .collect::<Result<_, DeviceError>>()?;
+        Ok(DecoderWeights {
+            layers,
+            embedding: matrix(c.vocab, c.hidden)?,
+            head: Some(matrix(c.vocab, c.hidden)?),
+            norm: ones,
+        })
+    }
+}

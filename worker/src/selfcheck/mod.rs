@@ -1,0 +1,50 @@
+//! `realm-worker selfcheck`: whether a device computes what it should, and how quickly.
+//!
+//! Every kernel is held against a reference in double precision, whole models against the CPU; then a model of the
+//! shape of Llama 3.1 8B is measured against what the device can read and multiply. Nothing is needed beside the
+//! program: models are made of random numbers.
+
+mod bench;
+mod fill;
+mod kernels;
+mod models;
+mod random;
+mod report;
+
+use std::time::{Duration, Instant};
+
+use realm_cuda::check::Scale;
+use realm_cuda::{Device, DeviceError};
+
+pub use report::{Bench, Check, Measured, Report, Target};
+
+/// What all parts take together, unless checks alone take longer: measuring stops then.
+pub const WITHIN: Duration = Duration::from_secs(7 * 60 + 30);
+
+/// Checks and measures a device that is called `name`. Each part opens it anew, so that it has all of its memory.
+///
+/// # Errors
+/// If it cannot be opened.
+pub fn run<D>(
+    open: &dyn Fn() -> Result<D, DeviceError>,
+    name: &str,
+    scale: Scale,
+    within: Duration,
+) -> Result<Report, DeviceError>
+where
+    D: Device + Send + 'static,
+    D::Graph: Send,
+    D::Landing: Send,
+{
+    let start = Instant::now();
+    let mut checks = kernels::check(&open()?, scale)?;
+    checks.extend(models::check(open, name, scale));
+    let bench = bench::measure(open, scale, start + within);
+    let seconds = start.elapsed().as_secs_f64();
+    Ok(Report::new(name, checks, bench, seconds))
+}
+
+/// Says on standard error what is going on.
+fn progress(what: &str) {
+    eprintln!("selfcheck: {what}");
+}

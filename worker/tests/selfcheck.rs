@@ -1,0 +1,131 @@
+//! That the self-check passes on a device that computes what it should, and not on others.
+
+// Passes launches on.
+#![allow(unsafe_code)]
+
+use std::process::Command;
+use std::time::Duration;
+
+use realm_cuda::check::Scale;
+use realm_cuda::{Device, DeviceError, Launch, LaunchError, Launcher, Memory, Product};
+use realm_cuda_emulator::{Emulator, Graph};
+use realm_worker::selfcheck::{WITHIN, run};
+
+#[test]
+fn the_emulator_passes_and_all_of_it_is_measured() {
+    let open = || Ok(Emulator::new());
+    let report = run(&open, "emulator", Scale::Small, WITHIN).expect("opened");
+    assert!(report.passed, "{report}");
+    for part in ["kernels", "models"] {
+        let of_part = report.checks.iter().filter(|check| check.part == part);
+        let least = of_part.map(|check| check.compared).min();
+        assert!(least.is_some_and(|n| n > 0), "{report}");
+    }
+    let rows = &report.bench.rows;
+    assert!(rows.iter().all(|row| row.value.is_finite()), "{report}");
+    let names: Vec<&str> = rows.iter().map(|row| row.name.as_str()).collect();
+    assert_eq!(names.len(), 12, "{names:?}");
+    assert_eq!(names[2], "prefill, 90 tokens a step");
+    assert_eq!(names[11], "decode, 5 at context 40: idle, or drawing");
+    assert!(report.bench.left_out.is_empty());
+}
+
+/// A device that forgets biases.
+struct Forgetful(Emulator);
+
+impl Launcher for Forgetful {
+    unsafe fn launch(&self, launch: &Launch<'_>) -> Result<(), LaunchError> {
+        // SAFETY: the caller's word.
+        unsafe { self.0.launch(launch) }
+    }
+}
+
+impl Device for Forgetful {
+    type Graph = Graph;
+    type Landing = Vec<u8>;
+
+    fn allocate(&self, bytes: usize) -> Result<Memory, DeviceError> {
+        self.0.allocate(bytes)
+    }
+
+    fn memory(&self) -> Result<(usize, usize), DeviceError> {
+        self.0.memory()
+    }
+
+    fn write(&self, to: Memory, from: &[u8]) -> Result<(), DeviceError> {
+        self.0.write(to, from)
+    }
+
+    fn read(&self, from: Memory, into: &mut [u8]) -> Result<(), DeviceError> {
+        self.0.read(from, into)
+    }
+
+    fn landing(&self, bytes: usize) -> Result<Vec<u8>, DeviceError> {
+        self.0.landing(bytes)
+    }
+
+    fn send(&self, from: Memory, landing: &mut Vec<u8>, at: usize) -> Result<(), DeviceError> {
+        self.0.send(from, landing, at)
+    }
+
+    fn has_landed(&self, landing: &Vec<u8>) -> Result<bool, DeviceError> {
+        self.0.has_landed(landing)
+    }
+
+    fn landed<'a>(&self, landing: &'a mut Vec<u8>) -> Result<&'a [u8], DeviceError> {
+        self.0.landed(landing)
+    }
+
+    fn multiply(&self, product: &Product) -> Result<(), DeviceError> {
+        self.0.multiply(&Product {
+            bias: None,
+            ..*product
+        })
+    }
+
+    fn multiprocessors(&self) -> usize {
+        self.0.multiprocessors()
+    }
+
+    fn capture(
+        &self,
+        work: &mut dyn FnMut() -> Result<(), DeviceError>,
+    ) -> Result<Graph, DeviceError> {
+        self.0.capture(work)
+    }
+
+    fn replay(&self, graph: &Graph) -> Result<(), DeviceError> {
+        self.0.replay(graph)
+    }
+}
+
+#[test]
+fn what_computes_something_else_is_found() {
+    let open = || Ok(Forgetful(Emulator::new()));
+    let report = run(&open, "forgetful", Scale::Small, Duration::ZERO).expect("opened");
+    assert!(!report.passed);
+    let failed = report.checks.iter().filter(|check| check.fault.is_some());
+    let failed: Vec<&str> = failed.map(|check| check.name.as_str()).collect();
+    let qwen2 = ["logits in f32", "logits in bf16", "64 tokens in f32"];
+    let qwen2 = qwen2.map(|what| format!("qwen2, biases, {what}"));
+    assert_eq!(
+        failed,
+        ["product", &qwen2[0], &qwen2[1], &qwen2[2]],
+        "{report}"
+    );
+}
+
+#[test]
+fn a_machine_without_that_gpu_is_told_in_a_sentence() {
+    // No machine has as many.
+    let output = Command::new(env!("CARGO_BIN_EXE_realm-worker"))
+        .args(["selfcheck", "--device", "cuda:63", "--json"])
+        .output()
+        .expect("runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(said.lines().count(), 1, "{said}");
+    let told = said.contains("no driver") || said.contains("no device 63");
+    assert!(told, "{said}");
+    assert!(output.stdout.is_empty());
+}
