@@ -1,5 +1,5 @@
 //! The commands of the README: `cargo xtask setup`, `build`, `install`, `programs`, `kernels`,
-//! `serve`, `test`, `faults` and `loadtest`.
+//! `selfcheck-folder`, `serve`, `test`, `faults` and `loadtest`.
 
 mod clients;
 mod containers;
@@ -14,6 +14,7 @@ mod packages;
 mod pip;
 mod programs;
 mod prometheus;
+mod selfcheck;
 mod server;
 mod test;
 mod wheels;
@@ -56,6 +57,10 @@ enum Xtask {
         #[arg(long)]
         update: bool,
     },
+    /// Build, and fill a small folder that checks and measures the GPU of another machine
+    ///
+    /// That has a driver and a Python with torch, and needs neither Rust nor a network.
+    SelfcheckFolder(selfcheck::Folder),
     /// Build, then run `realm serve`
     Serve {
         /// Arguments of `realm serve`
@@ -111,6 +116,7 @@ fn run(command: Xtask) -> anyhow::Result<ExitCode> {
             }
         }
         Xtask::Kernels { update } => nvrtc::check(&Workspace::set_up()?, update)?,
+        Xtask::SelfcheckFolder(args) => selfcheck::folder(&args)?,
         Xtask::Serve { args } => {
             let workspace = Workspace::set_up()?;
             workspace.build(Profile::Release)?;
