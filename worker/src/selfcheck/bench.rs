@@ -26,13 +26,12 @@ use crate::engine::Engine;
 use crate::kernels::{Attention, Threads};
 use crate::linear::cores;
 
-/// Parts of the roofline that decoding should reach: one stream, and many.
-const DECODE_ONE: f64 = 0.8;
-const DECODE_MANY: f64 = 0.7;
+/// Parts of the roofline that decoding should reach, for each number of streams.
+const DECODE: [f64; 3] = [0.85, 0.75, 0.7];
 /// The same of prefill.
 const PREFILL: f64 = 0.6;
 /// Part of a step of decoding in which the device may have nothing to do, or draws tokens.
-const IDLE: f64 = 0.05;
+const IDLE: f64 = 0.03;
 
 /// What is measured.
 struct Sizes {
@@ -199,16 +198,13 @@ impl Sizes {
         rooflines: Rooflines,
     ) -> Measured {
         let best = self.decode_roofline(config, streams, rooflines);
-        let target = if streams == 1 {
-            DECODE_ONE
-        } else {
-            DECODE_MANY
-        };
+        let mut targets = self.streams.iter().zip(DECODE);
+        let target = targets.find_map(|(n, target)| (*n == streams).then_some(target));
         Measured::rate(
             name,
             streams as f64 / seconds,
             streams as f64 / best,
-            target,
+            target.unwrap_or_default(),
         )
     }
 
