@@ -1,6 +1,6 @@
 //! The sources that are compiled in, and every variant of them.
 
-use crate::{Kernel, Unit, activation, attention, norm, rotary, rows, sample};
+use crate::{Kernel, Unit, activation, attention, norm, quantize, rotary, rows, sample};
 
 /// A kernel file, or a header that kernel files include, by the name that `#include` knows it by.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +38,7 @@ pub fn kernels() -> Vec<Kernel> {
         rotary::kernels(),
         attention::kernels(),
         activation::kernels(),
+        quantize::kernels(),
         sample::kernels(),
     ];
     files.concat()

@@ -28,6 +28,9 @@ pub const CAPABILITIES: [Capability; 2] = [Capability(80), Capability(90)];
 /// The least that kernels need: bf16, and asynchronous copies.
 pub const LEAST: Capability = Capability(80);
 
+/// The least that multiplies matrices of e4m3.
+pub const FP8: Capability = Capability(89);
+
 impl std::fmt::Display for Capability {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "sm_{}", self.0)

@@ -1,5 +1,6 @@
 //! What a forward pass needs of a device, whichever that is.
 
+use crate::compile::Capability;
 use crate::launch::Check;
 use crate::{Element, LaunchError, Launcher, Memory};
 
@@ -68,6 +69,9 @@ pub trait Device: Launcher {
     /// If the shapes do not fit, or the device fails.
     fn multiply(&self, product: &Product) -> Result<(), DeviceError>;
 
+    /// What it can do.
+    fn capability(&self) -> Capability;
+
     /// How many multiprocessors it has, over which kernels spread.
     fn multiprocessors(&self) -> usize;
 
@@ -92,7 +96,7 @@ pub trait Device: Launcher {
 /// `out = x · weightᵀ + bias`. Sums are accumulated in `f32`, or more precisely, and rounded once.
 #[derive(Debug, Clone, Copy)]
 pub struct Product {
-    /// Type of all of them.
+    /// Type of all of them, but for `x` and `weight` with scales.
     pub element: Element,
     /// Rows of `x` and `out`.
     pub rows: usize,
@@ -104,10 +108,22 @@ pub struct Product {
     pub x: Memory,
     /// `[outputs, inputs]`.
     pub weight: Memory,
+    /// If `x` and `weight` are e4m3, a byte each, what they are to be multiplied by.
+    pub scales: Option<Scales>,
     /// `[outputs]`.
     pub bias: Option<Memory>,
     /// `[rows, outputs]`; no part of the others.
     pub out: Memory,
+}
+
+/// Scales of both factors of a product, in `f32`. With them `out` is bf16, on a device from
+/// [`FP8`](crate::compile::FP8) on, and inputs and outputs are multiples of 16.
+#[derive(Debug, Clone, Copy)]
+pub struct Scales {
+    /// Of each row of `x`, `[rows]`.
+    pub x: Memory,
+    /// Of each row of `weight`, `[outputs]`.
+    pub weight: Memory,
 }
 
 impl Product {
@@ -127,8 +143,21 @@ impl Product {
         for (name, n) in [("rows", rows), ("inputs", inputs), ("outputs", outputs)] {
             check.width(name, n, 1)?;
         }
-        check.holds("x", self.x, &[rows, inputs], size, 16)?;
-        check.holds("weight", self.weight, &[outputs, inputs], size, 16)?;
+        let factor = match self.scales {
+            None => size,
+            Some(scales) => {
+                check.that(self.element == Element::Bf16, || {
+                    format!("e4m3 is multiplied to bf16, not {}", self.element.name())
+                })?;
+                check.width("inputs", inputs, 16)?;
+                check.width("outputs", outputs, 16)?;
+                check.holds("scales of x", scales.x, &[rows], 4, 16)?;
+                check.holds("scales of weight", scales.weight, &[outputs], 4, 16)?;
+                1
+            }
+        };
+        check.holds("x", self.x, &[rows, inputs], factor, 16)?;
+        check.holds("weight", self.weight, &[outputs, inputs], factor, 16)?;
         if let Some(bias) = self.bias {
             check.holds("bias", bias, &[outputs], size, 16)?;
         }
@@ -157,9 +186,9 @@ pub enum DeviceError {
         /// Its number.
         device: usize,
         /// What it is.
-        capability: crate::compile::Capability,
+        capability: Capability,
         /// What it should be.
-        least: crate::compile::Capability,
+        least: Capability,
     },
     /// Its memory is taken.
     #[error(

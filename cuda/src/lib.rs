@@ -20,11 +20,12 @@ mod device;
 pub mod driver;
 mod launch;
 pub mod norm;
+pub mod quantize;
 pub mod rotary;
 pub mod rows;
 pub mod sample;
 
-pub use device::{Device, DeviceError, Product};
+pub use device::{Device, DeviceError, Product, Scales};
 pub use launch::{
     Element, HEAD_DIMS, KV_BLOCK, Kernel, Launch, LaunchError, Launcher, Memory, Unit,
 };

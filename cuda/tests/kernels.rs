@@ -38,6 +38,8 @@ tests! {
     wanted_rows_are_gathered: "gather_rows",
     rows_are_added_and_normalized: "add_rms_norm",
     gates_multiply_ups: "silu_multiply",
+    rows_become_the_nearest_of_fp8: "quantize_rows",
+    products_of_fp8_are_those_of_what_it_stands_for: "scaled_product",
     heads_are_rotated_and_stored: "rotate_and_store",
     angles_are_exact_at_any_position: "rotary_angles",
     every_variant_gives_the_definition: "attention_variants",

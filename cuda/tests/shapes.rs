@@ -1,8 +1,8 @@
 //! That what does not fit together is refused before it is launched.
 
-use realm_cuda::Element;
 use realm_cuda::attention::{Plan, Shape};
 use realm_cuda::norm::AddRmsNorm;
+use realm_cuda::{Element, Product, Scales};
 use realm_cuda_emulator::{Buffer, Emulator};
 
 #[test]
@@ -112,6 +112,39 @@ fn plans_that_do_not_fit_are_refused() {
         ),
     ] {
         let error = launch(shape).expect_err(word);
+        assert!(error.contains(word), "{error}");
+    }
+}
+
+#[test]
+fn products_of_fp8_that_devices_do_not_have_are_refused() {
+    let buffer = Buffer::<u8>::new(4096);
+    let memory = buffer.memory();
+    let product = |element, inputs, outputs| {
+        let product = Product {
+            element,
+            rows: 1,
+            inputs,
+            outputs,
+            x: memory,
+            weight: memory,
+            scales: Some(Scales {
+                x: memory,
+                weight: memory,
+            }),
+            bias: None,
+            out: memory,
+        };
+        product.check().map_err(|error| error.to_string())
+    };
+    product(Element::Bf16, 16, 32).expect("fits");
+    for (element, inputs, outputs, word) in [
+        (Element::F16, 16, 32, "bf16, not f16"),
+        (Element::Bf16, 24, 32, "`inputs` is 24"),
+        (Element::Bf16, 16, 40, "`outputs` is 40"),
+        (Element::Bf16, 16, 1024, "`weight` holds"),
+    ] {
+        let error = product(element, inputs, outputs).expect_err(word);
         assert!(error.contains(word), "{error}");
     }
 }

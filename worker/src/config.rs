@@ -37,6 +37,22 @@ impl fmt::Display for DType {
     }
 }
 
+/// What matrices are held in instead of the type of the forward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Quantization {
+    /// e4m3 with a scale for each output, for all but the embedding and the head; what they are multiplied with is
+    /// rounded to e4m3 too, with a scale for each row.
+    Fp8,
+}
+
+impl fmt::Display for Quantization {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Quantization::Fp8 => "fp8",
+        })
+    }
+}
+
 /// Frequencies of the rotary embedding beyond the plain `theta^(-2i/d)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum RopeScaling {

@@ -11,7 +11,7 @@ use realm_shared::wire::Sampling;
 use realm_shared::wire::result::LATE;
 
 use crate::batch::{Batch, BatchError, Limits, Step};
-use crate::config::DType;
+use crate::config::{DType, Quantization};
 use crate::decoder::{Draw, Forward, ForwardError, HEAD_ROWS};
 use crate::kernels::Threads;
 use crate::sampler::{Sampler, SamplerError};
@@ -40,6 +40,8 @@ pub enum ModelSource {
 pub struct Options {
     /// Type of the forward pass; by default that of the checkpoint.
     pub dtype: Option<DType>,
+    /// What the matrices of a model on a GPU are held in instead.
+    pub quantization: Option<Quantization>,
     /// Compute threads; by default as many as there are cores, one less on matrix units.
     pub threads: Option<u32>,
     /// Compute every row as if it were alone, where what is fastest would not: `bf16` on matrix

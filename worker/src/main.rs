@@ -13,7 +13,7 @@ use realm_shared::control::{GPU_MEMORY_FRACTION, INSTANCES, PROGRAM_STACK};
 use realm_shared::cpus::Cpus;
 use realm_shared::device::Device;
 use realm_worker::compilers::{self, Limits};
-use realm_worker::config::DType;
+use realm_worker::config::{DType, Quantization};
 use realm_worker::cuda;
 use realm_worker::engine::{ModelSource, Options};
 use realm_worker::linear::cores;
@@ -95,6 +95,10 @@ struct Serve {
     /// Type of the forward pass; `auto` takes the checkpoint's.
     #[arg(long, value_enum, default_value = "auto")]
     dtype: DTypeArg,
+    /// On a GPU of compute capability 8.9 or later, hold the matrices of a bf16 model in fewer bits: fp8 takes half of
+    /// the memory, see docs/performance.md for what it costs.
+    #[arg(long, value_enum)]
+    quantization: Option<QuantizationArg>,
     /// Compute threads; by default as many as there are cores, for bf16 on matrix units one less.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Option<u32>,
@@ -148,6 +152,11 @@ enum DTypeArg {
     F32,
     Bf16,
     F16,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum QuantizationArg {
+    Fp8,
 }
 
 /// A number of bytes, if it is not left to the program.
@@ -255,6 +264,9 @@ fn run(args: Serve) -> anyhow::Result<()> {
             DTypeArg::Bf16 => Some(DType::BF16),
             DTypeArg::F16 => Some(DType::F16),
         },
+        quantization: args
+            .quantization
+            .map(|QuantizationArg::Fp8| Quantization::Fp8),
         threads: args.threads,
         batch_invariant: args.batch_invariant,
         kv_memory: args.kv_memory.0,

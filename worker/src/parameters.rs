@@ -49,6 +49,14 @@ pub trait Hold {
     /// If there is no room for it.
     fn matrix(&mut self, stack: &Stack<'_>) -> Result<Self::Matrix, Self::Error>;
 
+    /// Takes the embedding, or the head where that is another one: `[vocab, hidden]`.
+    ///
+    /// # Errors
+    /// As above.
+    fn table(&mut self, stack: &Stack<'_>) -> Result<Self::Matrix, Self::Error> {
+        self.matrix(stack)
+    }
+
     /// Takes a vector.
     ///
     /// # Errors
@@ -101,7 +109,7 @@ impl<M, V> DecoderWeights<M, V> {
         };
         let c = config;
         let (query, key) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-        let embedding = loader.matrix(&["model.embed_tokens"], &[c.vocab], c.hidden, false)?;
+        let embedding = loader.table("model.embed_tokens", c)?;
         let mut layers = Vec::new();
         for i in 0..c.layers() {
             let at = |name: &str| format!("model.layers.{i}.{name}");
@@ -131,7 +139,7 @@ impl<M, V> DecoderWeights<M, V> {
         let head = if c.tied {
             None
         } else {
-            Some(loader.matrix(&["lm_head"], &[c.vocab], c.hidden, false)?)
+            Some(loader.table("lm_head", c)?)
         };
         let used = loader.used;
         let ignorable = |name: &str| {
@@ -194,6 +202,14 @@ impl<'a, H: Hold> Loader<'a, H> {
         Ok(vector)
     }
 
+    /// The embedding or the head.
+    fn table(&mut self, name: &str, config: &DecoderConfig) -> Result<H::Matrix, H::Error> {
+        let stack = self.stack(&[name], &[config.vocab], config.hidden, false)?;
+        let table = self.hold.table(&stack)?;
+        (self.progress)(self.done);
+        Ok(table)
+    }
+
     /// One matrix of the tensors `names` on top of each other, `outputs` rows each.
     fn matrix(
         &mut self,
@@ -202,6 +218,19 @@ impl<'a, H: Hold> Loader<'a, H> {
         inputs: usize,
         with_bias: bool,
     ) -> Result<H::Matrix, H::Error> {
+        let stack = self.stack(names, outputs, inputs, with_bias)?;
+        let matrix = self.hold.matrix(&stack)?;
+        (self.progress)(self.done);
+        Ok(matrix)
+    }
+
+    fn stack(
+        &mut self,
+        names: &[&str],
+        outputs: &[usize],
+        inputs: usize,
+        with_bias: bool,
+    ) -> Result<Stack<'a>, WeightsError> {
         let mut stack = Stack {
             outputs: 0,
             inputs,
@@ -217,8 +246,6 @@ impl<'a, H: Hold> Loader<'a, H> {
             }
             stack.outputs += outputs;
         }
-        let matrix = self.hold.matrix(&stack)?;
-        (self.progress)(self.done);
-        Ok(matrix)
+        Ok(stack)
     }
 }

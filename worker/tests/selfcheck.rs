@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use realm_cuda::check::Scale;
+use realm_cuda::compile::Capability;
 use realm_cuda::{Device, DeviceError, Launch, LaunchError, Launcher, Memory, Product};
 use realm_cuda_emulator::{Emulator, Graph};
 use realm_worker::selfcheck::{WITHIN, run};
@@ -83,6 +84,10 @@ impl Device for Forgetful {
         })
     }
 
+    fn capability(&self) -> Capability {
+        self.0.capability()
+    }
+
     fn multiprocessors(&self) -> usize {
         self.0.multiprocessors()
     }
@@ -110,7 +115,7 @@ fn what_computes_something_else_is_found() {
     let qwen2 = qwen2.map(|what| format!("qwen2, biases, {what}"));
     assert_eq!(
         failed,
-        ["product", &qwen2[0], &qwen2[1], &qwen2[2]],
+        ["product", "scaled_product", &qwen2[0], &qwen2[1], &qwen2[2]],
         "{report}"
     );
 }

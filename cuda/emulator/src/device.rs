@@ -3,6 +3,7 @@
 use std::sync::PoisonError;
 
 use half::{bf16, f16};
+use realm_cuda::compile::Capability;
 use realm_cuda::{Device, DeviceError, Element, Kernel, Launch, Launcher, Memory, Product};
 
 use crate::{Buffer, Emulator};
@@ -143,12 +144,17 @@ impl Device for Emulator {
         if self.captures(|| Captured::Product(*product)) {
             return Ok(());
         }
-        match product.element {
-            Element::F32 => multiply(product, |x: f32| x, |x| x),
-            Element::Bf16 => multiply(product, bf16::to_f32, bf16::from_f32),
-            Element::F16 => multiply(product, f16::to_f32, f16::from_f32),
+        match (product.scales, product.element) {
+            (Some(_), _) => multiply(product, e4m3_to_f32, bf16::to_f32, bf16::from_f32),
+            (None, Element::F32) => multiply(product, |x: f32| x, |x: f32| x, |x| x),
+            (None, Element::Bf16) => multiply(product, bf16::to_f32, bf16::to_f32, bf16::from_f32),
+            (None, Element::F16) => multiply(product, f16::to_f32, f16::to_f32, f16::from_f32),
         }
         Ok(())
+    }
+
+    fn capability(&self) -> Capability {
+        self.capability
     }
 
     fn multiprocessors(&self) -> usize {
@@ -195,34 +201,67 @@ impl Device for Emulator {
     }
 }
 
-/// Checked products, by plain loops in double precision.
-fn multiply<T: Copy>(product: &Product, to_f32: fn(T) -> f32, from_f32: fn(f32) -> T) {
+/// Checked products of factors of `F` that come out as `T`, by plain loops in double precision.
+fn multiply<F: Copy, T: Copy>(
+    product: &Product,
+    factor: fn(F) -> f32,
+    to_f32: fn(T) -> f32,
+    from_f32: fn(f32) -> T,
+) {
     let Product {
         rows,
         inputs,
         outputs,
+        scales,
         ..
     } = *product;
     // SAFETY: checked to hold as many; whoever made the memory vouches for it. `out` is no part of the others.
-    let (x, weight, bias, out) = unsafe {
-        let slice =
-            |memory: Memory, n: usize| std::slice::from_raw_parts(memory.address() as *const T, n);
-        let out = product.out.address() as *mut T;
+    let (x, weight, scales, bias, out) = unsafe {
         (
-            slice(product.x, rows * inputs),
-            slice(product.weight, outputs * inputs),
-            product.bias.map(|bias| slice(bias, outputs)),
-            std::slice::from_raw_parts_mut(out, rows * outputs),
+            numbers(slice(product.x, rows * inputs), factor),
+            numbers(slice(product.weight, outputs * inputs), factor),
+            scales.map(|scales| {
+                let of_x = slice::<f32>(scales.x, rows);
+                (of_x, slice::<f32>(scales.weight, outputs))
+            }),
+            product
+                .bias
+                .map(|bias| numbers(slice(bias, outputs), to_f32)),
+            std::slice::from_raw_parts_mut(product.out.address() as *mut T, rows * outputs),
         )
     };
-    for (x, out) in x.chunks_exact(inputs).zip(out.chunks_exact_mut(outputs)) {
+    let rows = x.chunks_exact(inputs).zip(out.chunks_exact_mut(outputs));
+    for (row, (x, out)) in rows.enumerate() {
         for (o, (out, weight)) in out.iter_mut().zip(weight.chunks_exact(inputs)).enumerate() {
             let terms = x.iter().zip(weight);
-            let sum: f64 = terms
-                .map(|(x, w)| f64::from(to_f32(*x)) * f64::from(to_f32(*w)))
-                .sum();
-            let bias = bias.map_or(0.0, |bias| f64::from(to_f32(bias[o])));
-            *out = from_f32((sum + bias) as f32);
+            let sum: f64 = terms.map(|(x, w)| f64::from(*x) * f64::from(*w)).sum();
+            let scale = scales.map_or(1.0, |(x, weight)| f64::from(x[row]) * f64::from(weight[o]));
+            let bias = bias.as_ref().map_or(0.0, |bias| f64::from(bias[o]));
+            *out = from_f32((sum * scale + bias) as f32);
         }
     }
+}
+
+fn numbers<T: Copy>(values: &[T], to_f32: fn(T) -> f32) -> Vec<f32> {
+    values.iter().map(|value| to_f32(*value)).collect()
+}
+
+/// What memory holds.
+///
+/// # Safety
+/// It holds as many of `T`, and nothing else writes to it while the slice is there.
+unsafe fn slice<'a, T>(memory: Memory, count: usize) -> &'a [T] {
+    // SAFETY: the caller's word.
+    unsafe { std::slice::from_raw_parts(memory.address() as *const T, count) }
+}
+
+/// What a byte of e4m3 stands for.
+fn e4m3_to_f32(code: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(code >> 3 & 15), f32::from(code & 7));
+    let size = match (exponent, code & 7) {
+        (15, 7) => f32::NAN,
+        (0, _) => mantissa * 2f32.powi(-9),
+        _ => (8.0 + mantissa) * 2f32.powi(exponent - 10),
+    };
+    size.copysign(if code < 128 { 1.0 } else { -1.0 })
 }

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use libloading::Library;
+use realm_cuda::compile::Capability;
 use realm_cuda::{Launch, LaunchError, Launcher, Unit};
 
 pub use device::Graph;
@@ -23,6 +24,9 @@ pub use memory::Buffer;
 
 /// Bytes of memory that it claims to have, if it is not told otherwise.
 const MEMORY: usize = 1 << 30;
+
+/// What it claims to be, if it is not told otherwise.
+const CAPABILITY: Capability = Capability(90);
 
 /// A device that is none.
 ///
@@ -34,6 +38,7 @@ pub struct Emulator {
     launches: AtomicU64,
     /// Bytes of memory that it has.
     memory: usize,
+    capability: Capability,
     allocated: Mutex<Vec<Buffer<u8>>>,
     /// What is captured, while something is.
     capture: Mutex<Option<Graph>>,
@@ -56,6 +61,7 @@ impl Emulator {
             libraries: Mutex::default(),
             launches: AtomicU64::new(0),
             memory: MEMORY,
+            capability: CAPABILITY,
             allocated: Mutex::default(),
             capture: Mutex::default(),
         }
@@ -68,6 +74,12 @@ impl Emulator {
             memory: bytes,
             ..self
         }
+    }
+
+    /// The same that claims to be of another kind than an H100 is.
+    #[must_use]
+    pub fn with_capability(self, capability: Capability) -> Emulator {
+        Emulator { capability, ..self }
     }
 
     fn library(&self, unit: Unit) -> Result<Arc<Library>, LaunchError> {

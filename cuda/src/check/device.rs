@@ -115,6 +115,7 @@ impl<T: Number> Work<T> {
             outputs: self.outputs,
             x: self.x.memory(),
             weight: self.device_weight.memory(),
+            scales: None,
             bias: None,
             out: self.out.memory(),
         })?;
@@ -192,6 +193,7 @@ fn refusals<D: Device>(
             outputs: 1,
             x: work.x.memory(),
             weight: work.x.memory(),
+            scales: None,
             bias: None,
             out: work.out.memory(),
         };

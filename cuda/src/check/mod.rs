@@ -10,6 +10,7 @@ mod device;
 mod elementwise;
 mod number;
 mod product;
+mod quantize;
 mod read;
 mod rotary;
 mod sample;
@@ -102,6 +103,16 @@ pub fn cases<D: Device>() -> Vec<Case<D>> {
         "silu_multiply",
         "gated activations with f64",
         elementwise::silu_multiply,
+    );
+    add(
+        "quantize_rows",
+        "rows in fp8 with the definition of e4m3, to the bit",
+        quantize::quantize_rows,
+    );
+    add(
+        "scaled_product",
+        "products of rows in fp8 with sums in f64",
+        quantize::scaled_product,
     );
     add(
         "rotate_and_store",

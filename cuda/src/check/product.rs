@@ -62,6 +62,7 @@ pub(super) fn product<D: Device>(on: &Scratch<'_, D>, scale: Scale) -> Outcome {
                     outputs,
                     x: device_x.memory(),
                     weight: device_weight.memory(),
+                    scales: None,
                     bias: with_bias.then(|| device_bias.memory()),
                     out: out.memory(),
                 };

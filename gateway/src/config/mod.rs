@@ -23,7 +23,7 @@ use crate::programs::CompileLimits;
 pub use tenants::{TenantSettings, TenantTable};
 pub use values::{
     AdminAddr, Attach, ByteSize, Dtype, EMBEDDED, EMBEDDED_NAME, LogFormat, ModelSource, ModelSpec,
-    Surplus,
+    Quantization, Surplus,
 };
 
 /// Where to listen and how to log. Absent values fall through to the next source.
@@ -89,6 +89,10 @@ pub struct WorkerSettings {
     /// Data type of the forward pass: auto (the checkpoint's), f32, bf16 or f16 [default: auto]
     #[arg(long, env = "REALM_DTYPE")]
     pub dtype: Option<Dtype>,
+    /// What matrices are held in on a GPU of compute capability 8.9 or later: fp8, for models in bf16 [default: as
+    /// dtype says]
+    #[arg(long, env = "REALM_QUANTIZATION")]
+    pub quantization: Option<Quantization>,
     /// Compute threads of each worker [default: one per core; one less for bf16 on matrix units]
     #[arg(long, env = "REALM_THREADS")]
     pub threads: Option<u32>,
@@ -514,6 +518,8 @@ pub struct Workers {
     pub gpu_memory_fraction: Option<f64>,
     /// Data type of the forward pass.
     pub dtype: Dtype,
+    /// What matrices are held in instead, if that is another type.
+    pub quantization: Option<Quantization>,
     /// Compute threads; the worker chooses if absent.
     pub threads: Option<u32>,
     /// CPUs that they compute on; the worker chooses if absent.
@@ -584,6 +590,7 @@ impl WorkerSettings {
                 "0.05 and 0.98",
             )?,
             dtype: self.dtype.or(file.dtype).unwrap_or_default(),
+            quantization: self.quantization.or(file.quantization),
             threads: self.threads.or(file.threads),
             cpus: self.cpus.or(file.cpus),
             batch_invariant: self
@@ -726,6 +733,11 @@ mod tests {
         let workers = |settings: WorkerSettings| settings.resolve(WorkerSettings::default());
         let second = workers(device("cuda:1").expect("reads").worker);
         assert_eq!(second.expect("valid").device, Device::Cuda(1));
+        let held = |text: &str| file(&format!("[worker]\nquantization = \"{text}\"\n"));
+        let fp8 = workers(held("fp8").expect("reads").worker).expect("valid");
+        assert_eq!(fp8.quantization, Some(Quantization::Fp8));
+        let said = held("int4").expect_err("no such type");
+        assert!(said.contains("line 2") && said.contains("fp8"), "{said}");
         let said = device("gpu").expect_err("no device");
         assert!(said.contains("line 2") && said.contains("cuda:N"), "{said}");
         let fraction = |part| WorkerSettings {

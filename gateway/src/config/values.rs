@@ -45,6 +45,23 @@ impl Dtype {
     }
 }
 
+/// What the matrices of a model are held in instead of the data type of the forward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quantization {
+    /// e4m3, with a scale for each output.
+    Fp8,
+}
+
+impl Quantization {
+    /// The name that the worker's command line takes.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Quantization::Fp8 => "fp8",
+        }
+    }
+}
+
 /// How much longer than the shortest a step may take for what tenants get beyond their shares, as
 /// a part of that: 0 or more.
 #[derive(Debug, Clone, Copy, PartialEq, Deserialize)]

@@ -305,6 +305,9 @@ fn spawn(model: &ModelSpec, settings: &Workers) -> Result<(Process, OwnedFd), Wo
     }
     command.arg("--model").arg(model.source.path());
     command.args(["--dtype", settings.dtype.as_str()]);
+    if let Some(quantization) = settings.quantization {
+        command.args(["--quantization", quantization.as_str()]);
+    }
     if let Some(threads) = settings.threads {
         command.args(["--threads", &threads.to_string()]);
     }

@@ -8,10 +8,11 @@ use half::{bf16, f16};
 use realm_cuda::activation::SiluMultiply;
 use realm_cuda::attention::{Decode, Layer, Plan, Prefill};
 use realm_cuda::norm::AddRmsNorm;
+use realm_cuda::quantize::QuantizeRows;
 use realm_cuda::rotary::RotateAndStore;
 use realm_cuda::rows::{Embed, GatherRows};
 use realm_cuda::sample::Sampled;
-use realm_cuda::{Device, DeviceError, Element, Memory, Product};
+use realm_cuda::{Device, DeviceError, Element, Memory, Product, Scales};
 use realm_shared::wire::Sampling;
 
 use super::draws::Draws;
@@ -232,6 +233,22 @@ impl<D: Device> Decoder<D> {
         matrix: &Matrix,
         out: Memory,
     ) -> Result<(), DeviceError> {
+        let (mut x, mut scales) = (x, None);
+        if let (Some(weight), Some(quantized)) = (matrix.scales, self.work.quantized) {
+            let quantize = QuantizeRows {
+                rows,
+                width: matrix.inputs,
+                x,
+                out: quantized.rows,
+                scales: quantized.scales,
+            };
+            quantize.launch(&self.device)?;
+            x = quantized.rows;
+            scales = Some(Scales {
+                x: quantized.scales,
+                weight,
+            });
+        }
         self.device.multiply(&Product {
             element: self.element,
             rows,
@@ -239,6 +256,7 @@ impl<D: Device> Decoder<D> {
             outputs: matrix.outputs,
             x,
             weight: matrix.weight,
+            scales,
             bias: matrix.bias,
             out,
         })

@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 
 use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
 use realm_cuda::catalogue;
-use realm_cuda::compile::{Cubins, LEAST};
+use realm_cuda::compile::{Capability, Cubins, FP8, LEAST};
 use realm_cuda::driver::{self, Driver, Found, Graph, PageLocked};
-use realm_cuda::{Device, DeviceError, Element, Launch, LaunchError, Launcher, Memory, Product};
+use realm_cuda::{
+    Device, DeviceError, Element, Launch, LaunchError, Launcher, Memory, Product, Scales,
+};
 
 use super::torch::{self, Place};
 
@@ -58,7 +60,11 @@ impl Gpu {
         let (x, weight, out) = (x?, weight?, out?);
         self.write(x, &zeros)?;
         self.write(weight, &zeros)?;
-        for element in Element::ALL {
+        let mut kinds: Vec<_> = Element::ALL.map(|element| (element, None)).into();
+        if self.capability() >= FP8 {
+            kinds.push((Element::Bf16, Some(Scales { x, weight })));
+        }
+        for (element, scales) in kinds {
             for rows in [1, WIDTH] {
                 for bias in [None, Some(x)] {
                     self.multiply(&Product {
@@ -68,6 +74,7 @@ impl Gpu {
                         outputs: WIDTH,
                         x,
                         weight,
+                        scales,
                         bias,
                         out,
                     })?;
@@ -124,6 +131,10 @@ impl Device for Gpu {
 
     fn multiply(&self, product: &Product) -> Result<(), DeviceError> {
         torch::multiply(self.place, product)
+    }
+
+    fn capability(&self) -> Capability {
+        self.driver.capability()
     }
 
     fn multiprocessors(&self) -> usize {

@@ -9,7 +9,7 @@ mod work;
 
 use realm_cuda::{Element, HEAD_DIMS};
 
-use crate::config::{ConfigError, DType, DecoderConfig};
+use crate::config::{ConfigError, DType, DecoderConfig, Quantization};
 
 pub use decoder::Decoder;
 pub use gpu::{Gpu, devices};
@@ -28,11 +28,15 @@ pub fn element(dtype: DType) -> Element {
     }
 }
 
-/// Refuses models that the kernels are not made for, with contexts of up to `longest` tokens.
+/// Refuses models that the kernels are not made for, or products of fp8, with contexts of up to `longest` tokens.
 ///
 /// # Errors
 /// Names the field of the config, and what it could be.
-pub fn check(config: &DecoderConfig, longest: usize) -> Result<(), ConfigError> {
+pub fn check(
+    config: &DecoderConfig,
+    quantization: Option<Quantization>,
+    longest: usize,
+) -> Result<(), ConfigError> {
     let unsupported = |field: &str, found: usize, supported: String| ConfigError::Unsupported {
         field: field.into(),
         found: found.to_string(),
@@ -42,12 +46,19 @@ pub fn check(config: &DecoderConfig, longest: usize) -> Result<(), ConfigError> 
         let names: Vec<String> = HEAD_DIMS.iter().map(u32::to_string).collect();
         return Err(unsupported("head_dim", config.head_dim, names.join(", ")));
     }
+    let multiple = match quantization {
+        None => 8,
+        Some(Quantization::Fp8) => 16,
+    };
     for (field, width) in [
         ("hidden_size", config.hidden),
         ("intermediate_size", config.intermediate),
     ] {
-        if !width.is_multiple_of(8) {
-            return Err(unsupported(field, width, "multiples of 8".into()));
+        if !width.is_multiple_of(multiple) {
+            let how =
+                quantization.map_or(String::new(), |how| format!(" with --quantization {how}"));
+            let multiples = format!("multiples of {multiple}{how}");
+            return Err(unsupported(field, width, multiples));
         }
     }
     if longest > MAX_POSITIONS {

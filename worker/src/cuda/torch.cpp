@@ -3,6 +3,7 @@
 
 #include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
+#include <ATen/ops/_scaled_mm.h>
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/mm.h>
@@ -37,6 +38,9 @@ struct RealmProduct {
   int64_t outputs;
   void* x;
   void* weight;
+  // Null, or `x` and `weight` are e4m3.
+  void* x_scales;
+  void* weight_scales;
   void* bias;
   void* out;
 };
@@ -59,7 +63,7 @@ char* realm_stream(int32_t device, int64_t* number, void** handle) {
   });
 }
 
-// `out = x · weightᵀ + bias`, in memory that is there. On a GPU it is asked for on the stream, which is this thread's
+// `out = x · weightᵀ + bias`, in memory that is there, where rows of `x` and `weight` may have scales. On a GPU it is asked for on the stream, which is this thread's
 // only meanwhile.
 char* realm_multiply(const RealmProduct* product) {
   return guarded([&] {
@@ -72,18 +76,29 @@ char* realm_multiply(const RealmProduct* product) {
       stream.emplace(c10::Stream(c10::Stream::UNSAFE, device, p.stream));
     }
     constexpr std::array elements{at::kFloat, at::kBFloat16, at::kHalf};
-    const auto options = at::TensorOptions().dtype(elements.at(p.element)).device(device);
-    const auto tensor = [&](void* data, at::IntArrayRef shape) {
+    const auto tensor_of = [&](at::ScalarType type, void* data, at::IntArrayRef shape) {
+      const auto options = at::TensorOptions().dtype(type).device(device);
       // It asks the driver where memory is, unless it is told so.
       return at::for_blob(data, shape).target_device(device).options(options).make_tensor();
     };
-    auto out = tensor(p.out, {p.rows, p.outputs});
-    const auto x = tensor(p.x, {p.rows, p.inputs});
-    const auto weight = tensor(p.weight, {p.outputs, p.inputs}).t();
-    if (p.bias == nullptr) {
-      at::mm_out(out, x, weight);
+    const auto element = elements.at(p.element);
+    const bool scaled = p.x_scales != nullptr;
+    const auto factor = scaled ? at::kFloat8_e4m3fn : element;
+    auto out = tensor_of(element, p.out, {p.rows, p.outputs});
+    const auto x = tensor_of(factor, p.x, {p.rows, p.inputs});
+    const auto weight = tensor_of(factor, p.weight, {p.outputs, p.inputs}).t();
+    std::optional<at::Tensor> bias;
+    if (p.bias != nullptr) {
+      bias = tensor_of(element, p.bias, {p.outputs});
+    }
+    if (scaled) {
+      const auto x_scales = tensor_of(at::kFloat, p.x_scales, {p.rows, 1});
+      const auto weight_scales = tensor_of(at::kFloat, p.weight_scales, {1, p.outputs});
+      at::_scaled_mm_out(out, x, weight, x_scales, weight_scales, bias, std::nullopt, element, false);
+    } else if (bias) {
+      at::addmm_out(out, *bias, x, weight);
     } else {
-      at::addmm_out(out, tensor(p.bias, {p.outputs}), x, weight);
+      at::mm_out(out, x, weight);
     }
   });
 }

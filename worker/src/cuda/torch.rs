@@ -25,6 +25,8 @@ struct RealmProduct {
     outputs: i64,
     x: *mut c_void,
     weight: *mut c_void,
+    x_scales: *mut c_void,
+    weight_scales: *mut c_void,
     bias: *mut c_void,
     out: *mut c_void,
 }
@@ -83,6 +85,12 @@ pub(super) fn multiply(place: Place, product: &Product) -> Result<(), DeviceErro
         outputs: size(outputs)?,
         x: address(product.x),
         weight: address(product.weight),
+        x_scales: product
+            .scales
+            .map_or(null_mut(), |scales| address(scales.x)),
+        weight_scales: product
+            .scales
+            .map_or(null_mut(), |scales| address(scales.weight)),
         bias: product.bias.map_or(null_mut(), address),
         out: address(product.out),
     };
@@ -114,6 +122,7 @@ fn message(text: *mut c_char) -> Result<(), DeviceError> {
 #[cfg(test)]
 mod tests {
     use half::{bf16, f16};
+    use realm_cuda::Scales;
 
     use super::*;
 
@@ -189,6 +198,7 @@ mod tests {
                         outputs,
                         x: memory(&mut x),
                         weight: memory(&mut weight),
+                        scales: None,
                         bias: with_bias.then(|| memory(&mut bias)),
                         out: memory(&mut out),
                     };
@@ -219,6 +229,41 @@ mod tests {
         }
     }
 
+    /// libtorch 2.11 has them with a scale for each row on GPUs alone. So far they come.
+    #[test]
+    fn products_with_scales_are_asked_for() {
+        let [mut x, mut weight, mut scales] =
+            [1, 2, 3].map(|seed| noise(Element::F32, 256, seed).0);
+        let mut out = vec![u128::MAX; 64];
+        let scales = memory(&mut scales);
+        let product = Product {
+            element: Element::Bf16,
+            rows: 3,
+            inputs: 32,
+            outputs: 16,
+            x: memory(&mut x),
+            weight: memory(&mut weight),
+            scales: Some(Scales {
+                x: scales,
+                weight: scales,
+            }),
+            bias: None,
+            out: memory(&mut out),
+        };
+        let why = multiply(Place::Cpu, &product).expect_err("not on a CPU");
+        let why = why.to_string();
+        assert!(why.contains("per-tensor scaling for CPU"), "{why}");
+        let why = multiply(
+            Place::Cpu,
+            &Product {
+                inputs: 24,
+                ..product
+            },
+        )
+        .expect_err("too narrow");
+        assert!(why.to_string().contains("`inputs` is 24"), "{why}");
+    }
+
     #[test]
     fn shapes_that_do_not_fit_are_refused() {
         let (mut x, _) = noise(Element::F32, 8, 1);
@@ -230,6 +275,7 @@ mod tests {
             outputs: 1,
             x: memory,
             weight: memory,
+            scales: None,
             bias: None,
             out: memory,
         };

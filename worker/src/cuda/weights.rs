@@ -1,10 +1,13 @@
 //! Weights in the memory of a device.
 
+use std::ops::Range;
+
 use bytemuck::cast_slice;
 use half::{bf16, f16};
-use realm_cuda::{Device, DeviceError, Memory};
+use realm_cuda::quantize::QuantizeRows;
+use realm_cuda::{Device, DeviceError, LaunchError, Memory};
 
-use crate::config::{DType, DecoderConfig};
+use crate::config::{DType, DecoderConfig, Quantization};
 use crate::kernels::Element;
 use crate::parameters::{DecoderWeights, Hold, Stack};
 use crate::weights::{View, Weights, WeightsError};
@@ -17,7 +20,9 @@ const CHUNK: usize = 1 << 20;
 pub struct Matrix {
     /// Its rows, one after the other.
     pub weight: Memory,
-    /// `[outputs]`, of the same type.
+    /// If they are e4m3, what each row is to be multiplied by, `[outputs]` of `f32`.
+    pub scales: Option<Memory>,
+    /// `[outputs]`, in the type of the pass.
     pub bias: Option<Memory>,
     /// How many rows.
     pub outputs: usize,
@@ -28,7 +33,8 @@ pub struct Matrix {
 impl Matrix {
     /// Bytes held.
     pub fn bytes(&self) -> usize {
-        self.weight.bytes() + self.bias.map_or(0, Memory::bytes)
+        let more = self.scales.into_iter().chain(self.bias);
+        self.weight.bytes() + more.map(Memory::bytes).sum::<usize>()
     }
 }
 
@@ -43,8 +49,14 @@ pub enum UploadError {
     Device(#[from] DeviceError),
 }
 
-/// Copies all weights to a device: matrices as values of `dtype`, vectors as `f32`. What the checkpoint holds in that
-/// type is not touched on its way. `progress` is called with the bytes read so far.
+impl From<LaunchError> for UploadError {
+    fn from(error: LaunchError) -> UploadError {
+        UploadError::Device(error.into())
+    }
+}
+
+/// Copies all weights to a device: matrices as values of `dtype`, or quantized there from bf16; vectors as `f32`. What
+/// the checkpoint holds in that type is not touched on its way. `progress` is called with the bytes read so far.
 ///
 /// # Errors
 /// If a tensor is missing, has another shape than the config asks for, or would be ignored; or if the device has no
@@ -52,13 +64,21 @@ pub enum UploadError {
 pub fn upload<D: Device>(
     device: &D,
     dtype: DType,
+    quantization: Option<Quantization>,
     config: &DecoderConfig,
     checkpoint: &Weights,
     progress: &mut dyn FnMut(u64),
 ) -> Result<DecoderWeights<Matrix, Memory>, UploadError> {
     // Before minutes of copying.
-    let wanted = usize::try_from(checkpoint.parameters()).unwrap_or(usize::MAX);
-    let wanted = wanted.saturating_mul(dtype.size());
+    let all = usize::try_from(checkpoint.parameters()).unwrap_or(usize::MAX);
+    let wanted = match quantization {
+        None => all.saturating_mul(dtype.size()),
+        Some(Quantization::Fp8) => {
+            let table = config.vocab.saturating_mul(config.hidden);
+            let tables = table.saturating_mul(if config.tied { 1 } else { 2 });
+            all.saturating_add(tables.saturating_mul(dtype.size() - 1))
+        }
+    };
     let (free, total) = device.memory()?;
     if wanted > free {
         let full = DeviceError::Full {
@@ -68,12 +88,24 @@ pub fn upload<D: Device>(
         };
         return Err(full.into());
     }
-    DecoderWeights::load(config, checkpoint, &mut Upload { device, dtype }, progress)
+    let staging = quantization.map(|Quantization::Fp8| {
+        let row = config.hidden.max(config.intermediate);
+        let row = row.max(config.heads * config.head_dim);
+        device.allocate(row.max(CHUNK) * DType::BF16.size())
+    });
+    let mut upload = Upload {
+        device,
+        dtype,
+        staging: staging.transpose()?,
+    };
+    DecoderWeights::load(config, checkpoint, &mut upload, progress)
 }
 
 struct Upload<'a, D> {
     device: &'a D,
     dtype: DType,
+    /// If matrices are quantized: room for some of their rows, at least one, as they are before.
+    staging: Option<Memory>,
 }
 
 impl<D: Device> Hold for Upload<'_, D> {
@@ -85,14 +117,34 @@ impl<D: Device> Hold for Upload<'_, D> {
         let Stack {
             outputs, inputs, ..
         } = *stack;
-        let weight = self.write(&stack.parts, outputs, inputs, self.dtype)?;
+        let (weight, scales) = match self.staging {
+            None => (self.write(&stack.parts, outputs, inputs, self.dtype)?, None),
+            Some(staging) => {
+                let (weight, scales) = self.quantize(stack, staging)?;
+                (weight, Some(scales))
+            }
+        };
         let bias = match stack.bias.as_slice() {
             [] => None,
             parts => Some(self.write(parts, outputs, 1, self.dtype)?),
         };
         Ok(Matrix {
             weight,
+            scales,
             bias,
+            outputs,
+            inputs,
+        })
+    }
+
+    fn table(&mut self, stack: &Stack<'_>) -> Result<Matrix, UploadError> {
+        let Stack {
+            outputs, inputs, ..
+        } = *stack;
+        Ok(Matrix {
+            weight: self.write(&stack.parts, outputs, inputs, self.dtype)?,
+            scales: None,
+            bias: None,
             outputs,
             inputs,
         })
@@ -114,33 +166,79 @@ impl<D: Device> Upload<'_, D> {
     ) -> Result<Memory, DeviceError> {
         let memory = self.device.allocate(rows * width * dtype.size())?;
         for (first, view) in parts {
-            let first = first * width;
-            match (view.as_bytes(dtype), dtype) {
-                (Some(bytes), _) => {
-                    let at = first * dtype.size();
-                    self.device.write(part(memory, at, bytes.len())?, bytes)?;
-                }
-                (None, DType::F32) => self.convert::<f32>(view, memory, first)?,
-                (None, DType::BF16) => self.convert::<bf16>(view, memory, first)?,
-                (None, DType::F16) => self.convert::<f16>(view, memory, first)?,
-            }
+            let (first, all) = (first * width, 0..view.count());
+            self.copy(view, all, dtype, memory, first)?;
         }
         Ok(memory)
     }
 
-    /// Writes the values of a view to memory that holds values of `T`, from number `first` on.
+    /// A matrix as e4m3, with its scales: a few rows after the other are copied to `staging`, and quantized from there.
+    fn quantize(
+        &self,
+        stack: &Stack<'_>,
+        staging: Memory,
+    ) -> Result<(Memory, Memory), UploadError> {
+        let width = stack.inputs;
+        let weight = self.device.allocate(stack.outputs * width)?;
+        let scales = self.device.allocate(stack.outputs * size_of::<f32>())?;
+        let most = staging.bytes() / (width * DType::BF16.size());
+        for (first, view) in &stack.parts {
+            let rows = view.count() / width;
+            for from in (0..rows).step_by(most) {
+                let rows = most.min(rows - from);
+                let values = from * width..(from + rows) * width;
+                self.copy(view, values, DType::BF16, staging, 0)?;
+                let row = first + from;
+                let quantize = QuantizeRows {
+                    rows,
+                    width,
+                    x: staging,
+                    out: part(weight, row * width, rows * width)?,
+                    scales: part(scales, row * size_of::<f32>(), rows * size_of::<f32>())?,
+                };
+                quantize.launch(self.device)?;
+            }
+        }
+        Ok((weight, scales))
+    }
+
+    /// Writes some values of a view to memory that holds values of `dtype`, from number `to` on.
+    fn copy(
+        &self,
+        view: &View<'_>,
+        values: Range<usize>,
+        dtype: DType,
+        memory: Memory,
+        to: usize,
+    ) -> Result<(), DeviceError> {
+        let size = dtype.size();
+        match (view.as_bytes(dtype), dtype) {
+            (Some(bytes), _) => {
+                let bytes = &bytes[values.start * size..values.end * size];
+                self.device
+                    .write(part(memory, to * size, bytes.len())?, bytes)
+            }
+            (None, DType::F32) => self.convert::<f32>(view, values, memory, to),
+            (None, DType::BF16) => self.convert::<bf16>(view, values, memory, to),
+            (None, DType::F16) => self.convert::<f16>(view, values, memory, to),
+        }
+    }
+
+    /// The same where they are of another type than `T`, which the memory holds.
     fn convert<T: Element>(
         &self,
         view: &View<'_>,
+        values: Range<usize>,
         memory: Memory,
-        first: usize,
+        to: usize,
     ) -> Result<(), DeviceError> {
-        let mut chunk = vec![T::from_f32(0.0); CHUNK.min(view.count())];
-        for from in (0..view.count()).step_by(CHUNK) {
-            let chunk = &mut chunk[..CHUNK.min(view.count() - from)];
-            view.read(from, chunk);
+        let count = values.len();
+        let mut chunk = vec![T::from_f32(0.0); CHUNK.min(count)];
+        for from in (0..count).step_by(CHUNK) {
+            let chunk = &mut chunk[..CHUNK.min(count - from)];
+            view.read(values.start + from, chunk);
             let bytes: &[u8] = cast_slice(chunk);
-            let at = (first + from) * size_of::<T>();
+            let at = (to + from) * size_of::<T>();
             self.device.write(part(memory, at, bytes.len())?, bytes)?;
         }
         Ok(())

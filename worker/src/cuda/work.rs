@@ -6,7 +6,7 @@ use realm_cuda::{Device, DeviceError, Element, KV_BLOCK, Memory};
 
 use super::weights::part;
 use crate::batch::Batch;
-use crate::config::DecoderConfig;
+use crate::config::{DecoderConfig, Quantization};
 use crate::decoder::HEAD_ROWS;
 
 /// What steps there can be.
@@ -60,6 +60,8 @@ pub struct Work {
     pub(super) gate_up: Memory,
     pub(super) activated: Memory,
     pub(super) delta: Memory,
+    /// What is multiplied with a quantized matrix.
+    pub(super) quantized: Option<Quantized>,
     /// Of so many rows at most.
     pub(super) head_rows: usize,
     pub(super) logits: Memory,
@@ -67,6 +69,15 @@ pub struct Work {
     pub(super) plans: Vec<(Option<usize>, Memory)>,
     pub(super) partial: Memory,
     pub(super) ended: Memory,
+}
+
+/// Rows of a step in e4m3.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Quantized {
+    /// Of whatever width a matrix takes.
+    pub(super) rows: Memory,
+    /// `[tokens]` of `f32`.
+    pub(super) scales: Memory,
 }
 
 impl Work {
@@ -78,6 +89,7 @@ impl Work {
         device: &D,
         config: &DecoderConfig,
         element: Element,
+        quantization: Option<Quantization>,
         room: Room,
     ) -> Result<Work, DeviceError> {
         let c = config;
@@ -92,6 +104,13 @@ impl Work {
                 plans.push((*window, items));
             }
         }
+        let quantized = quantization.map(|Quantization::Fp8| {
+            let widest = c.hidden.max(query).max(c.intermediate);
+            Ok::<_, DeviceError>(Quantized {
+                rows: device.allocate(room.tokens * widest)?,
+                scales: device.allocate(room.tokens * size_of::<f32>())?,
+            })
+        });
         // What comes of a step that decodes, and what is read at once.
         let head_rows = room.rows.max(HEAD_ROWS);
         // They do not depend on the window.
@@ -112,6 +131,7 @@ impl Work {
             gate_up: rows(room.tokens, 2 * c.intermediate)?,
             activated: rows(room.tokens, c.intermediate)?,
             delta: rows(room.tokens, c.hidden)?,
+            quantized: quantized.transpose()?,
             head_rows,
             logits: rows(head_rows, c.vocab)?,
             plans,

@@ -4,13 +4,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use half::{bf16, f16};
+use realm_cuda::compile::{Capability, FP8};
 use realm_cuda::{Device, DeviceError};
 use realm_shared::control::ModelInfo;
 
 use super::{Engine, MAX_SEQUENCES, ModelSource, Options};
 use crate::arena::Arena;
 use crate::batch::Limits;
-use crate::config::{ConfigError, DType, DecoderConfig};
+use crate::config::{ConfigError, DType, DecoderConfig, Quantization};
 use crate::cuda::{self, Room, UploadError, Work};
 use crate::decoder::{Decoder, Forward, attention, load_weights};
 use crate::kernels::{Attention, Threads, has_matrix_units};
@@ -86,6 +87,29 @@ pub enum LoadError {
         "{0} cannot keep --batch-invariant: what it computes for a row may depend on the rows beside it"
     )]
     BatchInvariant(String),
+    /// What only a GPU does.
+    #[error("--quantization {0} is for GPUs; leave it out, or choose one with --device")]
+    QuantizationOnCpu(Quantization),
+    /// And not every GPU.
+    #[error(
+        "{device} is of {capability}, and --quantization {quantization} needs {FP8} or later; leave it out"
+    )]
+    QuantizationOn {
+        /// Its name.
+        device: String,
+        /// What it is.
+        capability: Capability,
+        /// What was asked for.
+        quantization: Quantization,
+    },
+    /// Products come out in another type.
+    #[error("--quantization {quantization} runs in bf16, not in {dtype}; add --dtype bf16")]
+    QuantizationOf {
+        /// Type of the forward pass.
+        dtype: DType,
+        /// What was asked for.
+        quantization: Quantization,
+    },
     /// A device does not take the model.
     #[error("{device} cannot {what}: {source}{}", remedy(.source, .hint))]
     Device {
@@ -117,6 +141,9 @@ impl Engine {
         options: &Options,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Engine, LoadError> {
+        if let Some(quantization) = options.quantization {
+            return Err(LoadError::QuantizationOnCpu(quantization));
+        }
         let load = Load::open(source, options)?;
         match load.dtype {
             DType::F32 => load.on_cpu::<Exact<f32>>(progress),
@@ -242,9 +269,26 @@ impl<'a> Load<'a> {
         if self.options.batch_invariant {
             return Err(LoadError::BatchInvariant(name.to_owned()));
         }
+        let quantization = self.options.quantization;
+        if let Some(quantization) = quantization {
+            let (dtype, capability) = (self.dtype, device.capability());
+            if capability < FP8 {
+                return Err(LoadError::QuantizationOn {
+                    device: name.to_owned(),
+                    capability,
+                    quantization,
+                });
+            }
+            if dtype != DType::BF16 {
+                return Err(LoadError::QuantizationOf {
+                    dtype,
+                    quantization,
+                });
+            }
+        }
         let config = &self.config;
         let longest = longest(config, self.options)?;
-        cuda::check(config, longest)?;
+        cuda::check(config, quantization, longest)?;
         let failed = |what, hint| {
             move |source| LoadError::Device {
                 device: name.to_owned(),
@@ -256,7 +300,8 @@ impl<'a> Load<'a> {
         let smaller = "a smaller model, or a smaller --dtype, takes less";
         let weights = self
             .reporting(progress, |on_bytes| {
-                cuda::upload(&device, self.dtype, config, &self.weights, on_bytes)
+                let (dtype, checkpoint) = (self.dtype, &self.weights);
+                cuda::upload(&device, dtype, quantization, config, checkpoint, on_bytes)
             })
             .map_err(|error| match error {
                 UploadError::Weights(error) => error.into(),
@@ -269,7 +314,7 @@ impl<'a> Load<'a> {
         };
         let element = cuda::element(self.dtype);
         let shorter = "a smaller model, or a lower --max-context, takes less";
-        let work = Work::new(&device, config, element, room)
+        let work = Work::new(&device, config, element, quantization, room)
             .map_err(failed("hold what steps work in", shorter))?;
         let block_bytes = cuda::Arena::block_bytes(config, element);
         let (free, _) = device
@@ -334,7 +379,10 @@ impl<'a> Load<'a> {
         let info = ModelInfo {
             architecture: self.config.architecture,
             device,
-            dtype: self.dtype.to_string(),
+            dtype: match self.options.quantization {
+                None => self.dtype.to_string(),
+                Some(quantization) => format!("{}, {quantization} weights", self.dtype),
+            },
             vocab_size: vocab as u32,
             max_context: max_context as u32,
             block_size: Attention::BLOCK as u32,

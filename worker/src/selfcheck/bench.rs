@@ -234,6 +234,7 @@ impl Sizes {
             outputs: n,
             x: fill.matrix(n, n)?,
             weight: fill.matrix(n, n)?,
+            scales: None,
             bias: None,
             out: device.allocate(n * n * Element::Bf16.size())?,
         };
@@ -429,7 +430,7 @@ where
             max_sequences: streams,
             max_step_tokens: room.tokens,
         };
-        let work = Work::new(&device, &config, element, room)?;
+        let work = Work::new(&device, &config, element, None, room)?;
         let arena = Arena::new(&device, &config, element, limits.block_count)?;
         let decoder = cuda::Decoder::new(device, config.clone(), element, weights, work, arena)?;
         Ok(Model {

@@ -81,6 +81,7 @@ impl<'a, D: Device> Fill<'a, D> {
         let mut matrix = |outputs, inputs| {
             Ok::<_, DeviceError>(Matrix {
                 weight: self.matrix(outputs, inputs)?,
+                scales: None,
                 bias: None,
                 outputs,
                 inputs,

@@ -258,13 +258,13 @@ impl Bare {
     {
         let (config, weights, limits) = Bare::open(folder)?;
         let element = cuda::element(dtype);
-        let weights = cuda::upload(&device, dtype, &config, &weights, &mut |_| {})?;
+        let weights = cuda::upload(&device, dtype, None, &config, &weights, &mut |_| {})?;
         let room = Room {
             rows: limits.max_sequences,
             tokens: limits.max_step_tokens,
             row_blocks: ROW_BLOCKS,
         };
-        let work = cuda::Work::new(&device, &config, element, room)?;
+        let work = cuda::Work::new(&device, &config, element, None, room)?;
         let arena = cuda::Arena::new(&device, &config, element, limits.block_count)?;
         let model = cuda::Decoder::new(device, config, element, weights, work, arena)?;
         let model = Box::new(model);

@@ -15,7 +15,7 @@ const CHUNK: usize = 50;
 /// Blocks of each slot.
 const BLOCKS: usize = 12;
 
-fn options() -> Options {
+pub(super) fn options() -> Options {
     Options {
         threads: Some(1),
         kv_memory: Some(8 << 20),
@@ -23,7 +23,11 @@ fn options() -> Options {
     }
 }
 
-fn on_device(model: &Model, options: &Options, device: Emulator) -> Result<Engine, String> {
+pub(super) fn on_device(
+    model: &Model,
+    options: &Options,
+    device: Emulator,
+) -> Result<Engine, String> {
     let source = model.source();
     let loaded = Engine::load_on(&source, options, device, "cuda:0", &mut |_, _| {});
     loaded.map_err(|error| error.to_string())

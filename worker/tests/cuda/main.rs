@@ -4,3 +4,4 @@ mod draws;
 mod engine;
 mod model;
 mod pass;
+mod quantization;

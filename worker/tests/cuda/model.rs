@@ -3,8 +3,8 @@
 use half::{bf16, f16};
 use realm_worker::config::DType;
 use realm_worker::engine::ModelSource;
-use safetensors::Dtype;
 use safetensors::tensor::TensorView;
+use safetensors::{Dtype, SafeTensors};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -130,6 +130,10 @@ impl Model {
                 (name, shape, bytes)
             })
             .collect();
+        Model::of(config, dtype, &held)
+    }
+
+    fn of(config: &Value, dtype: Dtype, held: &[(String, Vec<usize>, Vec<u8>)]) -> Model {
         let views = held.iter().map(|(name, shape, bytes)| {
             let view = TensorView::new(dtype, shape.clone(), bytes);
             (name, view.expect("as many bytes"))
@@ -139,6 +143,55 @@ impl Model {
         std::fs::write(folder.path().join("model.safetensors"), bytes).expect("written");
         std::fs::write(folder.path().join("config.json"), config.to_string()).expect("written");
         Model(folder)
+    }
+
+    /// The embedded model, which is trained, with heads of twice the size that compute the same: half of a head's
+    /// dimensions are zero, and those of queries and keys are spread so that they have the angles they had.
+    pub(super) fn trained() -> Model {
+        let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny");
+        let text = std::fs::read_to_string(folder.join("config.json")).expect("there");
+        let mut config: Value = serde_json::from_str(&text).expect("valid");
+        let bytes = std::fs::read(folder.join("model.safetensors")).expect("there");
+        let tensors = SafeTensors::deserialize(&bytes).expect("valid");
+        let small = config["head_dim"].as_u64().expect("a number") as usize;
+        config["head_dim"] = json!(2 * small);
+        let spread = |i: usize| {
+            let (head, d) = (i / small, i % small);
+            let (half, pair) = (d / (small / 2), d % (small / 2));
+            (2 * head + half) * small + 2 * pair
+        };
+        let beside = |i: usize| i / small * 2 * small + i % small;
+        let held = tensors.iter().map(|(name, view)| {
+            assert_eq!(view.dtype(), Dtype::BF16);
+            let number = |x: &[u8; 2]| bf16::from_le_bytes(*x).to_f32();
+            let values: Vec<f32> = view.data().as_chunks().0.iter().map(number).collect();
+            let mut shape = view.shape().to_vec();
+            let part = name.split('.').rev().nth(1).unwrap_or_default();
+            let of_heads: Option<(usize, &dyn Fn(usize) -> usize)> = match part {
+                "q_proj" | "k_proj" => Some((0, &spread)),
+                "v_proj" => Some((0, &beside)),
+                "o_proj" => Some((1, &beside)),
+                _ => None,
+            };
+            // Scores are divided by the root of the size of heads.
+            let by = if part == "q_proj" { 2f32.sqrt() } else { 1.0 };
+            let before = shape[shape.len() - 1];
+            if let Some((axis, _)) = of_heads {
+                shape[axis] *= 2;
+            }
+            let width = shape[shape.len() - 1];
+            let mut out = vec![0.0f32; shape.iter().product()];
+            for (i, value) in values.into_iter().enumerate() {
+                let mut at = [i / before, i % before];
+                if let Some((axis, to)) = of_heads {
+                    at[axis] = to(at[axis]);
+                }
+                out[at[0] * width + at[1]] = by * value;
+            }
+            let bytes = out.iter().flat_map(|x| x.to_le_bytes()).collect();
+            (name.to_owned(), shape, bytes)
+        });
+        Model::of(&config, Dtype::F32, &held.collect::<Vec<_>>())
     }
 
     pub(super) fn path(&self) -> &std::path::Path {

@@ -4,7 +4,7 @@ use half::{bf16, f16};
 use realm_cuda_emulator::Emulator;
 use realm_shared::wire::step::{PARKED, SAMPLE, STEERED};
 use realm_worker::batch::{Batch, Limits, Step};
-use realm_worker::config::{DType, DecoderConfig};
+use realm_worker::config::{DType, DecoderConfig, Quantization};
 use realm_worker::cuda::{self, Arena, Room, Work, element, upload};
 use realm_worker::decoder::{Decoder, Forward, HEAD_ROWS, load_weights};
 use realm_worker::linear::{Exact, Linear};
@@ -21,13 +21,13 @@ const LIMITS: Limits = Limits {
 };
 
 /// A model without slots and sampling.
-struct Bare(Box<dyn Forward>);
+pub(super) struct Bare(Box<dyn Forward>);
 
 /// What a step gave: logits `[wanted, vocab]` and hidden states `[wanted, hidden]`.
-type Given = (Vec<f32>, Vec<f32>);
+pub(super) type Given = (Vec<f32>, Vec<f32>);
 
 /// A row to run: its tokens, position of the first, KV blocks.
-type Part<'a> = (Vec<i32>, usize, &'a [i32]);
+pub(super) type Part<'a> = (Vec<i32>, usize, &'a [i32]);
 
 fn files(model: &Model) -> (DecoderConfig, Weights) {
     let text = std::fs::read_to_string(model.path().join("config.json")).expect("there");
@@ -36,7 +36,7 @@ fn files(model: &Model) -> (DecoderConfig, Weights) {
 }
 
 impl Bare {
-    fn on_cpu(model: &Model, dtype: DType) -> Bare {
+    pub(super) fn on_cpu(model: &Model, dtype: DType) -> Bare {
         fn decoder<L: Linear>(model: &Model) -> Box<dyn Forward> {
             let (config, weights) = files(model);
             let threads = L::threads(Some(1));
@@ -52,7 +52,15 @@ impl Bare {
         })
     }
 
-    fn on_device(model: &Model, dtype: DType) -> Bare {
+    pub(super) fn on_device(model: &Model, dtype: DType) -> Bare {
+        Bare::quantized(model, dtype, None)
+    }
+
+    pub(super) fn quantized(
+        model: &Model,
+        dtype: DType,
+        quantization: Option<Quantization>,
+    ) -> Bare {
         let (config, weights) = files(model);
         let device = Emulator::new();
         let room = Room {
@@ -60,16 +68,17 @@ impl Bare {
             tokens: LIMITS.max_step_tokens,
             row_blocks: LIMITS.max_context / 16,
         };
-        let weights = upload(&device, dtype, &config, &weights, &mut |_| {}).expect("fits");
+        let weights = upload(&device, dtype, quantization, &config, &weights, &mut |_| {});
+        let weights = weights.expect("fits");
         let dtype = element(dtype);
-        let work = Work::new(&device, &config, dtype, room).expect("fits");
+        let work = Work::new(&device, &config, dtype, quantization, room).expect("fits");
         let arena = Arena::new(&device, &config, dtype, LIMITS.block_count).expect("fits");
         let decoder = cuda::Decoder::new(device, config, dtype, weights, work, arena);
         Bare(Box::new(decoder.expect("fits")))
     }
 
     /// One step; `wanted` are numbers of its tokens, or all.
-    fn step(&mut self, parts: &[Part<'_>], wanted: Option<&[usize]>) -> Given {
+    pub(super) fn step(&mut self, parts: &[Part<'_>], wanted: Option<&[usize]>) -> Given {
         let slots: Vec<i32> = (0..parts.len() as i32).collect();
         let context: Vec<i32> = parts.iter().map(|p| p.1 as i32).collect();
         let zeros = vec![0; parts.len()];
@@ -118,7 +127,7 @@ impl Bare {
 }
 
 /// Largest difference, relative to the largest number.
-fn difference(a: &[f32], b: &[f32]) -> f32 {
+pub(super) fn difference(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
     let scale = b.iter().fold(0.0f32, |most, x| most.max(x.abs()));
     assert!(scale > 0.1 || b.is_empty(), "numbers that say nothing");
@@ -134,7 +143,7 @@ fn tokens(seed: usize, count: usize) -> Vec<i32> {
 }
 
 /// Steps of every form, and what is wanted of them.
-fn steps() -> Vec<(Vec<Part<'static>>, Option<Vec<usize>>)> {
+pub(super) fn steps() -> Vec<(Vec<Part<'static>>, Option<Vec<usize>>)> {
     const A: &[i32] = &[7, 3, 30, 11, 5];
     const B: &[i32] = &[0, 39, 1];
     const C: &[i32] = &[21, 20];
