@@ -7,12 +7,12 @@ use crate::{Element, LaunchError, Launcher, Memory};
 /// A device: its memory, kernels, products of matrices, and graphs of both.
 ///
 /// What it is asked for happens in that order, one after the other.
-pub trait Device: Launcher {
+pub trait Device: Launcher + Send {
     /// What a capture makes.
-    type Graph;
+    type Graph: Send;
 
     /// Memory of the host that the device copies to.
-    type Landing;
+    type Landing: Send;
 
     /// Memory that begins at a multiple of 16 and lives as long as the device. Nothing is known of its content.
     ///

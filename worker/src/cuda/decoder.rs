@@ -402,11 +402,7 @@ fn filled_up(rows: usize, most: usize) -> usize {
     size.min(most)
 }
 
-impl<D: Device + Send> Forward for Decoder<D>
-where
-    D::Graph: Send,
-    D::Landing: Send,
-{
+impl<D: Device> Forward for Decoder<D> {
     fn forward(
         &mut self,
         batch: &Batch<'_>,
@@ -481,11 +477,7 @@ where
     }
 }
 
-impl<D: Device + Send> DeviceSampler for Decoder<D>
-where
-    D::Graph: Send,
-    D::Landing: Send,
-{
+impl<D: Device> DeviceSampler for Decoder<D> {
     fn open(
         &mut self,
         slot: usize,

@@ -160,18 +160,13 @@ impl Engine {
     ///
     /// # Errors
     /// If the model is broken, unsupported, or does not fit, or the device fails.
-    pub fn load_on<D>(
+    pub fn load_on<D: Device + 'static>(
         source: &ModelSource,
         options: &Options,
         device: D,
         name: &str,
         progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Engine, LoadError>
-    where
-        D: Device + Send + 'static,
-        D::Graph: Send,
-        D::Landing: Send,
-    {
+    ) -> Result<Engine, LoadError> {
         Load::open(source, options)?.on_device(device, name, progress)
     }
 }
@@ -255,17 +250,12 @@ impl<'a> Load<'a> {
         }))
     }
 
-    fn on_device<D>(
+    fn on_device<D: Device + 'static>(
         self,
         device: D,
         name: &str,
         progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<Engine, LoadError>
-    where
-        D: Device + Send + 'static,
-        D::Graph: Send,
-        D::Landing: Send,
-    {
+    ) -> Result<Engine, LoadError> {
         if self.options.batch_invariant {
             return Err(LoadError::BatchInvariant(name.to_owned()));
         }

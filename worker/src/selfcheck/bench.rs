@@ -88,16 +88,11 @@ impl Sizes {
 }
 
 /// Measures until `deadline`; what begins before is brought to its end.
-pub(super) fn measure<D>(
+pub(super) fn measure<D: Device + 'static>(
     open: &dyn Fn() -> Result<D, DeviceError>,
     scale: Scale,
     deadline: Instant,
-) -> Bench
-where
-    D: Device + Send + 'static,
-    D::Graph: Send,
-    D::Landing: Send,
-{
+) -> Bench {
     let sizes = Sizes::of(scale);
     let mut bench = Bench {
         about: format!(
@@ -122,17 +117,12 @@ struct Rooflines {
 }
 
 impl Sizes {
-    fn measure<D>(
+    fn measure<D: Device + 'static>(
         &self,
         open: &dyn Fn() -> Result<D, DeviceError>,
         deadline: Instant,
         bench: &mut Bench,
-    ) -> anyhow::Result<()>
-    where
-        D: Device + Send + 'static,
-        D::Graph: Send,
-        D::Landing: Send,
-    {
+    ) -> anyhow::Result<()> {
         progress("bench: memory and products");
         let rooflines = self.rooflines(&open()?, bench)?;
         let late = || Instant::now() >= deadline;
@@ -403,12 +393,7 @@ struct Model<'a, D: Device> {
     random: Random,
 }
 
-impl<'a, D> Model<'a, D>
-where
-    D: Device + Send + 'static,
-    D::Graph: Send,
-    D::Landing: Send,
-{
+impl<'a, D: Device + 'static> Model<'a, D> {
     fn new(sizes: &'a Sizes, device: D) -> anyhow::Result<Model<'a, D>> {
         let config = DecoderConfig::parse(&sizes.config.to_string())?;
         let element = Element::Bf16;

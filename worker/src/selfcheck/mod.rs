@@ -25,17 +25,12 @@ pub const WITHIN: Duration = Duration::from_secs(7 * 60 + 30);
 ///
 /// # Errors
 /// If it cannot be opened.
-pub fn run<D>(
+pub fn run<D: Device + 'static>(
     open: &dyn Fn() -> Result<D, DeviceError>,
     name: &str,
     scale: Scale,
     within: Duration,
-) -> Result<Report, DeviceError>
-where
-    D: Device + Send + 'static,
-    D::Graph: Send,
-    D::Landing: Send,
-{
+) -> Result<Report, DeviceError> {
     let start = Instant::now();
     let mut checks = kernels::check(&open()?, scale)?;
     checks.extend(models::check(open, name, scale));

@@ -95,16 +95,11 @@ fn models(scale: Scale) -> Vec<Model> {
 }
 
 /// Compares all models.
-pub(super) fn check<D>(
+pub(super) fn check<D: Device + 'static>(
     open: &dyn Fn() -> Result<D, DeviceError>,
     name: &str,
     scale: Scale,
-) -> Vec<Check>
-where
-    D: Device + Send + 'static,
-    D::Graph: Send,
-    D::Landing: Send,
-{
+) -> Vec<Check> {
     let mut checks = Vec::new();
     let mut add = |model: &Model, what: &str, compares, check: &dyn Fn() -> Compared| {
         let title = format!("{}, {what}", model.name);
@@ -133,12 +128,11 @@ where
 
 type Compared = anyhow::Result<Agreement>;
 
-fn logits_in_f32<D>(open: &dyn Fn() -> Result<D, DeviceError>, model: &Model, seed: u64) -> Compared
-where
-    D: Device + Send + 'static,
-    D::Graph: Send,
-    D::Landing: Send,
-{
+fn logits_in_f32<D: Device + 'static>(
+    open: &dyn Fn() -> Result<D, DeviceError>,
+    model: &Model,
+    seed: u64,
+) -> Compared {
     let folder = tempfile::tempdir()?;
     random::write(folder.path(), &model.config, DType::F32, seed)?;
     let cpu = Bare::on_cpu::<Exact<f32>>(folder.path())?.run()?;
@@ -158,16 +152,11 @@ where
     Ok(comparison.outcome()?)
 }
 
-fn logits_in_bf16<D>(
+fn logits_in_bf16<D: Device + 'static>(
     open: &dyn Fn() -> Result<D, DeviceError>,
     model: &Model,
     seed: u64,
-) -> Compared
-where
-    D: Device + Send + 'static,
-    D::Graph: Send,
-    D::Landing: Send,
-{
+) -> Compared {
     let folder = tempfile::tempdir()?;
     random::write(folder.path(), &model.config, DType::BF16, seed)?;
     let exact = Bare::on_cpu::<Exact<f32>>(folder.path())?.run()?;
@@ -250,12 +239,11 @@ impl Bare {
         Ok(Bare { model, limits })
     }
 
-    fn on_device<D>(device: D, dtype: DType, folder: &Path) -> anyhow::Result<Bare>
-    where
-        D: Device + Send + 'static,
-        D::Graph: Send,
-        D::Landing: Send,
-    {
+    fn on_device<D: Device + 'static>(
+        device: D,
+        dtype: DType,
+        folder: &Path,
+    ) -> anyhow::Result<Bare> {
         let (config, weights, limits) = Bare::open(folder)?;
         let element = cuda::element(dtype);
         let weights = cuda::upload(&device, dtype, None, &config, &weights, &mut |_| {})?;
@@ -336,17 +324,12 @@ fn prompt_token(sequence: usize, position: usize, vocab: usize) -> i32 {
 }
 
 /// The tokens that an engine on the device draws, and one on the CPU.
-fn tokens<D>(
+fn tokens<D: Device + 'static>(
     open: &dyn Fn() -> Result<D, DeviceError>,
     name: &str,
     model: &Model,
     seed: u64,
-) -> Compared
-where
-    D: Device + Send + 'static,
-    D::Graph: Send,
-    D::Landing: Send,
-{
+) -> Compared {
     let folder = tempfile::tempdir()?;
     random::write(folder.path(), &model.config, DType::F32, seed)?;
     let source = ModelSource::Directory(folder.path().to_owned());
