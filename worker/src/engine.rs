@@ -317,17 +317,16 @@ impl Engine {
 
     /// Begins what the device draws of a step.
     fn draw_on_device(&mut self, positions: &[Position]) -> Result<(), ForwardError> {
+        if !positions.iter().any(|position| self.is_on_device(position)) {
+            return Ok(());
+        }
         let draws: Vec<Option<Draw>> = positions
             .iter()
             .map(|position| self.is_on_device(position).then_some(position.draw))
             .collect();
-        let Some(sampler) = self.model.sampler() else {
-            return Ok(());
-        };
-        if draws.iter().all(Option::is_none) {
-            return Ok(());
+        if let Some(sampler) = self.model.sampler() {
+            sampler.draw(&draws)?;
         }
-        sampler.draw(&draws)?;
         for draw in draws.iter().flatten().filter(|draw| draw.index.is_some()) {
             if let Some(slot) = &mut self.slots[draw.slot] {
                 slot.draw_on_device();

@@ -444,7 +444,7 @@ struct Race {
 }
 
 /// Steps of the sequence that SplitMix64 hashes (Steele, Lea and Flood, 2014).
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+pub(crate) const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
 
 /// The finalizer of SplitMix64.
 pub(crate) fn mix(mut x: u64) -> u64 {

@@ -1,5 +1,7 @@
 //! Drawing tokens on a device, where their logits are.
 
+use std::collections::VecDeque;
+
 use bytemuck::{cast_slice, pod_read_unaligned};
 use realm_cuda::sample::{Bias, CountTokens, Row, STOP_IDS, Sample, Sampled, min_p_floor, scale};
 use realm_cuda::{Device, DeviceError, Element, Memory};
@@ -37,7 +39,7 @@ pub(super) struct Draws<D: Device> {
     history: Memory,
     rules: Vec<Rule>,
     /// Where the results of steps come in, and how many of each, the oldest first.
-    coming: Vec<(D::Landing, usize)>,
+    coming: VecDeque<(D::Landing, usize)>,
     spare: Vec<D::Landing>,
 }
 
@@ -74,7 +76,7 @@ impl<D: Device> Draws<D> {
             bias: device.allocate(room.rows * MOST_BIAS * size_of::<Bias>())?,
             history: device.allocate(room.tokens * size_of::<i32>())?,
             rules: vec![Rule::default(); room.rows],
-            coming: Vec::new(),
+            coming: VecDeque::new(),
             spare: Vec::new(),
         })
     }
@@ -167,7 +169,7 @@ impl<D: Device> Draws<D> {
             Some(landing) => landing,
             None => device.landing(self.room.tokens * size_of::<Sampled>())?,
         };
-        self.coming.push((landing, 0));
+        self.coming.push_back((landing, 0));
         Ok(())
     }
 
@@ -178,7 +180,7 @@ impl<D: Device> Draws<D> {
         logits: Memory,
         draws: &[Option<Draw>],
     ) -> Result<(), DeviceError> {
-        let Some((landing, count)) = self.coming.last_mut() else {
+        let Some((landing, count)) = self.coming.back_mut() else {
             return Ok(());
         };
         let rules = &self.rules;
@@ -204,16 +206,15 @@ impl<D: Device> Draws<D> {
 
     /// Whether the results of the oldest step that was not asked for yet are there.
     pub(super) fn have_come(&self, device: &D) -> Result<bool, DeviceError> {
-        let oldest = self.coming.first();
+        let oldest = self.coming.front();
         oldest.map_or(Ok(false), |(landing, _)| device.has_landed(landing))
     }
 
     /// What came of the oldest step that was not asked for yet: this waits.
     pub(super) fn results(&mut self, device: &D) -> Result<Vec<Sampled>, DeviceError> {
-        if self.coming.is_empty() {
+        let Some((mut landing, count)) = self.coming.pop_front() else {
             return Ok(Vec::new());
-        }
-        let (mut landing, count) = self.coming.remove(0);
+        };
         let bytes = &device.landed(&mut landing)?[..count * size_of::<Sampled>()];
         let results = bytes.chunks_exact(size_of::<Sampled>());
         let results = results.map(pod_read_unaligned).collect();

@@ -63,8 +63,8 @@ char* realm_stream(int32_t device, int64_t* number, void** handle) {
   });
 }
 
-// `out = x · weightᵀ + bias`, in memory that is there, where rows of `x` and `weight` may have scales. On a GPU it is asked for on the stream, which is this thread's
-// only meanwhile.
+// `out = x · weightᵀ + bias`, in memory that is there, where rows of `x` and `weight` may have scales. On a GPU it is asked
+// for on the stream, which is this thread's only meanwhile.
 char* realm_multiply(const RealmProduct* product) {
   return guarded([&] {
     const auto& p = *product;

@@ -9,16 +9,15 @@ use safetensors::tensor::TensorView;
 use serde_json::Value;
 
 use crate::config::{DType, DecoderConfig};
+use crate::sampler::{GOLDEN, mix};
 
 /// The same numbers for the same seed (Steele, Lea and Flood's SplitMix64).
 pub(super) struct Random(pub(super) u64);
 
 impl Random {
     pub(super) fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let x = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        x ^ (x >> 31)
+        self.0 = self.0.wrapping_add(GOLDEN);
+        mix(self.0)
     }
 
     /// A number below `n`, which is not 0.
