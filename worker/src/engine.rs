@@ -23,7 +23,7 @@ use scores::{Job, Position, Scores};
 pub use load::LoadError;
 pub use scores::Outcome;
 
-/// Sequence slots.
+/// Sequence slots, by default.
 const MAX_SEQUENCES: usize = 256;
 
 /// Where a model comes from.
@@ -55,6 +55,14 @@ pub struct Options {
     pub gpu_memory_fraction: Option<f64>,
     /// Most tokens of a sequence; by default what the model has, if the arena can hold it.
     pub max_context: Option<usize>,
+    /// Most sequences at once; by default 256.
+    pub max_sequences: Option<usize>,
+}
+
+impl Options {
+    fn max_sequences(&self) -> usize {
+        self.max_sequences.unwrap_or(MAX_SEQUENCES)
+    }
 }
 
 /// Why a message cannot be executed. None of these can be caused by a request; they end the
@@ -65,10 +73,12 @@ pub enum StepError {
     #[error(transparent)]
     Batch(#[from] BatchError),
     /// A slot beyond the last one.
-    #[error("OPEN of slot {slot} of {}", MAX_SEQUENCES)]
+    #[error("OPEN of slot {slot} of {count}")]
     Slot {
         /// Its number.
         slot: u64,
+        /// How many there are.
+        count: usize,
     },
     /// A slot that needs to be open is not, or has drawn nothing yet.
     #[error("step, row {row}: slot {slot} {reason}")]
@@ -207,7 +217,9 @@ impl Engine {
 
     fn slot(&mut self, slot: u64) -> Result<(usize, &mut Option<Slot>), StepError> {
         let index = usize::try_from(slot).unwrap_or(usize::MAX);
-        let state = self.slots.get_mut(index).ok_or(StepError::Slot { slot })?;
+        let count = self.slots.len();
+        let state = self.slots.get_mut(index);
+        let state = state.ok_or(StepError::Slot { slot, count })?;
         Ok((index, state))
     }
 

@@ -272,6 +272,7 @@ fn run(args: Serve) -> anyhow::Result<()> {
         kv_memory: args.kv_memory.0,
         gpu_memory_fraction: args.gpu_memory_fraction,
         max_context: args.max_context,
+        max_sequences: None,
     };
     let pool = Pool {
         instances: args.instances,

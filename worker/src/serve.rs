@@ -514,6 +514,7 @@ struct Steps {
     finished: Option<Instant>,
 }
 
+#[derive(Clone, Copy)]
 struct Launched {
     message: Message,
     started: Instant,
@@ -555,19 +556,21 @@ impl Steps {
 
     /// Answers the oldest one, if there is one and it is over. Whether that was so.
     fn finish(&mut self, engine: &mut Engine, outbox: &Outbox) -> anyhow::Result<bool> {
-        if !engine.has_finished()? {
-            return Ok(false);
-        }
-        let Some(launched) = self.launched.pop_front() else {
+        let Some(launched) = self.launched.front() else {
             return Ok(false);
         };
         let Launched {
             message,
             started,
             targets,
-        } = launched;
+        } = *launched;
         let [number, top] = message.args;
-        let outcome = engine.finish().with_context(|| format!("step {number}"))?;
+        let step = || format!("step {number}");
+        if !engine.has_finished().with_context(step)? {
+            return Ok(false);
+        }
+        self.launched.pop_front();
+        let outcome = engine.finish().with_context(step)?;
         let now = Instant::now();
         let began = self.finished.map_or(started, |last| last.max(started));
         self.finished = Some(now);
@@ -615,3 +618,7 @@ fn write(out: &Outcome, targets: usize, top: usize, into: &mut [u8]) -> Result<(
     tensors.finish();
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "serve_tests.rs"]
+mod tests;

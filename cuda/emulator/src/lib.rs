@@ -8,6 +8,7 @@
 mod compile;
 mod device;
 mod memory;
+mod watched;
 
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int};
@@ -21,6 +22,7 @@ use realm_cuda::{Launch, LaunchError, Launcher, Unit};
 
 pub use device::Graph;
 pub use memory::Buffer;
+pub use watched::{Asked, Watched};
 
 /// Bytes of memory that it claims to have, if it is not told otherwise.
 const MEMORY: usize = 1 << 30;

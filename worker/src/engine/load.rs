@@ -8,7 +8,7 @@ use realm_cuda::compile::{Capability, FP8};
 use realm_cuda::{Device, DeviceError};
 use realm_shared::control::ModelInfo;
 
-use super::{Engine, MAX_SEQUENCES, ModelSource, Options};
+use super::{Engine, ModelSource, Options};
 use crate::arena::Arena;
 use crate::batch::Limits;
 use crate::config::{ConfigError, DType, DecoderConfig, Quantization};
@@ -298,7 +298,7 @@ impl<'a> Load<'a> {
                 UploadError::Device(error) => failed("hold the weights", smaller)(error),
             })?;
         let room = Room {
-            rows: MAX_SEQUENCES,
+            rows: self.options.max_sequences(),
             tokens: DEVICE_STEP_TOKENS,
             row_blocks: longest.div_ceil(Attention::BLOCK),
         };
@@ -359,11 +359,12 @@ impl<'a> Load<'a> {
             max_step_tokens,
         } = holder;
         let vocab = self.config.vocab;
+        let max_sequences = self.options.max_sequences();
         let limits = Limits {
             vocab,
             max_context,
             block_count,
-            max_sequences: MAX_SEQUENCES,
+            max_sequences,
             max_step_tokens,
         };
         let info = ModelInfo {
@@ -377,7 +378,7 @@ impl<'a> Load<'a> {
             max_context: max_context as u32,
             block_size: Attention::BLOCK as u32,
             block_count: block_count as u32,
-            max_sequences: MAX_SEQUENCES as u32,
+            max_sequences: max_sequences as u32,
             max_step_tokens: max_step_tokens as u32,
             parameters: self.weights.parameters(),
             weight_bytes: weight_bytes as u64,
@@ -413,7 +414,8 @@ pub(super) fn arena_size(
 ) -> Result<(usize, usize), LoadError> {
     let longest = longest(config, options)?;
     // More blocks than all slots can fill would never be used.
-    let useful = MAX_SEQUENCES.saturating_mul(longest.div_ceil(Attention::BLOCK));
+    let useful = longest.div_ceil(Attention::BLOCK);
+    let useful = useful.saturating_mul(options.max_sequences());
     let fitting = usize::try_from(given / block_bytes as u64).unwrap_or(usize::MAX);
     let blocks = fitting.min(useful).min(i32::MAX as usize);
     let tokens = blocks * Attention::BLOCK;

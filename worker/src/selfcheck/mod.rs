@@ -8,7 +8,7 @@ mod bench;
 mod fill;
 mod kernels;
 mod models;
-mod random;
+pub(crate) mod random;
 mod report;
 
 use std::time::{Duration, Instant};

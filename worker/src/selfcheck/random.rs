@@ -79,7 +79,7 @@ fn tensors(c: &DecoderConfig) -> Vec<(String, Vec<usize>)> {
 
 /// Fills a folder with a model as the Hugging Face hub lays it out: matrices keep the size of what they multiply, and
 /// norms weigh about 1.
-pub(super) fn write(folder: &Path, config: &Value, dtype: DType, seed: u64) -> anyhow::Result<()> {
+pub(crate) fn write(folder: &Path, config: &Value, dtype: DType, seed: u64) -> anyhow::Result<()> {
     let text = config.to_string();
     let decoder = DecoderConfig::parse(&text)?;
     let mut random = Random(seed);

@@ -1,5 +1,6 @@
 //! Whole engines.
 
+use realm_cuda::Device;
 use realm_cuda_emulator::Emulator;
 use realm_shared::wire::Sampling;
 use realm_shared::wire::step::{INPUT_SAMPLED, SAMPLE};
@@ -23,10 +24,10 @@ pub(super) fn options() -> Options {
     }
 }
 
-pub(super) fn on_device(
+pub(super) fn on_device<D: Device + 'static>(
     model: &Model,
     options: &Options,
-    device: Emulator,
+    device: D,
 ) -> Result<Engine, String> {
     let source = model.source();
     let loaded = Engine::load_on(&source, options, device, "cuda:0", &mut |_, _| {});

@@ -2,6 +2,7 @@
 
 mod draws;
 mod engine;
+mod failures;
 mod model;
 mod pass;
 mod quantization;
