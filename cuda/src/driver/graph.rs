@@ -54,10 +54,15 @@ impl Driver {
         let graph = captured.map_err(failed("cuStreamEndCapture"))?;
         // SAFETY: there is a graph.
         let exec = unsafe { result::graph::instantiate(graph.0, sys::CUgraphInstantiate_flags(0)) };
-        Ok(Graph {
+        let graph = Graph {
             context: self.context,
             exec: exec.map_err(failed("cuGraphInstantiate"))?,
-        })
+        };
+        // All memory that it needs it takes now, and not when it is launched first.
+        // SAFETY: graph and stream are there.
+        unsafe { result::graph::upload(graph.exec, self.stream) }
+            .map_err(failed("cuGraphUpload"))?;
+        Ok(graph)
     }
 
     /// Launches a graph.

@@ -28,8 +28,8 @@ const UNDER_WAY: usize = 2;
 
 /// A decoder on a device.
 ///
-/// Steps in which every row has one token, whose hidden state is wanted, are filled up to one of a few sizes. The
-/// first of a size is captured, and later ones are replayed.
+/// Steps in which every row has one token, whose hidden state is wanted, are filled up to one of a few sizes. Those are
+/// captured before the first step, and replayed.
 pub struct Decoder<D: Device> {
     device: D,
     config: DecoderConfig,
@@ -38,7 +38,7 @@ pub struct Decoder<D: Device> {
     work: Work,
     draws: Draws<D>,
     arena: Arena,
-    /// By how many rows they have.
+    /// By how many rows they have: one for each size that steps are filled up to.
     graphs: BTreeMap<usize, D::Graph>,
     /// How many hidden states the last step left in `work.normed`.
     wanted: usize,
@@ -58,20 +58,33 @@ struct Size {
     wanted: usize,
 }
 
+impl Size {
+    /// Rows of one token each, which is wanted.
+    fn repeating(rows: usize) -> Size {
+        Size {
+            tokens: rows,
+            rows,
+            wanted: rows,
+        }
+    }
+}
+
 impl<D: Device> Decoder<D> {
-    /// A decoder of what was made for it on this device.
+    /// A decoder of what was made for it on this device. By then the device has given all memory that steps take, and
+    /// their graphs, but for an arena: there is one of a single block, in the place of what
+    /// [`with_arena`](Self::with_arena) makes.
     ///
     /// # Errors
-    /// If the device fails, or its kernels cannot be compiled.
+    /// If the device has no room for that, or fails, or its kernels cannot be compiled.
     pub fn new(
         device: D,
         config: DecoderConfig,
         element: Element,
         weights: DecoderWeights<Matrix, Memory>,
         work: Work,
-        arena: Arena,
     ) -> Result<Decoder<D>, DeviceError> {
         let draws = Draws::new(&device, element, config.vocab, work.room, work.head_rows)?;
+        let arena = Arena::new(&device, &config, element, 1)?;
         let mut decoder = Decoder {
             device,
             config,
@@ -87,24 +100,47 @@ impl<D: Device> Decoder<D> {
             states: None,
         };
         decoder.warm_up()?;
+        decoder.capture()?;
         Ok(decoder)
     }
 
-    /// Launches every kernel and captures a graph, for rows that stand for nothing: later, when the process is
-    /// confined, kernels cannot be compiled and libraries not be loaded any more.
+    /// Bytes of the device that an arena could take.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn free(&self) -> Result<usize, DeviceError> {
+        Ok(self.device.memory()?.0)
+    }
+
+    /// The same with an empty arena of so many blocks.
+    ///
+    /// # Errors
+    /// If the device has no room for it, or fails.
+    pub fn with_arena(mut self, blocks: usize) -> Result<Decoder<D>, DeviceError> {
+        self.arena = Arena::new(&self.device, &self.config, self.element, blocks)?;
+        self.capture()?;
+        Ok(self)
+    }
+
+    /// Runs every size that is captured, a step that reads a prompt, and draws, for rows that stand for nothing. Later,
+    /// when the process is confined, kernels cannot be compiled and libraries not be loaded any more, and a capture can
+    /// do neither.
     fn warm_up(&mut self) -> Result<(), DeviceError> {
-        for tokens in [2, 1] {
+        let prompt = Size {
+            tokens: 2,
+            rows: 1,
+            wanted: 1,
+        };
+        let repeating = sizes(self.work.room.rows).into_iter().map(Size::repeating);
+        for size in std::iter::once(prompt).chain(repeating) {
+            let starts: Vec<i32> = (0..size.rows as i32).chain([size.tokens as i32]).collect();
             let (device, inputs) = (&self.device, &self.work.inputs);
             let write = |to, words: &[i32]| device.write(to, cast_slice(words));
-            write(inputs.context, &[-1])?;
-            write(inputs.starts, &[0, tokens])?;
-            write(inputs.tokens, &[0; 2])?;
+            write(inputs.context, &vec![-1; size.rows])?;
+            write(inputs.starts, &starts)?;
+            write(inputs.tokens, &vec![0; size.tokens])?;
             write(inputs.wanted, &[0])?;
-            self.run(Size {
-                tokens: tokens as usize,
-                rows: 1,
-                wanted: 1,
-            })?;
+            self.pass(size)?;
         }
         let Decoder { device, draws, .. } = self;
         let penalties = Sampling {
@@ -118,6 +154,18 @@ impl<D: Device> Decoder<D> {
         }
         for _ in 0..UNDER_WAY {
             draws.results(device)?;
+        }
+        Ok(())
+    }
+
+    /// Captures all sizes that repeat, with the arena that there is.
+    fn capture(&mut self) -> Result<(), DeviceError> {
+        // What those before held is free for these.
+        self.graphs.clear();
+        for rows in sizes(self.work.room.rows) {
+            let size = Size::repeating(rows);
+            let graph = self.device.capture(&mut || self.pass(size))?;
+            self.graphs.insert(rows, graph);
         }
         Ok(())
     }
@@ -375,20 +423,20 @@ impl<D: Device> Decoder<D> {
     }
 
     /// Runs a step whose inputs are written.
-    fn run(&mut self, size: Size) -> Result<(), DeviceError> {
+    fn run(&self, size: Size) -> Result<(), DeviceError> {
         let repeats = size.tokens == size.rows && size.wanted == size.rows;
-        if !repeats {
-            return self.pass(size);
+        match self.graphs.get(&size.rows).filter(|_| repeats) {
+            Some(graph) => self.device.replay(graph),
+            None => self.pass(size),
         }
-        if let Some(graph) = self.graphs.get(&size.rows) {
-            return self.device.replay(graph);
-        }
-        // What runs for the first time loads kernels and picks algorithms, which a capture cannot.
-        self.pass(size)?;
-        let graph = self.device.capture(&mut || self.pass(size))?;
-        self.graphs.insert(size.rows, graph);
-        Ok(())
     }
+}
+
+/// All sizes that steps are filled up to, where there can be `most` rows.
+fn sizes(most: usize) -> Vec<usize> {
+    let mut sizes: Vec<usize> = (1..=most).map(|rows| filled_up(rows, most)).collect();
+    sizes.dedup();
+    sizes
 }
 
 /// The size that steps of so many rows are filled up to, where there can be `most`: few enough to capture them all,
@@ -416,12 +464,7 @@ impl<D: Device> Forward for Decoder<D> {
             wanted: wanted.len(),
         };
         if size.tokens == rows && size.wanted == rows {
-            let rows = filled_up(rows, self.work.room.rows);
-            size = Size {
-                tokens: rows,
-                rows,
-                wanted: rows,
-            };
+            size = Size::repeating(filled_up(rows, self.work.room.rows));
         }
         let inputs = &mut self.work.inputs;
         inputs.write(&self.device, batch, tokens, wanted, size.rows)?;
@@ -543,9 +586,8 @@ mod tests {
 
     #[test]
     fn steps_are_filled_up_to_few_sizes() {
-        let mut sizes: Vec<usize> = (1..=256).map(|rows| filled_up(rows, 256)).collect();
-        assert!((1..=256).zip(&sizes).all(|(rows, size)| rows <= *size));
-        sizes.dedup();
+        assert!((1..=256).all(|rows| rows <= filled_up(rows, 256)));
+        let sizes = sizes(256);
         assert_eq!(sizes[..9], [1, 2, 4, 8, 16, 24, 32, 48, 64]);
         assert_eq!((sizes.len(), sizes.last()), (21, Some(&256)));
         assert_eq!(filled_up(37, 40), 40);

@@ -25,7 +25,7 @@ const CPU_STEP_TOKENS: usize = 512;
 const DEVICE_STEP_TOKENS: usize = 8192;
 /// Part of what is free on a device that the arena takes, by default.
 const DEVICE_MEMORY: f64 = 0.9;
-/// Bytes of a device that are left in any case: for graphs, and for what libraries work in.
+/// Bytes of a device that are left in any case: for what libraries load for products of other shapes.
 const DEVICE_RESERVE: u64 = 512 << 20;
 
 /// Why a model cannot be loaded.
@@ -306,22 +306,20 @@ impl<'a> Load<'a> {
         let shorter = "a smaller model, or a lower --max-context, takes less";
         let work = Work::new(&device, config, element, quantization, room)
             .map_err(failed("hold what steps work in", shorter))?;
-        let block_bytes = cuda::Arena::block_bytes(config, element);
-        let (free, _) = device
-            .memory()
-            .map_err(failed("hold the KV arena", shorter))?;
+        let weight_bytes = weights.bytes(cuda::Matrix::bytes, |vector| vector.bytes());
+        let decoder = cuda::Decoder::new(device, config.clone(), element, weights, work)
+            .map_err(failed("run a step", shorter))?;
+        let free = decoder.free();
+        let free = free.map_err(failed("hold the KV arena", shorter))?;
         let given = self.options.kv_memory.unwrap_or_else(|| {
             let fraction = self.options.gpu_memory_fraction.unwrap_or(DEVICE_MEMORY);
             let part = (free as f64 * fraction) as u64;
             part.min((free as u64).saturating_sub(DEVICE_RESERVE))
         });
+        let block_bytes = cuda::Arena::block_bytes(config, element);
         let (block_count, max_context) = arena_size(config, block_bytes, given, self.options)?;
-        let lower = "lower --kv-memory";
-        let arena = cuda::Arena::new(&device, config, element, block_count)
-            .map_err(failed("hold the KV arena", lower))?;
-        let weight_bytes = weights.bytes(cuda::Matrix::bytes, |vector| vector.bytes());
-        let decoder = cuda::Decoder::new(device, config.clone(), element, weights, work, arena)
-            .map_err(failed("run a step", lower))?;
+        let decoder = decoder.with_arena(block_count);
+        let decoder = decoder.map_err(failed("hold the KV arena", "lower --kv-memory"))?;
         // They draw tokens.
         let threads = Threads::own(self.options.threads.unwrap_or_else(cores));
         Ok(self.engine(Holder {

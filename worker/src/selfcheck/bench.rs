@@ -20,7 +20,7 @@ use super::random::Random;
 use super::report::{Bench, Measured};
 use crate::batch::{Batch, Limits, Step};
 use crate::config::{DType, DecoderConfig};
-use crate::cuda::{self, Arena, Matrix, Room, Work};
+use crate::cuda::{self, Matrix, Room, Work};
 use crate::decoder::Forward;
 use crate::engine::Engine;
 use crate::kernels::{Attention, Threads};
@@ -306,7 +306,7 @@ impl Sizes {
     }
 }
 
-/// Steps before those that are measured: they load, and are captured.
+/// Steps before those that are measured: what they need comes into caches.
 const WARM_UP: usize = 3;
 
 /// Numbers of all matrices of all layers.
@@ -416,8 +416,8 @@ impl<'a, D: Device + 'static> Model<'a, D> {
             max_step_tokens: room.tokens,
         };
         let work = Work::new(&device, &config, element, None, room)?;
-        let arena = Arena::new(&device, &config, element, limits.block_count)?;
-        let decoder = cuda::Decoder::new(device, config.clone(), element, weights, work, arena)?;
+        let decoder = cuda::Decoder::new(device, config.clone(), element, weights, work)?;
+        let decoder = decoder.with_arena(limits.block_count)?;
         Ok(Model {
             sizes,
             config,

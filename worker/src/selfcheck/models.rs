@@ -253,9 +253,8 @@ impl Bare {
             row_blocks: ROW_BLOCKS,
         };
         let work = cuda::Work::new(&device, &config, element, None, room)?;
-        let arena = cuda::Arena::new(&device, &config, element, limits.block_count)?;
-        let model = cuda::Decoder::new(device, config, element, weights, work, arena)?;
-        let model = Box::new(model);
+        let model = cuda::Decoder::new(device, config, element, weights, work)?;
+        let model = Box::new(model.with_arena(limits.block_count)?);
         Ok(Bare { model, limits })
     }
 
@@ -337,6 +336,7 @@ fn tokens<D: Device + 'static>(
         dtype: Some(DType::F32),
         kv_memory: Some(32 << 20),
         max_context: Some(ROW_BLOCKS * Attention::BLOCK),
+        max_sequences: Some(4),
         ..Options::default()
     };
     let cpu = Engine::load(&source, &options, &mut |_, _| {})?;

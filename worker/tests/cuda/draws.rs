@@ -135,6 +135,7 @@ fn tokens_are_drawn_as_on_the_cpu_before_anybody_asks_for_them() {
     let options = Options {
         threads: Some(1),
         kv_memory: Some(8 << 20),
+        max_sequences: Some(8),
         ..Options::default()
     };
     let (source, ways) = (model.source(), ways());

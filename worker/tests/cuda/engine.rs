@@ -20,6 +20,8 @@ pub(super) fn options() -> Options {
     Options {
         threads: Some(1),
         kv_memory: Some(8 << 20),
+        // Each size of steps is run and captured.
+        max_sequences: Some(8),
         ..Options::default()
     }
 }
@@ -272,11 +274,13 @@ fn a_device_without_room_says_for_what() {
     let fraction = |part| {
         let options = Options {
             gpu_memory_fraction: Some(part),
+            // With fewer, all that they can fill is less than the part.
+            max_sequences: Some(40),
             ..frugal.clone()
         };
         let engine = on_device(&model, &options, Emulator::new()).expect("loads");
         engine.info().block_count
     };
-    let (more, less) = (fraction(0.1), fraction(0.01));
+    let (more, less) = (fraction(0.02), fraction(0.002));
     assert!(more / less == 10 || more / less == 9, "{more} and {less}");
 }

@@ -1,5 +1,6 @@
 //! The decoder of a device, on the emulator of one, against the one of the CPU.
 
+mod asked;
 mod draws;
 mod engine;
 mod failures;

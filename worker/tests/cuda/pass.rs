@@ -5,7 +5,7 @@ use realm_cuda_emulator::Emulator;
 use realm_shared::wire::step::{PARKED, SAMPLE, STEERED};
 use realm_worker::batch::{Batch, Limits, Step};
 use realm_worker::config::{DType, DecoderConfig, Quantization};
-use realm_worker::cuda::{self, Arena, Room, Work, element, upload};
+use realm_worker::cuda::{self, Room, Work, element, upload};
 use realm_worker::decoder::{Decoder, Forward, HEAD_ROWS, load_weights};
 use realm_worker::linear::{Exact, Linear};
 use realm_worker::weights::Weights;
@@ -72,9 +72,9 @@ impl Bare {
         let weights = weights.expect("fits");
         let dtype = element(dtype);
         let work = Work::new(&device, &config, dtype, quantization, room).expect("fits");
-        let arena = Arena::new(&device, &config, dtype, LIMITS.block_count).expect("fits");
-        let decoder = cuda::Decoder::new(device, config, dtype, weights, work, arena);
-        Bare(Box::new(decoder.expect("fits")))
+        let decoder = cuda::Decoder::new(device, config, dtype, weights, work).expect("fits");
+        let decoder = decoder.with_arena(LIMITS.block_count).expect("fits");
+        Bare(Box::new(decoder))
     }
 
     /// One step; `wanted` are numbers of its tokens, or all.

@@ -174,10 +174,11 @@ fn a_replayed_step_is_one_that_runs() {
     let mut device = Bare::quantized(&model, DType::BF16, Some(Quantization::Fp8));
     let step = |tokens: &[i32], context| [(tokens.to_vec(), context, &[3, 1][..])];
     device.step(&step(&[5, 6, 7], 0), None);
-    // The first of a size is captured after it ran.
     let (first, _) = device.step(&step(&[8], 3), None);
     let (other, _) = device.step(&step(&[9], 3), None);
-    let (again, _) = device.step(&step(&[8], 3), None);
+    // Beside a row of which nothing is wanted it is none that was captured.
+    let beside = [(vec![8], 3, &[3, 1][..]), (vec![5], 0, &[2][..])];
+    let (again, _) = device.step(&beside, Some(&[0]));
     assert_eq!(difference(&again, &first), 0.0);
     assert!(difference(&other, &first) > 0.01);
 }
