@@ -25,10 +25,26 @@ fn the_emulator_passes_and_all_of_it_is_measured() {
     let rows = &report.bench.rows;
     assert!(rows.iter().all(|row| row.value.is_finite()), "{report}");
     let names: Vec<&str> = rows.iter().map(|row| row.name.as_str()).collect();
-    assert_eq!(names.len(), 12, "{names:?}");
-    assert_eq!(names[2], "prefill, 90 tokens a step");
-    assert_eq!(names[11], "decode, 5 at context 40: idle, or drawing");
+    // Three of the device, ten of a model and its three numbers of streams, seven of one in fp8 and two.
+    assert_eq!(names.len(), 3 + 10 + 7, "{names:?}");
+    assert_eq!(names[2], "product of matrices of 64, fp8");
+    assert_eq!(names[3], "prefill, 90 tokens a step");
+    assert_eq!(names[12], "decode, 5 at context 40: idle, or drawing");
+    assert_eq!(names[13], "fp8, prefill, 90 tokens a step");
+    assert_eq!(names[19], "fp8, decode, 2 at context 40: idle, or drawing");
     assert!(report.bench.left_out.is_empty());
+}
+
+#[test]
+fn a_device_that_multiplies_no_fp8_is_not_asked_to() {
+    let open = || Ok(Emulator::new().with_capability(Capability(80)));
+    let report = run(&open, "emulator", Scale::Small, Duration::ZERO).expect("opened");
+    assert!(report.passed, "{report}");
+    let names = report.checks.iter().map(|check| &check.name);
+    let names = names.chain(report.bench.rows.iter().map(|row| &row.name));
+    let mut fp8 = names.filter(|name| name.contains("fp8"));
+    assert_eq!(fp8.next(), None, "{report}");
+    assert_eq!(report.bench.left_out, ["prefill and decode"]);
 }
 
 /// A device that forgets biases.
@@ -111,13 +127,15 @@ fn what_computes_something_else_is_found() {
     assert!(!report.passed);
     let failed = report.checks.iter().filter(|check| check.fault.is_some());
     let failed: Vec<&str> = failed.map(|check| check.name.as_str()).collect();
-    let qwen2 = ["logits in f32", "logits in bf16", "64 tokens in f32"];
-    let qwen2 = qwen2.map(|what| format!("qwen2, biases, {what}"));
-    assert_eq!(
-        failed,
-        ["product", "scaled_product", &qwen2[0], &qwen2[1], &qwen2[2]],
-        "{report}"
-    );
+    let whats = [
+        "logits in f32",
+        "logits in bf16",
+        "logits in fp8",
+        "64 tokens in f32",
+    ];
+    let qwen2 = whats.map(|what| format!("qwen2, biases, {what}"));
+    let kernels = ["product", "scaled_product"].map(str::to_owned);
+    assert_eq!(failed, [&kernels[..], &qwen2].concat(), "{report}");
 }
 
 #[test]

@@ -1,14 +1,15 @@
 //! How quickly a device decodes and prefills, against what it can read and multiply at all.
 //!
-//! Both are measured first, on the same device: memory that a kernel only reads, and a product of large matrices. What
+//! Both are measured first, on the same device: memory that a kernel only reads, and products of large matrices. What
 //! they allow for a step is its roofline: weights are read once, while products are computed, and then each sequence's
-//! keys and values.
+//! keys and values. Where the device multiplies fp8, the same model is measured with weights in that, too.
 
 use std::ops::Range;
 use std::time::Instant;
 
 use realm_cuda::check::{ReadAll, Scale};
-use realm_cuda::{Device, DeviceError, Element, Memory, Product};
+use realm_cuda::compile::FP8;
+use realm_cuda::{Device, DeviceError, Element, Memory, Product, Scales};
 use realm_shared::control::ModelInfo;
 use realm_shared::wire::Sampling;
 use realm_shared::wire::step::{INPUT_SAMPLED, SAMPLE};
@@ -19,7 +20,7 @@ use super::progress;
 use super::random::Random;
 use super::report::{Bench, Measured};
 use crate::batch::{Batch, Limits, Step};
-use crate::config::{DType, DecoderConfig};
+use crate::config::{DType, DecoderConfig, Quantization};
 use crate::cuda::{self, Matrix, Room, Work};
 use crate::decoder::Forward;
 use crate::engine::Engine;
@@ -30,6 +31,9 @@ use crate::linear::cores;
 const DECODE: [f64; 3] = [0.85, 0.75, 0.7];
 /// The same of prefill.
 const PREFILL: f64 = 0.6;
+/// Both with weights in fp8, where what is neither weights nor products takes more of a step.
+const FP8_DECODE: [f64; 2] = [0.75, 0.65];
+const FP8_PREFILL: f64 = 0.5;
 /// Part of a step of decoding in which the device may have nothing to do, or draws tokens.
 const IDLE: f64 = 0.03;
 
@@ -112,8 +116,53 @@ pub(super) fn measure<D: Device + 'static>(
 struct Rooflines {
     /// Bytes read in a second.
     read: f64,
-    /// Floating point operations in a second.
+    /// Operations of products in a second.
     multiply: f64,
+    /// The same with both factors in fp8, if it does that.
+    multiply_fp8: Option<f64>,
+}
+
+/// What the model is held in, and what it should reach then.
+#[derive(Clone, Copy)]
+struct Held {
+    quantization: Option<Quantization>,
+    /// Bytes of a number of the matrices of layers.
+    size: f64,
+    /// Operations of products with them in a second.
+    multiply: f64,
+    /// See [`DECODE`].
+    decode: &'static [f64],
+    /// See [`PREFILL`].
+    prefill: f64,
+}
+
+impl Held {
+    /// All that the device can multiply.
+    fn all(rooflines: Rooflines) -> Vec<Held> {
+        let plain = Held {
+            quantization: None,
+            size: Element::Bf16.size() as f64,
+            multiply: rooflines.multiply,
+            decode: &DECODE,
+            prefill: PREFILL,
+        };
+        let fp8 = rooflines.multiply_fp8.map(|multiply| Held {
+            quantization: Some(Quantization::Fp8),
+            size: 1.0,
+            multiply,
+            decode: &FP8_DECODE,
+            prefill: FP8_PREFILL,
+        });
+        [plain].into_iter().chain(fp8).collect()
+    }
+
+    /// The name of something that is measured.
+    fn name(&self, what: &str) -> String {
+        match self.quantization {
+            None => what.into(),
+            Some(quantization) => format!("{quantization}, {what}"),
+        }
+    }
 }
 
 impl Sizes {
@@ -125,50 +174,68 @@ impl Sizes {
     ) -> anyhow::Result<()> {
         progress("bench: memory and products");
         let rooflines = self.rooflines(&open()?, bench)?;
+        for held in Held::all(rooflines) {
+            self.measure_model(open, deadline, held, rooflines, bench)?;
+        }
+        Ok(())
+    }
+
+    fn measure_model<D: Device + 'static>(
+        &self,
+        open: &dyn Fn() -> Result<D, DeviceError>,
+        deadline: Instant,
+        held: Held,
+        rooflines: Rooflines,
+        bench: &mut Bench,
+    ) -> anyhow::Result<()> {
         let late = || Instant::now() >= deadline;
         if late() {
-            bench.left_out.push("prefill and decode".into());
+            bench.left_out.push(held.name("prefill and decode"));
             return Ok(());
         }
-        progress("bench: making weights");
-        let mut model = Model::new(self, open()?)?;
-        progress("bench: prefill");
+        // Each number of streams has its target.
+        let streams = &self.streams[..held.decode.len()];
+        progress(&format!("bench: {}", held.name("making weights")));
+        let mut model = Model::new(self, open()?, held.quantization, streams)?;
+        let config = model.config.clone();
+        let name = held.name(&format!("prefill, {} tokens a step", self.prefill));
+        progress(&format!("bench: {name}"));
         let (tokens, seconds) = model.prefill()?;
         bench.rows.push(Measured::rate(
-            format!("prefill, {} tokens a step", self.prefill),
+            name,
             tokens as f64 / seconds,
-            self.prefill_roofline(&model.config, rooflines),
-            PREFILL,
+            self.prefill_roofline(&config, held, rooflines),
+            held.prefill,
         ));
+        let decoded = |name, n: usize, target, seconds| {
+            let best = self.decode_roofline(&config, n, held, rooflines);
+            let n = n as f64;
+            Measured::rate(name, n / seconds, n / best, target)
+        };
         let mut passes = Vec::new();
-        for n in self.streams {
-            let name = self.decode_name(n, "forward pass");
+        for (n, target) in streams.iter().copied().zip(held.decode.iter().copied()) {
+            let name = held.name(&self.decode_name(n, "forward pass"));
             if late() {
                 bench.left_out.push(name);
                 continue;
             }
             progress(&format!("bench: {name}"));
             let seconds = model.passes(n)?;
-            passes.push((n, seconds));
-            bench
-                .rows
-                .push(self.decoded(name, n, seconds, &model.config, rooflines));
+            passes.push((n, target, seconds));
+            bench.rows.push(decoded(name, n, target, seconds));
         }
-        let config = model.config.clone();
         let mut engine = model.engine();
-        for (n, pass) in passes {
-            let name = self.decode_name(n, "whole step");
+        for (n, target, pass) in passes {
+            let name = held.name(&self.decode_name(n, "whole step"));
             if late() {
                 bench.left_out.push(name);
                 continue;
             }
             progress(&format!("bench: {name}"));
             let seconds = self.steps(&mut engine, n)?;
-            bench
-                .rows
-                .push(self.decoded(name, n, seconds, &config, rooflines));
+            bench.rows.push(decoded(name, n, target, seconds));
             let idle = (1.0 - pass / seconds).max(0.0);
-            let name = self.decode_name(n, "idle, or drawing");
+            let name = held.name(&self.decode_name(n, "idle, or drawing"));
             bench.rows.push(Measured::part(name, idle, IDLE));
         }
         Ok(())
@@ -177,25 +244,6 @@ impl Sizes {
     fn decode_name(&self, streams: usize, what: &str) -> String {
         let context = self.context;
         format!("decode, {streams} at context {context}: {what}")
-    }
-
-    fn decoded(
-        &self,
-        name: String,
-        streams: usize,
-        seconds: f64,
-        config: &DecoderConfig,
-        rooflines: Rooflines,
-    ) -> Measured {
-        let best = self.decode_roofline(config, streams, rooflines);
-        let mut targets = self.streams.iter().zip(DECODE);
-        let target = targets.find_map(|(n, target)| (*n == streams).then_some(target));
-        Measured::rate(
-            name,
-            streams as f64 / seconds,
-            streams as f64 / best,
-            target.unwrap_or_default(),
-        )
     }
 
     /// Measures what the device can read, and multiply.
@@ -228,36 +276,64 @@ impl Sizes {
             bias: None,
             out: device.allocate(n * n * Element::Bf16.size())?,
         };
-        let seconds = fastest(device, product.out, || device.multiply(&product))?;
-        let operations = 2.0 * (n as f64).powi(3) / seconds;
-        let name = format!("product of matrices of {n}, bf16");
-        bench
-            .rows
-            .push(Measured::plain(name, operations / 1e12, "TFLOP/s"));
+        let mut multiply = |product: Product, of: &str| {
+            let seconds = fastest(device, product.out, || device.multiply(&product))?;
+            let operations = 2.0 * (n as f64).powi(3) / seconds;
+            let name = format!("product of matrices of {n}, {of}");
+            let measured = Measured::plain(name, operations / 1e12, "TFLOP/s");
+            bench.rows.push(measured);
+            Ok::<_, DeviceError>(operations)
+        };
+        let plain = multiply(product, "bf16")?;
+        let mut fp8 = None;
+        if device.capability() >= FP8 {
+            let (x, x_scales) = fill.quantized(n, n)?;
+            let (weight, weight_scales) = fill.quantized(n, n)?;
+            let scales = Scales {
+                x: x_scales,
+                weight: weight_scales,
+            };
+            let product = Product {
+                x,
+                weight,
+                scales: Some(scales),
+                ..product
+            };
+            fp8 = Some(multiply(product, "fp8")?);
+        }
         Ok(Rooflines {
             read: bytes,
-            multiply: operations,
+            multiply: plain,
+            multiply_fp8: fp8,
         })
     }
 
     /// Seconds of a step of decoding that nothing can be below: weights are read while products are computed, then
     /// keys and values.
-    fn decode_roofline(&self, c: &DecoderConfig, streams: usize, rooflines: Rooflines) -> f64 {
+    fn decode_roofline(
+        &self,
+        c: &DecoderConfig,
+        streams: usize,
+        held: Held,
+        rooflines: Rooflines,
+    ) -> f64 {
         let streams = streams as f64;
-        let weights = (layers(c) + c.vocab * c.hidden) as f64;
+        let (layers, head) = (layers(c) as f64, (c.vocab * c.hidden) as f64);
         let size = Element::Bf16.size() as f64;
         let token = (2 * c.layers() * c.kv_heads * c.head_dim) as f64 * size;
-        let reading = weights * size / rooflines.read;
-        let multiplying = 2.0 * weights * streams / rooflines.multiply;
+        let reading = (layers * held.size + head * size) / rooflines.read;
+        let multiplying = layers / held.multiply + head / rooflines.multiply;
+        let multiplying = 2.0 * streams * multiplying;
         let attending = streams * (self.context + self.steps / 2) as f64 * token / rooflines.read;
         reading.max(multiplying) + attending
     }
 
     /// Tokens a second that prefill cannot exceed: products with all weights but the head, and attention to half of
     /// the context.
-    fn prefill_roofline(&self, c: &DecoderConfig, rooflines: Rooflines) -> f64 {
+    fn prefill_roofline(&self, c: &DecoderConfig, held: Held, rooflines: Rooflines) -> f64 {
         let attention = 2 * c.layers() * c.heads * c.head_dim * self.context;
-        rooflines.multiply / (2 * layers(c) + attention) as f64
+        let products = 2 * layers(c);
+        1.0 / (products as f64 / held.multiply + attention as f64 / rooflines.multiply)
     }
 
     /// Seconds of a step of an engine that draws a token for each of `n` sequences, whose contexts are there. As with a
@@ -299,10 +375,6 @@ impl Sizes {
     /// KV blocks of a sequence.
     fn row_blocks(&self) -> usize {
         (self.context + WARM_UP + self.steps).div_ceil(Attention::BLOCK)
-    }
-
-    fn most_streams(&self) -> usize {
-        self.streams.into_iter().max().unwrap_or(1)
     }
 }
 
@@ -390,19 +462,27 @@ struct Model<'a, D: Device> {
     limits: Limits,
     decoder: cuda::Decoder<D>,
     weight_bytes: usize,
+    /// Sequences at most.
+    streams: usize,
     random: Random,
 }
 
 impl<'a, D: Device + 'static> Model<'a, D> {
-    fn new(sizes: &'a Sizes, device: D) -> anyhow::Result<Model<'a, D>> {
+    fn new(
+        sizes: &'a Sizes,
+        device: D,
+        quantization: Option<Quantization>,
+        streams: &[usize],
+    ) -> anyhow::Result<Model<'a, D>> {
         let config = DecoderConfig::parse(&sizes.config.to_string())?;
         let element = Element::Bf16;
         let qkv = (config.heads + 2 * config.kv_heads) * config.head_dim;
         let rows = [config.vocab, 2 * config.intermediate, config.hidden, qkv];
         let rows = rows.into_iter().max().unwrap_or(0);
-        let weights = Fill::new(&device, rows)?.weights(&config)?;
+        let weights = Fill::new(&device, rows)?.weights(&config, quantization)?;
         let weight_bytes = weights.bytes(Matrix::bytes, |vector| vector.bytes());
-        let (streams, row_blocks) = (sizes.most_streams(), sizes.row_blocks());
+        let streams = streams.iter().copied().max().unwrap_or(1);
+        let row_blocks = sizes.row_blocks();
         let room = Room {
             rows: streams,
             tokens: sizes.prefill.max(streams),
@@ -415,7 +495,7 @@ impl<'a, D: Device + 'static> Model<'a, D> {
             max_sequences: streams,
             max_step_tokens: room.tokens,
         };
-        let work = Work::new(&device, &config, element, None, room)?;
+        let work = Work::new(&device, &config, element, quantization, room)?;
         let decoder = cuda::Decoder::new(device, config.clone(), element, weights, work)?;
         let decoder = decoder.with_arena(limits.block_count)?;
         Ok(Model {
@@ -424,6 +504,7 @@ impl<'a, D: Device + 'static> Model<'a, D> {
             limits,
             decoder,
             weight_bytes,
+            streams,
             random: Random(2),
         })
     }
@@ -433,7 +514,7 @@ impl<'a, D: Device + 'static> Model<'a, D> {
         let Sizes {
             context, prefill, ..
         } = *self.sizes;
-        let most = self.sizes.most_streams();
+        let most = self.streams;
         let at_once = (prefill / context).clamp(1, most);
         let mut start = Instant::now();
         let mut tokens = 0;
@@ -496,6 +577,7 @@ impl<'a, D: Device + 'static> Model<'a, D> {
     fn engine(self) -> Engine {
         let Model { config, limits, .. } = self;
         let threads = Threads::own(cores());
+        let parameters = layers(&config) + 2 * config.vocab * config.hidden;
         let token = 2 * config.layers() * config.kv_heads * config.head_dim * Element::Bf16.size();
         let info = ModelInfo {
             architecture: config.architecture,
@@ -507,7 +589,7 @@ impl<'a, D: Device + 'static> Model<'a, D> {
             block_count: limits.block_count as u32,
             max_sequences: limits.max_sequences as u32,
             max_step_tokens: limits.max_step_tokens as u32,
-            parameters: (self.weight_bytes / Element::Bf16.size()) as u64,
+            parameters: parameters as u64,
             weight_bytes: self.weight_bytes as u64,
             kv_bytes_per_token: token as u64,
             threads: threads.count(),

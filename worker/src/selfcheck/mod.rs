@@ -14,6 +14,7 @@ mod report;
 use std::time::{Duration, Instant};
 
 use realm_cuda::check::Scale;
+use realm_cuda::compile::FP8;
 use realm_cuda::{Device, DeviceError};
 
 pub use report::{Bench, Check, Measured, Report, Target};
@@ -32,8 +33,11 @@ pub fn run<D: Device + 'static>(
     within: Duration,
 ) -> Result<Report, DeviceError> {
     let start = Instant::now();
-    let mut checks = kernels::check(&open()?, scale)?;
-    checks.extend(models::check(open, name, scale));
+    let device = open()?;
+    let fp8 = device.capability() >= FP8;
+    let mut checks = kernels::check(&device, scale)?;
+    drop(device);
+    checks.extend(models::check(open, name, scale, fp8));
     let bench = bench::measure(open, scale, start + within);
     let seconds = start.elapsed().as_secs_f64();
     Ok(Report::new(name, checks, bench, seconds))

@@ -14,7 +14,7 @@ use super::progress;
 use super::random::{self, Random};
 use super::report::Check;
 use crate::batch::{Batch, Limits, Step};
-use crate::config::{DType, DecoderConfig};
+use crate::config::{DType, DecoderConfig, Quantization};
 use crate::cuda::{self, Room};
 use crate::decoder::{Decoder, Forward, HEAD_ROWS, load_weights};
 use crate::engine::{Engine, ModelSource, Options};
@@ -28,6 +28,11 @@ const EXACT: f64 = 1e-4;
 const ROUNDINGS: f64 = 20.0;
 /// What one of them is off by at most, relatively.
 const ROUNDING: f64 = 1.0 / 256.0;
+/// What logits of a model of [`FP8_LAYERS`] may be off by with weights in fp8, by their root mean square as a part of
+/// that of the logits: somewhat more than `docs/performance.md` gives of four such models.
+const FP8: f64 = 0.14;
+/// How many these have. Errors of layers do not know of each other, so their squares add up.
+const FP8_LAYERS: f64 = 2.0;
 /// Blocks that a sequence has.
 const ROW_BLOCKS: usize = 14;
 
@@ -99,6 +104,7 @@ pub(super) fn check<D: Device + 'static>(
     open: &dyn Fn() -> Result<D, DeviceError>,
     name: &str,
     scale: Scale,
+    fp8: bool,
 ) -> Vec<Check> {
     let mut checks = Vec::new();
     let mut add = |model: &Model, what: &str, compares, check: &dyn Fn() -> Compared| {
@@ -118,6 +124,12 @@ pub(super) fn check<D: Device + 'static>(
         add(model, "logits in bf16", rounded, &|| {
             logits_in_bf16(open, model, seed)
         });
+        if fp8 {
+            let quantized = "logits of weights in fp8 with those of the CPU in f32, likewise";
+            add(model, "logits in fp8", quantized, &|| {
+                logits_in_fp8(open, model, seed)
+            });
+        }
         let greedy = "the likeliest tokens, one after the other, with those of the CPU";
         add(model, "64 tokens in f32", greedy, &|| {
             tokens(open, name, model, seed)
@@ -136,7 +148,7 @@ fn logits_in_f32<D: Device + 'static>(
     let folder = tempfile::tempdir()?;
     random::write(folder.path(), &model.config, DType::F32, seed)?;
     let cpu = Bare::on_cpu::<Exact<f32>>(folder.path())?.run()?;
-    let device = Bare::on_device(open()?, DType::F32, folder.path())?.run()?;
+    let device = Bare::on_device(open()?, DType::F32, None, folder.path())?.run()?;
     let mut comparison = Comparison::default();
     for (exact, got) in cpu.iter().zip(&device) {
         let largest = exact.values.iter().fold(0f32, |m, x| m.max(x.abs()));
@@ -161,7 +173,7 @@ fn logits_in_bf16<D: Device + 'static>(
     random::write(folder.path(), &model.config, DType::BF16, seed)?;
     let exact = Bare::on_cpu::<Exact<f32>>(folder.path())?.run()?;
     let cpu = Bare::on_cpu::<Exact<bf16>>(folder.path())?.run()?;
-    let device = Bare::on_device(open()?, DType::BF16, folder.path())?.run()?;
+    let device = Bare::on_device(open()?, DType::BF16, None, folder.path())?.run()?;
     let config = DecoderConfig::parse(&model.config.to_string())?;
     let allowed = ROUNDING * (ROUNDINGS * config.layers() as f64).sqrt();
     let mut comparison = Comparison::default();
@@ -180,6 +192,35 @@ fn logits_in_bf16<D: Device + 'static>(
     Ok(comparison.outcome()?)
 }
 
+fn logits_in_fp8<D: Device + 'static>(
+    open: &dyn Fn() -> Result<D, DeviceError>,
+    model: &Model,
+    seed: u64,
+) -> Compared {
+    let folder = tempfile::tempdir()?;
+    random::write(folder.path(), &model.config, DType::BF16, seed)?;
+    let exact = Bare::on_cpu::<Exact<f32>>(folder.path())?.run()?;
+    let fp8 = Some(Quantization::Fp8);
+    let device = Bare::on_device(open()?, DType::BF16, fp8, folder.path())?.run()?;
+    let config = DecoderConfig::parse(&model.config.to_string())?;
+    let allowed = FP8 * (config.layers() as f64 / FP8_LAYERS).sqrt();
+    let mut comparison = Comparison::default();
+    comparison.same(device.len(), exact.len(), || "tokens with logits".into());
+    let steps = |logits: &[Logits]| -> Vec<Vec<f32>> {
+        let steps = logits.chunk_by(|a, b| a.step == b.step);
+        let values = |step: &[Logits]| step.iter().flat_map(|token| token.values.clone()).collect();
+        steps.map(values).collect()
+    };
+    let (exact, device) = (steps(&exact), steps(&device));
+    for (step, (exact, got)) in exact.iter().zip(&device).enumerate() {
+        let size = distance(exact, &vec![0.0; exact.len()]);
+        comparison.within(distance(got, exact), 0.0, allowed * size, || {
+            format!("step {step}, difference of the logits")
+        });
+    }
+    Ok(comparison.outcome()?)
+}
+
 /// Root of the mean square of what two lists differ by.
 fn distance(a: &[f32], b: &[f32]) -> f64 {
     let squares = a.iter().zip(b).map(|(a, b)| f64::from(a - b).powi(2));
@@ -188,6 +229,7 @@ fn distance(a: &[f32], b: &[f32]) -> f64 {
 
 /// Logits of a token of a step.
 struct Logits {
+    step: usize,
     at: String,
     values: Vec<f32>,
 }
@@ -242,17 +284,18 @@ impl Bare {
     fn on_device<D: Device + 'static>(
         device: D,
         dtype: DType,
+        quantization: Option<Quantization>,
         folder: &Path,
     ) -> anyhow::Result<Bare> {
         let (config, weights, limits) = Bare::open(folder)?;
         let element = cuda::element(dtype);
-        let weights = cuda::upload(&device, dtype, None, &config, &weights, &mut |_| {})?;
+        let weights = cuda::upload(&device, dtype, quantization, &config, &weights, &mut |_| {})?;
         let room = Room {
             rows: limits.max_sequences,
             tokens: limits.max_step_tokens,
             row_blocks: ROW_BLOCKS,
         };
-        let work = cuda::Work::new(&device, &config, element, None, room)?;
+        let work = cuda::Work::new(&device, &config, element, quantization, room)?;
         let model = cuda::Decoder::new(device, config, element, weights, work)?;
         let model = Box::new(model.with_arena(limits.block_count)?);
         Ok(Bare { model, limits })
@@ -271,6 +314,7 @@ impl Bare {
                 tokens
                     .zip(rows)
                     .map(|((sequence, position), values)| Logits {
+                        step,
                         at: format!("step {step}, sequence {sequence}, position {position}"),
                         values: values.to_vec(),
                     }),

@@ -190,7 +190,7 @@ impl fmt::Display for Bench {
         writeln!(f, "\n{}", self.about)?;
         writeln!(
             f,
-            "{:<44} {:>12} {:<9} {:>12} {:>6} {:>7}",
+            "{:<50} {:>12} {:<9} {:>12} {:>6} {:>7}",
             "bench", "measured", "", "roofline", "ratio", "target"
         )?;
         for row in &self.rows {
@@ -208,7 +208,7 @@ impl fmt::Display for Bench {
                 ""
             };
             let line = format!(
-                "{:<44} {:>12.2} {:<9} {:>12} {:>6} {target:>7}{missed}",
+                "{:<50} {:>12.2} {:<9} {:>12} {:>6} {target:>7}{missed}",
                 row.name,
                 row.value,
                 row.unit,
@@ -218,7 +218,7 @@ impl fmt::Display for Bench {
             writeln!(f, "{}", line.trim_end())?;
         }
         for name in &self.left_out {
-            writeln!(f, "{name:<44} left out for want of time")?;
+            writeln!(f, "{name:<50} left out for want of time")?;
         }
         self.fault
             .as_ref()
