@@ -74,6 +74,18 @@ def test_every_alert_has_a_place_in_the_runbook():
         assert rule["annotations"]["runbook_url"] == f"docs/operations.md#{rule['alert'].lower()}"
 
 
+def test_what_an_alert_is_about_is_on_the_dashboard():
+    shown = " ".join(target["expr"] for panel in DASHBOARD["panels"] for target in panel.get("targets", []))
+    for rule in RULES:
+        for metric in metrics(rule) - {"up"}:
+            assert metric in shown, f"{rule['alert']} is about {metric}"
+
+
+def metrics(rule):
+    """The metrics that an alert is about."""
+    return set(re.findall(r"\b(?:up|vllm:\w+|realm_\w+)\b", rule["expr"]))
+
+
 def queries():
     """What the dashboard asks, by panel, as Prometheus gets it from Grafana."""
     for panel in DASHBOARD["panels"]:
@@ -218,7 +230,7 @@ def test_a_variable_has_values(ask, variable):
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule["alert"])
 def test_the_metrics_of_an_alert_are_there(ask, rule):
-    for metric in set(re.findall(r"\b(?:up|vllm:\w+|realm_\w+)\b", rule["expr"])):
+    for metric in metrics(rule):
         assert ask(lambda data: data["result"], "query", query=metric), metric
 
 
