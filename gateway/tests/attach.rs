@@ -3,95 +3,14 @@
 mod common;
 
 use std::cell::RefCell;
-use std::io::{BufRead, BufReader};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use common::attached::{Worker, place};
 use common::{Server, completion, wait_until};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-
-/// A worker that listens. Ends with the value.
-struct Worker {
-    child: RefCell<Child>,
-    log: Arc<Mutex<String>>,
-}
-
-impl Worker {
-    fn start(socket: &Path, grace: u32) -> Self {
-        let binary = PathBuf::from(env!("CARGO_BIN_EXE_realm")).with_file_name("realm-worker");
-        let mut child = Command::new(binary)
-            .args(["serve", "--model", "embedded", "--threads", "1"])
-            .args(["--kv-memory", "67108864", "--grace", &grace.to_string()])
-            .arg("--socket")
-            .arg(socket)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the worker starts; build it with `cargo build -p realm-worker`");
-        let stderr = child.stderr.take().expect("piped");
-        let log = Arc::<Mutex<String>>::default();
-        let shared = log.clone();
-        std::thread::spawn(move || {
-            for line in BufReader::new(stderr).lines().map_while(Result::ok) {
-                println!("{line}");
-                *shared.lock().expect("not poisoned") += &(line + "\n");
-            }
-        });
-        Worker {
-            child: child.into(),
-            log,
-        }
-    }
-
-    fn pid(&self) -> Pid {
-        Pid::from_raw(self.child.borrow().id() as i32)
-    }
-
-    fn signal(&self, signal: Signal) {
-        kill(self.pid(), signal).expect("signals the worker");
-    }
-
-    fn has_ended(&self) -> Option<ExitStatus> {
-        self.child.borrow_mut().try_wait().expect("can wait")
-    }
-
-    /// Waits for it to end.
-    fn wait(&self) -> ExitStatus {
-        let mut status = None;
-        wait_until("the worker has ended", || {
-            status = self.has_ended();
-            status.is_some()
-        });
-        status.expect("set")
-    }
-
-    /// How often its log has this.
-    fn says(&self, what: &str) -> usize {
-        self.log.lock().expect("not poisoned").matches(what).count()
-    }
-}
-
-impl Drop for Worker {
-    fn drop(&mut self) {
-        let _ = self.child.get_mut().kill();
-        let _ = self.child.get_mut().wait();
-    }
-}
-
-/// A folder with a place for a socket, and the flag that attaches to it.
-fn place() -> (tempfile::TempDir, PathBuf, String) {
-    let folder = tempfile::tempdir().expect("temporary directory");
-    let socket = folder.path().join("tiny.sock");
-    let attach = format!("--attach=realm-tiny={}", socket.display());
-    (folder, socket, attach)
-}
 
 fn seeded(tokens: u32) -> Value {
     json!({

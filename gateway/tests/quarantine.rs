@@ -4,11 +4,13 @@ mod common;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use common::attached::Kept;
 use common::calls::Calls;
 use common::client::{End, Failure};
 use common::requests::{Request, continuation, kinds};
 use common::shop::{Shop, code, content};
 use common::{Raise, chat, wait_until};
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
 /// A line that a worker crashes of where a tenant's code logs it: the first word of `flood-log`.
@@ -179,6 +181,26 @@ fn a_processor_that_crashes_its_worker_is_not_run_again() {
     assert_eq!(deaths(&shop), ended);
 }
 
+/// Where the gateway sees no more of a worker's end than that it hangs up, the worker has said why.
+#[test]
+fn a_program_that_crashes_attached_workers_is_not_run_again() {
+    let kept = Kept::start(&[CRASH]);
+    let programs = ["program-script", "flood-log", "chat", "best-of", "guard"];
+    let shop = Shop::serving(&programs, &[&kept.attach], &[]);
+    among_innocents(&shop, || {
+        let crash = json!([{"new": {}}, {"speak": [0, 3]}, {"log": ["flood", 1]}]);
+        let body = answered("program-script", crash);
+        crashed(shop.server.ask_with(&streamed(body), |_| {}));
+        wait_until("it is in quarantine", || quarantined(&shop) == 1.0);
+    });
+    let refused = answered("program-script", json!([]));
+    let refused = shop.server.post("/v1/chat/completions", &refused);
+    assert_eq!(code(&refused), (422, "program_quarantined".into()));
+    let flood = steered("flood-log", json!({"lines": 1}));
+    crashed(shop.server.ask_with(&flood, |_| {}));
+    wait_until("it is in quarantine", || quarantined(&shop) == 2.0);
+}
+
 /// What kills workers is the prompt, which is computed once more, without the processor.
 #[test]
 fn a_processor_is_not_to_blame_for_the_tokens_that_it_steers() {
@@ -199,11 +221,56 @@ fn a_processor_is_not_to_blame_for_the_tokens_that_it_steers() {
 /// Whoever ends workers from outside, a system without memory for one, shows nothing of what runs in them.
 #[test]
 fn a_program_is_not_to_blame_for_workers_that_others_end() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let path = folder.path().join("calls");
-    let calls = Calls::new(&path);
-    let path = path.to_str().expect("UTF-8");
-    let shop = Shop::open_with(&["chat"], &[("REALM_TEST_CRASH_CALL", path)]);
+    let calls = Deadly::new();
+    let shop = Shop::open_with(&["chat"], &[calls.variable()]);
+    is_not_to_blame(&shop, &calls);
+}
+
+#[test]
+fn a_program_is_not_to_blame_for_attached_workers_that_others_end() {
+    let calls = Deadly::new();
+    let kept = Kept::start(&[calls.variable()]);
+    let shop = Shop::serving(&["chat"], &[&kept.attach], &[]);
+    is_not_to_blame(&shop, &calls);
+    // A restart by whoever runs it, and what systemd does if a worker says nothing for too long.
+    for signal in [Signal::SIGTERM, Signal::SIGABRT] {
+        let chat = streamed(answered("chat", Value::Null));
+        let undisturbed = shop.server.ask(&chat);
+        let end = shop.server.ask_with(&chat, |chunks| {
+            if chunks == 5 {
+                kept.end(signal);
+            }
+        });
+        assert_eq!(end.finished(), undisturbed);
+    }
+    assert_eq!(quarantined(&shop), 0.0);
+}
+
+/// Calls of its host that kill a worker.
+struct Deadly {
+    path: String,
+    calls: Calls,
+    _folder: tempfile::TempDir,
+}
+
+impl Deadly {
+    fn new() -> Self {
+        let _folder = tempfile::tempdir().expect("a folder");
+        let path = _folder.path().join("calls");
+        Deadly {
+            path: path.to_str().expect("UTF-8").to_owned(),
+            calls: Calls::new(&path),
+            _folder,
+        }
+    }
+
+    fn variable(&self) -> (&str, &str) {
+        ("REALM_TEST_CRASH_CALL", &self.path)
+    }
+}
+
+/// Has two workers killed where the program `chat` is.
+fn is_not_to_blame(shop: &Shop, Deadly { calls, .. }: &Deadly) {
     let chat = streamed(answered("chat", Value::Null));
     let undisturbed = shop.server.ask(&chat);
     calls.set(4);
@@ -215,8 +282,8 @@ fn a_program_is_not_to_blame_for_workers_that_others_end() {
         crashed(asked.join().expect("no panic"));
     });
     wait_until("both are replaced", || {
-        deaths(&shop) == 2.0 && shop.server.admin("/ready").status == 200
+        deaths(shop) == 2.0 && shop.server.admin("/ready").status == 200
     });
-    assert_eq!(quarantined(&shop), 0.0);
+    assert_eq!(quarantined(shop), 0.0);
     assert_eq!(shop.server.ask(&chat), undisturbed);
 }

@@ -54,6 +54,11 @@ pub enum Control {
         /// What was wrong, where, and what to do.
         message: String,
     },
+    /// The worker ends by a fault of its own; the last message of one that the gateway did not start itself.
+    Crashed {
+        /// In words that follow "the worker ended".
+        how: String,
+    },
 }
 
 /// What a gateway tells a worker beside the rings.

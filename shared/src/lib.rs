@@ -18,4 +18,4 @@ pub mod tokenizer;
 pub mod wire;
 
 /// Version of everything in [`wire`], [`control`], [`run`] and [`grammar`].
-pub const ABI_VERSION: u32 = 8;
+pub const ABI_VERSION: u32 = 9;

@@ -119,6 +119,8 @@ mod buffer;
 pub mod fuzz;
 mod gateway;
 mod hello;
+#[cfg(not(loom))]
+mod last_word;
 mod layout;
 mod message;
 mod ring;
@@ -138,6 +140,8 @@ mod tests;
 pub use buffer::AlignedBuf;
 pub use gateway::GatewayEnd;
 pub use hello::{HandshakeError, Peer};
+#[cfg(not(loom))]
+pub use last_word::LastWord;
 pub use layout::RING_ENTRIES;
 pub use message::{Message, SlotRef};
 pub use ring::{Full, Violation};

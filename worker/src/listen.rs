@@ -8,15 +8,18 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileTypeExt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
+use nix::sys::signal::Signal;
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
 use realm_shared::control::Control;
+use realm_shm::LastWord;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::Mode;
 use rustix::io::Errno;
@@ -36,6 +39,19 @@ const BACKLOG: i32 = 16;
 const TURN: Duration = Duration::from_millis(250);
 /// Pause after the system refused a connection, for want of descriptors for example.
 pub(crate) const BREATH: Duration = Duration::from_millis(100);
+
+/// Has the gateway be told where this process ends by a fault of its own: what it computed may be why, which nobody may
+/// think of one that somebody else ends. To be called before Wasmtime is set up.
+pub(crate) fn prepare_last_word() -> anyhow::Result<()> {
+    let word = |signal| {
+        let how = match Signal::try_from(signal) {
+            Ok(name) => format!("killed by {name}; its log says more"),
+            Err(_) => format!("killed by signal {signal}; its log says more"),
+        };
+        serde_json::to_vec(&Control::Crashed { how }).unwrap_or_default()
+    };
+    LastWord::prepare(word).context("cannot handle signals")
+}
 
 /// Serves a model to one gateway after the other. Ends when none came for `grace` after the last
 /// one went; waits for the first without limit. The socket's file stays: a confined process deletes
@@ -66,7 +82,12 @@ pub(crate) fn serve(
     manager.ready();
     let mut next = door.wait(None, &mut manager);
     while let Some(session) = next {
-        serve_one(session, &mut engine, host, &vocabulary, &mut manager);
+        let serve = || serve_one(session, &mut engine, host, &vocabulary, &mut manager);
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(serve)) {
+            let how = "it panicked; its log says more".to_owned();
+            door.tell(&Control::Crashed { how });
+            resume_unwind(panic);
+        }
         engine.reset()?;
         next = door.wait(Some(grace), &mut manager);
     }
@@ -85,6 +106,8 @@ fn serve_one(
 ) {
     let who = caller(session.socket());
     say(format_args!("{who} is attached"));
+    // Where no descriptor is left for it, there is none for the watch either.
+    let _last_word = LastWord::to(session.socket());
     let served = Watch::start(session.socket(), LAST_STEP).and_then(|watch| {
         let result = session.run(engine, host, vocabulary, &watch, manager);
         session.conclude(&watch, result)

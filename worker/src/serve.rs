@@ -89,6 +89,9 @@ pub(crate) struct Prepared {
 pub fn serve(gateway: &Gateway, setup: &Setup, pool: Pool) -> anyhow::Result<()> {
     #[cfg(debug_assertions)]
     crate::crash::arm();
+    if matches!(gateway, Gateway::Listen { .. }) {
+        listen::prepare_last_word()?;
+    }
     let host = Arc::new(Host::new(pool));
     if let Gateway::Listen { path, grace } = gateway {
         return listen::serve(path, *grace, setup, &host);

@@ -99,11 +99,17 @@ struct Listening(Child);
 
 impl Listening {
     fn start(path: &Path) -> Listening {
+        Listening::start_with(path, &[])
+    }
+
+    /// Starts one whose environment holds nothing but these variables.
+    fn start_with(path: &Path, environment: &[(&str, &str)]) -> Listening {
         let child = Command::new(env!("CARGO_BIN_EXE_realm-worker"))
             .args(["serve", "--model", "embedded", "--threads", "1"])
             .args(["--kv-memory", "4194304", "--grace", "600", "--socket"])
             .arg(path)
             .env_clear()
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .spawn()
             .expect("starts");
@@ -171,6 +177,7 @@ impl Gateway {
                 }
                 Control::Ready(info) => return info,
                 Control::Failed { message } => panic!("{message}"),
+                Control::Crashed { how } => panic!("{how}"),
             }
         }
     }
@@ -179,6 +186,7 @@ impl Gateway {
         loop {
             match self.control() {
                 Control::Failed { message } => return message,
+                Control::Crashed { how } => panic!("{how}"),
                 Control::Ready(_) | Control::Loading { .. } => {}
             }
         }
@@ -504,6 +512,24 @@ fn a_debug_build_crashes_on_the_token_it_is_told() {
     worker.step(2, SAMPLE, 0, 0, &[76, 77]);
     let (code, log) = worker.end();
     assert_eq!((code, log.as_str()), (None, ""), "no exit, but a signal");
+}
+
+#[cfg(debug_assertions)]
+#[test]
+fn a_gateway_that_attached_hears_of_a_crash() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let path = folder.path().join("worker.sock");
+    let mut worker = Listening::start_with(&path, &[("REALM_TEST_CRASH_TOKEN", "77")]);
+    let mut gateway = Gateway::attach(&path);
+    gateway.ready();
+    gateway.open(0, sampling(0.0));
+    gateway.step(1, SAMPLE, 0, 0, &[76, 77]);
+    let Control::Crashed { how } = gateway.control() else {
+        panic!("it says something else");
+    };
+    assert!(how.contains("SIGABRT"), "{how}");
+    let status = worker.0.wait().expect("ends");
+    assert_eq!(status.code(), None, "no exit, but a signal");
 }
 
 #[test]

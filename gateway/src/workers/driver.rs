@@ -219,10 +219,15 @@ impl Driver {
             }
         };
         let mut link = Link::new(gate, orders);
-        let error = match wake.and_then(watch) {
+        let mut error = match wake.and_then(watch) {
             Ok(wake) => self.serve(&mut process, &mut link, &wake).await,
             Err(error) => Some(error.into()),
         };
+        if let Some(WorkerError::Unreached(_)) = error
+            && let Some(why) = process.why_gone().await
+        {
+            error = Some(why);
+        }
         process.end(error.as_ref()).await;
         if !matches!(error, Some(WorkerError::Violation(_)))
             && let Err(error) = self.collect(&mut link)
@@ -288,6 +293,7 @@ impl Driver {
                 }
                 control = process.next_control() => match control {
                     Ok(Control::Failed { message }) => return Some(WorkerError::Ended(message)),
+                    Ok(Control::Crashed { how }) => return Some(WorkerError::Crashed(how)),
                     Ok(other) => {
                         let what = format!("unexpected control message {other:?}");
                         return Some(WorkerError::Violation(what));
@@ -607,6 +613,9 @@ async fn until(moment: Option<Instant>) {
 
 impl From<LinkError> for WorkerError {
     fn from(error: LinkError) -> Self {
-        WorkerError::Violation(error.to_string())
+        match error {
+            LinkError::Submit(_) => WorkerError::Unreached(error.to_string()),
+            LinkError::Ring(_) | LinkError::Answer(_) => WorkerError::Violation(error.to_string()),
+        }
     }
 }

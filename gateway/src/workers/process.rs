@@ -73,6 +73,9 @@ pub enum WorkerError {
     /// It broke the protocol.
     #[error("the worker broke the protocol: {0}")]
     Violation(String),
+    /// It was not to be given what it should do.
+    #[error("the worker could not be reached: {0}")]
+    Unreached(String),
     /// It is gone.
     #[error("the worker ended: {0}")]
     Ended(String),
@@ -126,12 +129,12 @@ impl WorkerError {
             WorkerError::Violation(_) => "violation",
             WorkerError::Hung(_) | WorkerError::Silent(_) | WorkerError::Still(_) => "hung",
             WorkerError::Absent { .. } => "absent",
-            WorkerError::Ended(_) | WorkerError::Crashed(_) => "died",
+            WorkerError::Unreached(_) | WorkerError::Ended(_) | WorkerError::Crashed(_) => "died",
         }
     }
 
     /// Whether what it did may be why it ended. One that was killed, by an operator or by a system without memory,
-    /// shows nothing, and nor does one that was attached to: how that ends is not seen here.
+    /// shows nothing. How a spawned one ended is seen; one that was attached to says so, if it can.
     pub(super) fn is_crash(&self) -> bool {
         matches!(self, WorkerError::Crashed(_) | WorkerError::Violation(_))
     }
@@ -141,6 +144,7 @@ impl WorkerError {
         matches!(
             self,
             WorkerError::Violation(_)
+                | WorkerError::Unreached(_)
                 | WorkerError::Hung(_)
                 | WorkerError::Silent(_)
                 | WorkerError::Still(_)
@@ -222,6 +226,7 @@ impl WorkerProcess {
                 Control::Loading { done, total } => progress(done, total),
                 Control::Ready(info) => return check(info),
                 Control::Failed { message } => return Err(WorkerError::Failed(message)),
+                Control::Crashed { how } => return Err(WorkerError::Crashed(how)),
             }
         }
     }
@@ -240,6 +245,21 @@ impl WorkerProcess {
             Ok(0) | Err(_) => Err(self.end_reason().await),
             Ok(n) => serde_json::from_slice(&self.buffer[..n])
                 .map_err(|e| WorkerError::Violation(format!("control message: {e}"))),
+        }
+    }
+
+    /// Why a worker that cannot be reached is gone, if it is.
+    pub(super) async fn why_gone(&mut self) -> Option<WorkerError> {
+        if !hung_up(self.control.get_ref()) {
+            return None;
+        }
+        // It may have said something before.
+        loop {
+            match self.next_control().await {
+                Ok(Control::Crashed { how }) => return Some(WorkerError::Crashed(how)),
+                Ok(_) => {}
+                Err(why) => return Some(why),
+            }
         }
     }
 

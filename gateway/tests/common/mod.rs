@@ -1,6 +1,7 @@
 //! A `realm serve` process of one's own, and a small HTTP client for it.
 #![allow(dead_code, reason = "each suite uses a part")]
 
+pub(crate) mod attached;
 pub(crate) mod calls;
 pub(crate) mod census;
 pub(crate) mod client;

@@ -27,12 +27,18 @@ impl Shop {
 
     /// The same with variables in the environment of its server.
     pub(crate) fn open_with(programs: &[&str], env: &[(&str, &str)]) -> Shop {
+        Shop::serving(programs, &[], env)
+    }
+
+    /// The same with arguments of its server.
+    pub(crate) fn serving(programs: &[&str], args: &[&str], env: &[(&str, &str)]) -> Shop {
         let folder = tempfile::tempdir().expect("a folder");
         let config = folder.path().join("realm.toml");
         std::fs::write(&config, MANY).expect("written");
         let store = folder.path().join("programs");
         let (config, store) = (config.display().to_string(), store.display().to_string());
-        let server = Server::start_with(&["--config", &config, "--programs", &store], env);
+        let args = [args, &["--config", &config, "--programs", &store]].concat();
+        let server = Server::start_with(&args, env);
         let shop = Shop { server, folder };
         for name in programs {
             let pushed = shop.push(name, name);
