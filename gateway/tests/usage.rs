@@ -129,6 +129,23 @@ fn every_request_is_billed_before_its_connection_closes() {
     assert_eq!(lines(&place).len(), 7);
 }
 
+/// Who bills has a price for a model, not for what a tenant calls its program.
+#[test]
+fn what_a_program_used_is_of_its_model() {
+    let place = Place::new("programs = \"programs\"\nusage_log = \"usage.jsonl\"");
+    let key = place.key("acme");
+    let server = place.serve();
+    let mut body = chat("Hello");
+    body["model"] = "chat".into();
+    let reply = post(&server, &key, "/v1/chat/completions", &body);
+    assert_eq!(reply.status, 200, "{}", reply.body);
+    let line = lines(&place).pop().expect("a line");
+    assert_eq!(line["model"], "realm-tiny", "{line}");
+    assert_eq!(line["program"], "chat", "{line}");
+    let usage = server.admin("/admin/usage").json();
+    assert_eq!(usage["usage"][0]["model"], "realm-tiny", "{usage}");
+}
+
 /// `/admin/usage` and the metrics say what the lines say.
 fn check_sums(server: &Server, lines: &[Value]) {
     let report: Value = serde_json::from_str(&server.admin("/admin/usage").body).expect("JSON");

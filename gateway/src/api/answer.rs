@@ -118,7 +118,7 @@ pub(super) async fn submit<F: Format>(
         sequence.allowance = settings.allowance();
         sequence.priority = params.urgency.within(settings.priority());
     }
-    let reservation = caller.reserve(id, &model.name, sequences.len(), tokens)?;
+    let reservation = caller.reserve(id, &model.name, None, sequences.len(), tokens)?;
     let generation = model.generate(sequences, Some(reservation))?;
     Ok(respond(run, generation, params).await)
 }

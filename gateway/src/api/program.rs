@@ -147,7 +147,8 @@ pub(super) async fn submit<F: Format>(
     // All that it may draw, and read for that.
     let tokens = run.prompt_tokens() as u64 + task.request.budget;
     let sequences = task.allotment.sequences as usize;
-    let reservation = caller.reserve(id, &task.program.name, sequences, tokens)?;
+    let reservation =
+        caller.reserve(id, &model.name, Some(&task.program.name), sequences, tokens)?;
     let generation = model.run(task, Some(reservation))?;
     Ok(respond(run, generation, params).await)
 }

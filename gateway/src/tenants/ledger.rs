@@ -77,6 +77,9 @@ pub(super) struct Entry {
     pub(super) id: String,
     #[serde(flatten)]
     pub(super) account: Account,
+    /// The program that answered, if one did: not in the sums, as its tenant thinks up its name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) program: Option<String>,
     pub(super) outcome: Outcome,
     pub(super) sequences: usize,
     #[serde(flatten)]
@@ -357,6 +360,7 @@ mod tests {
                 key: Some("sk-12345678".to_owned()),
                 model: "m".to_owned(),
             },
+            program: None,
             outcome,
             sequences: 2,
             used: Used {

@@ -104,6 +104,7 @@ impl Caller {
         &self,
         id: String,
         model: &str,
+        program: Option<&str>,
         sequences: usize,
         tokens: u64,
     ) -> Result<Reservation, OverLimit> {
@@ -114,6 +115,7 @@ impl Caller {
                 key: self.key.as_ref().map(|key| key.prefix.clone()),
                 model: model.to_owned(),
             },
+            program: program.map(str::to_owned),
             sequences,
             tokens,
         };

@@ -36,6 +36,8 @@ pub(super) struct Asked {
     /// The name that its answer has.
     pub(super) id: String,
     pub(super) account: ledger::Account,
+    /// Of which program.
+    pub(super) program: Option<String>,
     pub(super) sequences: usize,
     pub(super) tokens: u64,
 }
@@ -175,6 +177,7 @@ impl Drop for Reservation {
             time: Timestamp::now(),
             id: std::mem::take(&mut self.asked.id),
             account: self.asked.account.clone(),
+            program: self.asked.program.take(),
             outcome,
             sequences: self.asked.sequences,
             used: state.used,
@@ -206,6 +209,7 @@ mod tests {
                 key: None,
                 model: "m".to_owned(),
             },
+            program: None,
             sequences,
             tokens,
         };
