@@ -366,4 +366,18 @@ fn settings_can_be_checked_without_serving() {
         warned.is_some_and(|line| line.contains("acme") && line.contains("large")),
         "{said}"
     );
+    // Whoever checks may be another user than the one who serves, and would own what is made.
+    place.configure("usage_log = \"usage.jsonl\"");
+    let (status, said) = fail_to_start(&["--check", "--config", config]);
+    assert!(status.success(), "{said}");
+    assert!(!place.file("usage.jsonl").exists());
+    for (log, why) in [
+        ("missing/usage.jsonl", "No such file"),
+        ("keys.json/usage.jsonl", "Not a directory"),
+        (".", "Is a directory"),
+    ] {
+        place.configure(&format!("usage_log = \"{log}\""));
+        let (status, said) = fail_to_start(&["--check", "--config", config]);
+        assert!(!status.success() && said.contains(why), "{said}");
+    }
 }

@@ -53,7 +53,7 @@ pub(super) async fn serve(
     let workers = Arc::new(workers);
     let folder = file.under(args.programs, &file.programs, ProgramSettings::resolve)?;
     let usage_log = args.access.usage_log.or(file.access.usage_log.clone());
-    let ledger = open_ledger(usage_log)?;
+    let ledger = open_ledger(usage_log, args.check)?;
     let served: Vec<_> = workers
         .models
         .iter()
@@ -135,8 +135,13 @@ pub(super) async fn serve(
     Ok(ExitCode::SUCCESS)
 }
 
-fn open_ledger(log: Option<PathBuf>) -> anyhow::Result<Arc<Ledger>> {
-    let ledger = Ledger::new(log.clone()).with_context(|| {
+/// A ledger that writes to a log; one that only looks whether it could, to `check`.
+fn open_ledger(log: Option<PathBuf>, check: bool) -> anyhow::Result<Arc<Ledger>> {
+    let opened = match &log {
+        Some(path) if check => Ledger::check(path).and_then(|()| Ledger::new(None)),
+        _ => Ledger::new(log.clone()),
+    };
+    let ledger = opened.with_context(|| {
         let log = log.unwrap_or_default();
         format!("cannot write to the usage log {}", log.display())
     })?;

@@ -13,6 +13,7 @@ use jiff::Timestamp;
 use metrics_exporter_prometheus::formatting::{
     sanitize_label_value, write_help_line, write_type_line,
 };
+use nix::unistd::{AccessFlags, access};
 use serde::Serialize;
 
 /// Tenants that metrics name, and what all others are called.
@@ -176,6 +177,21 @@ impl Ledger {
             log,
             books: Mutex::default(),
         })
+    }
+
+    /// Says what [`new`](Self::new) would say of a log, and leaves none where there is none.
+    ///
+    /// # Errors
+    /// If nothing can be written to it.
+    pub fn check(log: &Path) -> io::Result<()> {
+        let there = OpenOptions::new().append(true).open(log);
+        let folder = match there {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => log.parent(),
+            there => return there.map(drop),
+        };
+        let folder = folder.filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new("."));
+        Ok(access(folder, AccessFlags::W_OK | AccessFlags::X_OK)?)
     }
 
     /// A request is over. When this returns, its line will be read by all who open the log, whatever
