@@ -249,6 +249,26 @@ fn panic_response(panic: Box<dyn Any + Send>) -> Response<Body> {
         .or_else(|| panic.downcast_ref::<&str>().copied())
         .unwrap_or("unknown");
     tracing::error!(what, "a request handler panicked");
-    ApiError::internal("This request met a fault of the server, which goes on serving others")
-        .into_response()
+    let error =
+        ApiError::internal("This request met a fault of the server, which goes on serving others");
+    // What it asked for went with it.
+    http_response("other", error.status().as_u16());
+    error.into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use metrics_exporter_prometheus::PrometheusBuilder;
+
+    use super::*;
+
+    #[test]
+    fn whoever_watches_responses_sees_panics() {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        let handle = recorder.handle();
+        let response = metrics::with_local_recorder(&recorder, || panic_response(Box::new("why")));
+        assert_eq!(response.status(), 500);
+        let line = r#"realm_http_requests_total{route="other",status="500"} 1"#;
+        assert!(handle.render().lines().any(|l| l == line));
+    }
 }
