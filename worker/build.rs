@@ -14,17 +14,15 @@ fn main() {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{libtorch}/lib");
         version = torch_version(&Path::new(&libtorch).join("include/torch/headeronly/version.h"));
     }
-    compile_shims();
+    compile_shim();
     let version = version.as_deref().unwrap_or("unknown");
     println!("cargo:rustc-env=REALM_LIBTORCH_VERSION={version}");
 }
 
 /// With libtorch from where `tch` looks for it too.
-fn compile_shims() {
-    const SOURCES: [&str; 2] = ["src/kernels/onednn.cpp", "src/cuda/torch.cpp"];
-    for file in SOURCES.iter().chain(&["src/guarded.h"]) {
-        println!("cargo:rerun-if-changed={file}");
-    }
+fn compile_shim() {
+    const SOURCE: &str = "src/cuda/torch.cpp";
+    println!("cargo:rerun-if-changed={SOURCE}");
     let libtorch = std::env::var("LIBTORCH").unwrap_or_else(|_| "/usr".into());
     cc::Build::new()
         .cpp(true)
@@ -32,8 +30,8 @@ fn compile_shims() {
         // libtorch's headers give warnings of their own.
         .warnings(false)
         .include(Path::new(&libtorch).join("include"))
-        .files(SOURCES)
-        .compile("realm_shims");
+        .file(SOURCE)
+        .compile("realm_shim");
 }
 
 /// The version that libtorch's headers state, which is what this program is compiled for.

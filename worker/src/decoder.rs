@@ -13,8 +13,8 @@ use crate::arena::Arena;
 use crate::batch::Batch;
 use crate::config::DecoderConfig;
 use crate::kernels::{
-    Attention, Buffer, Place, Rotary, Span, Threads, add_rms_norm, attend, rms_norm,
-    rotate_and_store, silu_multiply,
+    Attended, Attention, Buffer, Packable, Place, Rotary, Span, Threads, add_rms_norm, attend,
+    rms_norm, rotate_and_store, silu_multiply,
 };
 use crate::linear::Linear;
 use crate::parameters::{DecoderWeights, Hold, Stack};
@@ -126,16 +126,16 @@ pub enum ForwardError {
 pub const HEAD_ROWS: usize = 32;
 
 /// A decoder's weights in ordinary memory.
-pub type Held<L> = DecoderWeights<L, Vec<f32>>;
+pub type Held<T> = DecoderWeights<Linear<T>, Vec<f32>>;
 
 /// A decoder's weights, its KV arena, and the memory that a step works in.
-pub struct Decoder<L: Linear> {
+pub struct Decoder<T: Packable> {
     config: DecoderConfig,
     shape: Attention,
     threads: Threads,
-    weights: Held<L>,
+    weights: Held<T>,
     rotary: Rotary,
-    arena: Arena<L::Element>,
+    arena: Arena<T>,
     work: Work,
 }
 
@@ -151,24 +151,24 @@ struct Work {
     logits: Buffer<f32>,
 }
 
-/// Takes weights into ordinary memory, each matrix as `L` has it.
-struct Pack<'a, L> {
+/// Takes weights into ordinary memory, as `T`.
+struct Pack<'a, T> {
     threads: &'a Threads,
-    held: PhantomData<L>,
+    element: PhantomData<T>,
 }
 
-impl<L: Linear> Hold for Pack<'_, L> {
-    type Matrix = L;
+impl<T: Packable> Hold for Pack<'_, T> {
+    type Matrix = Linear<T>;
     type Vector = Vec<f32>;
     type Error = WeightsError;
 
-    fn matrix(&mut self, stack: &Stack<'_>) -> Result<L, WeightsError> {
+    fn matrix(&mut self, stack: &Stack<'_>) -> Result<Linear<T>, WeightsError> {
         let bias = (!stack.bias.is_empty()).then(|| {
             let parts = stack.bias.iter();
             parts.flat_map(|(_, part)| floats(part)).collect()
         });
-        let read = |row, column, into: &mut [L::Element]| stack.read(row, column, into);
-        Ok(L::new(
+        let read = |row, column, into: &mut [T]| stack.read(row, column, into);
+        Ok(Linear::new(
             self.threads,
             stack.outputs,
             stack.inputs,
@@ -192,31 +192,31 @@ fn floats(view: &View<'_>) -> Vec<f32> {
 ///
 /// # Errors
 /// If a tensor is missing, has another shape than the config asks for, or would be ignored.
-pub fn load_weights<L: Linear>(
+pub fn load_weights<T: Packable>(
     config: &DecoderConfig,
     checkpoint: &Weights,
     threads: &Threads,
     progress: &mut dyn FnMut(u64),
-) -> Result<Held<L>, WeightsError> {
+) -> Result<Held<T>, WeightsError> {
     let mut pack = Pack {
         threads,
-        held: PhantomData,
+        element: PhantomData,
     };
     DecoderWeights::load(config, checkpoint, &mut pack, progress)
 }
 
-impl<L: Linear> Decoder<L> {
+impl<T: Packable> Decoder<T> {
     /// A decoder with an arena of `blocks` blocks, for steps of up to `max_step_tokens`.
     ///
     /// # Errors
     /// If there is no address space for the arena.
     pub fn new(
         config: DecoderConfig,
-        weights: Held<L>,
+        weights: Held<T>,
         threads: Threads,
         blocks: usize,
         max_step_tokens: usize,
-    ) -> io::Result<Decoder<L>> {
+    ) -> io::Result<Decoder<T>> {
         let shape = attention(&config);
         let rows = max_step_tokens;
         let query = config.heads * config.head_dim;
@@ -268,7 +268,7 @@ fn compact(buffer: &mut Buffer<f32>, rows: usize, wanted: &[usize]) {
     }
 }
 
-impl<L: Linear> Forward for Decoder<L> {
+impl<T: Packable> Forward for Decoder<T> {
     fn forward(
         &mut self,
         batch: &Batch<'_>,
@@ -329,16 +329,15 @@ impl<L: Linear> Forward for Decoder<L> {
                 return Ok(());
             }
             let (qkv, attended) = (work.qkv.rows(rows), work.attended.rows_mut(rows));
-            attend(
-                threads,
+            let attention = Attended {
                 shape,
-                config.windows[i],
-                &spans,
+                window: config.windows[i],
+                spans: &spans,
                 qkv,
                 keys,
                 values,
-                attended,
-            );
+            };
+            attend(threads, &attention, attended);
             if last {
                 // What follows is only needed where logits are.
                 compact(&mut work.attended, rows, wanted);

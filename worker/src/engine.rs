@@ -42,11 +42,8 @@ pub struct Options {
     pub dtype: Option<DType>,
     /// What the matrices of a model on a GPU are held in instead.
     pub quantization: Option<Quantization>,
-    /// Compute threads; by default as many as there are cores, one less on matrix units.
+    /// Compute threads; by default as many as there are cores.
     pub threads: Option<u32>,
-    /// Compute every row as if it were alone, where what is fastest would not: `bf16` on matrix
-    /// units. All else is so in any case.
-    pub batch_invariant: bool,
     /// Bytes for the KV arena; by default a quarter of what is available, and on a device
     /// `gpu_memory_fraction`.
     pub kv_memory: Option<u64>,

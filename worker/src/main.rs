@@ -99,15 +99,12 @@ struct Serve {
     /// the memory, see docs/performance.md for what it costs.
     #[arg(long, value_enum)]
     quantization: Option<QuantizationArg>,
-    /// Compute threads; by default as many as there are cores, for bf16 on matrix units one less.
+    /// Compute threads; by default as many as there are cores.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1024))]
     threads: Option<u32>,
     /// CPUs to compute on, such as 0-3,8; by default all that the system allows.
     #[arg(long, value_name = "LIST")]
     cpus: Option<Cpus>,
-    /// Compute every row as if it were alone, also where that is slower: bf16 on matrix units.
-    #[arg(long)]
-    batch_invariant: bool,
     /// Bytes for keys and values; `auto` takes up to a quarter of the memory available, but see
     /// --gpu-memory-fraction.
     #[arg(long, value_parser = bytes_or_auto, default_value = "auto")]
@@ -268,7 +265,6 @@ fn run(args: Serve) -> anyhow::Result<()> {
             .quantization
             .map(|QuantizationArg::Fp8| Quantization::Fp8),
         threads: args.threads,
-        batch_invariant: args.batch_invariant,
         kv_memory: args.kv_memory.0,
         gpu_memory_fraction: args.gpu_memory_fraction,
         max_context: args.max_context,

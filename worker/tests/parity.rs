@@ -9,7 +9,7 @@ use realm_worker::batch::{Batch, Limits, Step};
 use realm_worker::config::{DType, DecoderConfig};
 use realm_worker::decoder::{Decoder, Forward, HEAD_ROWS, load_weights};
 use realm_worker::engine::{Engine, ModelSource, Options};
-use realm_worker::linear::{Exact, Linear, Torch};
+use realm_worker::kernels::{Packable, Threads};
 use realm_worker::weights::Weights;
 use safetensors::SafeTensors;
 
@@ -75,14 +75,14 @@ struct Bare {
     limits: Limits,
 }
 
-fn decoder<L: Linear>(
+fn decoder<T: Packable>(
     config: DecoderConfig,
     weights: &Weights,
     limits: &Limits,
     threads: u32,
 ) -> Box<dyn Forward> {
-    let threads = L::threads(Some(threads));
-    let weights = load_weights::<L>(&config, weights, &threads, &mut |_| {}).expect("fits");
+    let threads = Threads::new(threads);
+    let weights = load_weights::<T>(&config, weights, &threads, &mut |_| {}).expect("fits");
     let (blocks, tokens) = (limits.block_count, limits.max_step_tokens);
     Box::new(Decoder::new(config, weights, threads, blocks, tokens).expect("fits"))
 }
@@ -95,17 +95,10 @@ impl Bare {
     fn load(name: &str, threads: u32) -> Bare {
         Bare::new(name, |config, weights, limits| {
             match config.dtype.or(weights.dtype()).expect("known") {
-                DType::F32 => decoder::<Exact<f32>>(config, weights, limits, threads),
-                DType::BF16 => decoder::<Exact<half::bf16>>(config, weights, limits, threads),
-                DType::F16 => decoder::<Exact<half::f16>>(config, weights, limits, threads),
+                DType::F32 => decoder::<f32>(config, weights, limits, threads),
+                DType::BF16 => decoder::<half::bf16>(config, weights, limits, threads),
+                DType::F16 => decoder::<half::f16>(config, weights, limits, threads),
             }
-        })
-    }
-
-    /// As on matrix units, which libtorch drives.
-    fn load_on_libtorch(name: &str) -> Bare {
-        Bare::new(name, |config, weights, limits| {
-            decoder::<Torch>(config, weights, limits, 1)
         })
     }
 
@@ -259,26 +252,6 @@ fn rounded_logits_are_closer_to_the_exact_ones_than_those_of_the_reference() {
                 "{name}, chunks of {chunk}"
             );
         }
-    }
-}
-
-/// Products on libtorch round activations as the reference does, and depend on the batch.
-#[test]
-fn products_on_libtorch_are_as_close_as_the_reference() {
-    let name = "qwen3-bf16";
-    let expected = reference(name);
-    let rounding = root_mean_square_difference(&expected.logits, &expected.exact);
-    for chunk in [1000, 1, 13] {
-        let mut bare = Bare::load_on_libtorch(name);
-        let mut logits = Vec::new();
-        for (i, tokens) in expected.tokens.chunks(chunk).enumerate() {
-            logits.extend(bare.step(&[Part(tokens, i * chunk, &SCATTERED)]));
-        }
-        let off = root_mean_square_difference(&logits, &expected.exact);
-        assert!(
-            off < 1.2 * rounding,
-            "in chunks of {chunk}: {off}, not {rounding}"
-        );
     }
 }
 

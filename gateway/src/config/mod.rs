@@ -93,22 +93,12 @@ pub struct WorkerSettings {
     /// dtype says]
     #[arg(long, env = "REALM_QUANTIZATION")]
     pub quantization: Option<Quantization>,
-    /// Compute threads of each worker [default: one per core; one less for bf16 on matrix units]
+    /// Compute threads of each worker [default: one per core]
     #[arg(long, env = "REALM_THREADS")]
     pub threads: Option<u32>,
     /// CPUs that the workers compute on, e.g. 0-3,8 [default: all that the system allows]
     #[arg(long, env = "REALM_CPUS", value_name = "LIST")]
     pub cpus: Option<Cpus>,
-    /// Compute every token as if its sequence were alone in the batch, also where that is slower:
-    /// bf16 on CPUs with matrix units (AMX). Elsewhere it is so in any case
-    #[arg(
-        long,
-        env = "REALM_BATCH_INVARIANT",
-        num_args = 0..=1,
-        default_missing_value = "true",
-        value_name = "BOOL"
-    )]
-    pub batch_invariant: Option<bool>,
     /// Bytes for KV blocks, e.g. 2GiB [default: a quarter of the free memory at most, or of a GPU's
     /// what gpu_memory_fraction says]
     #[arg(long, env = "REALM_KV_MEMORY", value_name = "SIZE")]
@@ -524,8 +514,6 @@ pub struct Workers {
     pub threads: Option<u32>,
     /// CPUs that they compute on; the worker chooses if absent.
     pub cpus: Option<Cpus>,
-    /// Whether every token is computed as if its sequence were alone.
-    pub batch_invariant: bool,
     /// Bytes for KV blocks; the worker chooses if absent.
     pub kv_memory: Option<ByteSize>,
     /// Longest sequence; the worker chooses if absent.
@@ -593,10 +581,6 @@ impl WorkerSettings {
             quantization: self.quantization.or(file.quantization),
             threads: self.threads.or(file.threads),
             cpus: self.cpus.or(file.cpus),
-            batch_invariant: self
-                .batch_invariant
-                .or(file.batch_invariant)
-                .unwrap_or(false),
             kv_memory: self.kv_memory.or(file.kv_memory),
             max_context: self.max_context.or(file.max_context),
             max_queue: self.max_queue.or(file.max_queue).unwrap_or(1024).max(1),

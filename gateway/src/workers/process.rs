@@ -334,9 +334,6 @@ fn spawn(model: &ModelSpec, settings: &Workers) -> Result<(Process, OwnedFd), Wo
     if let Some(cpus) = &settings.cpus {
         command.args(["--cpus", &cpus.to_string()]);
     }
-    if settings.batch_invariant {
-        command.arg("--batch-invariant");
-    }
     if let Some(bytes) = settings.kv_memory {
         command.args(["--kv-memory", &bytes.0.to_string()]);
     }

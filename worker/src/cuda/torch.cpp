@@ -10,16 +10,32 @@
 #include <c10/core/InferenceMode.h>
 #include <c10/core/StreamGuard.h>
 #include <c10/core/impl/VirtualGuardImpl.h>
+#include <c10/util/Exception.h>
 
 #include <array>
+#include <cstring>
+#include <exception>
 #include <optional>
-
-#include "../guarded.h"
 
 namespace {
 
 c10::Device gpu(int32_t number) {
   return {c10::DeviceType::CUDA, static_cast<c10::DeviceIndex>(number)};
+}
+
+// A C++ exception must not unwind into Rust, so that each function returns its text, or null.
+template <class Body>
+char* guarded(Body body) {
+  try {
+    body();
+    return nullptr;
+  } catch (const c10::Error& error) {
+    return strdup(error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    return strdup(error.what());
+  } catch (...) {
+    return strdup("an unknown exception");
+  }
 }
 
 }  // namespace

@@ -14,8 +14,8 @@ use crate::batch::Limits;
 use crate::config::{ConfigError, DType, DecoderConfig, Quantization};
 use crate::cuda::{self, Room, UploadError, Work};
 use crate::decoder::{Decoder, Forward, attention, load_weights};
-use crate::kernels::{Attention, Threads, has_matrix_units};
-use crate::linear::{Exact, Linear, Torch, cores};
+use crate::kernels::{Attention, Packable, Threads};
+use crate::linear::{Linear, cores};
 use crate::weights::{Weights, WeightsError};
 use crate::{embedded, memory};
 
@@ -82,11 +82,6 @@ pub enum LoadError {
         /// Why not.
         source: io::Error,
     },
-    /// What only a CPU does.
-    #[error(
-        "{0} cannot keep --batch-invariant: what it computes for a row may depend on the rows beside it"
-    )]
-    BatchInvariant(String),
     /// What only a GPU does.
     #[error("--quantization {0} is for GPUs; leave it out, or choose one with --device")]
     QuantizationOnCpu(Quantization),
@@ -146,13 +141,9 @@ impl Engine {
         }
         let load = Load::open(source, options)?;
         match load.dtype {
-            DType::F32 => load.on_cpu::<Exact<f32>>(progress),
-            // Nothing else comes near them in large products.
-            DType::BF16 if has_matrix_units() && !options.batch_invariant => {
-                load.on_cpu::<Torch>(progress)
-            }
-            DType::BF16 => load.on_cpu::<Exact<bf16>>(progress),
-            DType::F16 => load.on_cpu::<Exact<f16>>(progress),
+            DType::F32 => load.on_cpu::<f32>(progress),
+            DType::BF16 => load.on_cpu::<bf16>(progress),
+            DType::F16 => load.on_cpu::<f16>(progress),
         }
     }
 
@@ -216,14 +207,14 @@ impl<'a> Load<'a> {
         })
     }
 
-    fn on_cpu<L: Linear>(self, progress: &mut dyn FnMut(u64, u64)) -> Result<Engine, LoadError> {
+    fn on_cpu<T: Packable>(self, progress: &mut dyn FnMut(u64, u64)) -> Result<Engine, LoadError> {
         let config = &self.config;
-        let threads = L::threads(self.options.threads);
+        let threads = Threads::new(self.options.threads.unwrap_or_else(cores));
         let weights = self.reporting(progress, |on_bytes| {
-            load_weights::<L>(config, &self.weights, &threads, on_bytes)
+            load_weights::<T>(config, &self.weights, &threads, on_bytes)
         })?;
-        let weight_bytes = weights.bytes(L::bytes, |vector| size_of_val(vector.as_slice()));
-        let block_bytes = Arena::<L::Element>::block_bytes(config.layers(), &attention(config));
+        let weight_bytes = weights.bytes(Linear::bytes, |vector| size_of_val(vector.as_slice()));
+        let block_bytes = Arena::<T>::block_bytes(config.layers(), &attention(config));
         let given = self.options.kv_memory.unwrap_or_else(|| {
             // Where the system does not say what it has, a gibibyte is a cautious guess.
             memory::available().map_or(1 << 30, |bytes| bytes / 4)
@@ -256,9 +247,6 @@ impl<'a> Load<'a> {
         name: &str,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<Engine, LoadError> {
-        if self.options.batch_invariant {
-            return Err(LoadError::BatchInvariant(name.to_owned()));
-        }
         let quantization = self.options.quantization;
         if let Some(quantization) = quantization {
             let (dtype, capability) = (self.dtype, device.capability());
@@ -321,7 +309,7 @@ impl<'a> Load<'a> {
         let decoder = decoder.with_arena(block_count);
         let decoder = decoder.map_err(failed("hold the KV arena", "lower --kv-memory"))?;
         // They draw tokens.
-        let threads = Threads::own(self.options.threads.unwrap_or_else(cores));
+        let threads = Threads::new(self.options.threads.unwrap_or_else(cores));
         Ok(self.engine(Holder {
             model: Box::new(decoder),
             device: name.to_owned(),

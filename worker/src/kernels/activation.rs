@@ -45,7 +45,7 @@ mod tests {
             -100.0f32, 0.0, 2.0, 3.0, 5.0, 7.0, 100.0, -1.0, 1.0, 0.5, 0.5, 0.5,
         ];
         let mut out = [0.0; 6];
-        silu_multiply(&Threads::own(1), &gate_up, 3, &mut out);
+        silu_multiply(&Threads::new(1), &gate_up, 3, &mut out);
         for row in 0..2 {
             for i in 0..3 {
                 let (x, up) = (gate_up[row * 6 + i], gate_up[row * 6 + 3 + i]);

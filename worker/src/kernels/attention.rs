@@ -10,13 +10,18 @@
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use half::bf16;
+
 use super::element::Element;
 use super::parallel::{Disjoint, Threads};
 use super::simd::{Kernel, LANES, Simd, dispatch, exp, has_fast_dots};
+use super::tiles::Tiles;
 
 pub(super) mod arithmetic;
+mod tiled;
 
 use arithmetic::{Arithmetic, Widened};
+use tiled::Tiled;
 
 /// Tokens of a row that one task takes, at most: the largest of these of which every thread gets
 /// some tasks, so that all end together. A task that takes fewer reads keys and values as often.
@@ -77,45 +82,71 @@ pub struct Span<'a> {
     pub blocks: &'a [i32],
 }
 
-/// Attention of every token to the tokens of its sequence up to itself, or to the `window` last
-/// of them. Queries are the first `heads * head_dim` values of each row of `qkv`; the keys and
-/// values of all these tokens are in the arena already.
+/// What the attention of a layer reads.
+#[derive(Debug, Clone, Copy)]
+pub struct Attended<'a, T> {
+    /// Its shape.
+    pub shape: &'a Attention,
+    /// How many of the last tokens, itself included, a token sees; all of them if there is none.
+    pub window: Option<usize>,
+    /// The rows of the step.
+    pub spans: &'a [Span<'a>],
+    /// Queries are the first `heads * head_dim` values of each token's.
+    pub qkv: &'a [f32],
+    /// The keys of all tokens in the arena, with those of the step.
+    pub keys: &'a [T],
+    /// Their values.
+    pub values: &'a [T],
+}
+
+/// Attention of every token to the tokens of its sequence up to itself that it sees.
 ///
 /// # Panics
 /// If a span reaches beyond `qkv`, its block table or the arena.
-#[allow(clippy::too_many_arguments)]
-pub fn attend<T: Element>(
-    threads: &Threads,
-    shape: &Attention,
-    window: Option<usize>,
-    spans: &[Span<'_>],
-    qkv: &[f32],
-    keys: &[T],
-    values: &[T],
-    out: &mut [f32],
-) {
-    let by = match has_fast_dots() {
-        true => attend_by::<T, T::Attended>,
-        false => attend_by::<T, Widened>,
-    };
-    by(threads, shape, window, spans, qkv, keys, values, out);
+pub fn attend<T: Element>(threads: &Threads, layer: &Attended<'_, T>, out: &mut [f32]) {
+    match T::tiles() {
+        Some(tiles) if tiled::fits(layer.shape.head_dim) => {
+            // The same type, for no other has units.
+            let layer = Attended {
+                shape: layer.shape,
+                window: layer.window,
+                spans: layer.spans,
+                qkv: layer.qkv,
+                keys: bytemuck::cast_slice(layer.keys),
+                values: bytemuck::cast_slice(layer.values),
+            };
+            attend_on(tiles, threads, &layer, out);
+        }
+        _ if has_fast_dots() => attend_by::<T, T::Attended>(threads, layer, out),
+        _ => attend_by::<T, Widened>(threads, layer, out),
+    }
 }
 
-#[allow(clippy::too_many_arguments)]
+fn attend_on(tiles: Tiles, threads: &Threads, layer: &Attended<'_, bf16>, out: &mut [f32]) {
+    for_each_task(threads, layer, out, |task| dispatch(Tiled { task, tiles }));
+}
+
 fn attend_by<T: Element, A: Arithmetic<T>>(
     threads: &Threads,
-    shape: &Attention,
-    window: Option<usize>,
-    spans: &[Span<'_>],
-    qkv: &[f32],
-    keys: &[T],
-    values: &[T],
+    layer: &Attended<'_, T>,
     out: &mut [f32],
 ) {
+    for_each_task(threads, layer, out, |task| {
+        dispatch(By::<_, A>(task, PhantomData));
+    });
+}
+
+fn for_each_task<T: Element>(
+    threads: &Threads,
+    layer: &Attended<'_, T>,
+    out: &mut [f32],
+    compute: impl Fn(Task<'_, T>) + Sync,
+) {
+    let kv_heads = layer.shape.kv_heads;
     let mut parts = Vec::new();
     for most in SPANS {
         parts.clear();
-        parts.extend(spans.iter().flat_map(|span| {
+        parts.extend(layer.spans.iter().flat_map(|span| {
             (0..span.len).step_by(most).map(move |skip| Span {
                 first: span.first + skip,
                 len: most.min(span.len - skip),
@@ -124,37 +155,28 @@ fn attend_by<T: Element, A: Arithmetic<T>>(
             })
         }));
         let long = parts.iter().filter(|part| part.len > 1).count();
-        if long == 0 || long * shape.kv_heads >= SOME * threads.count() as usize {
+        if long == 0 || long * kv_heads >= SOME * threads.count() as usize {
             break;
         }
     }
     // The longest first: one that is left to the end would be waited for.
     parts.sort_by_key(|part| std::cmp::Reverse(part.len * (part.context + part.len)));
     let out = Disjoint::new(out);
-    threads.run(parts.len() * shape.kv_heads, |task| {
-        let task = Task {
-            shape,
-            window,
-            span: parts[task / shape.kv_heads],
-            kv_head: task % shape.kv_heads,
-            qkv,
-            keys,
-            values,
+    threads.run(parts.len() * kv_heads, |task| {
+        compute(Task {
+            layer,
+            span: parts[task / kv_heads],
+            kv_head: task % kv_heads,
             out: &out,
-        };
-        dispatch(By::<_, A>(task, PhantomData));
+        });
     });
 }
 
 /// Some tokens of one row, for the query heads of one kv head.
 struct Task<'a, T> {
-    shape: &'a Attention,
-    window: Option<usize>,
+    layer: &'a Attended<'a, T>,
     span: Span<'a>,
     kv_head: usize,
-    qkv: &'a [f32],
-    keys: &'a [T],
-    values: &'a [T],
     out: &'a Disjoint<'a, f32>,
 }
 
@@ -183,6 +205,14 @@ struct Softmax {
     totals: [f32; LANES],
 }
 
+impl Softmax {
+    /// Of no scores.
+    const NOTHING: Softmax = Softmax {
+        highest: f32::NEG_INFINITY,
+        totals: [0.0; LANES],
+    };
+}
+
 /// Keys and values of a block, of one kv head.
 #[derive(Clone, Copy)]
 struct Tokens<'a, E> {
@@ -201,11 +231,12 @@ impl<T: Element, A: Arithmetic<T>> Kernel for By<'_, T, A> {
     fn run<S: Simd>(self, s: S) {
         let By(task, _) = self;
         let Task {
-            shape,
+            layer,
             span,
             kv_head,
             ..
         } = task;
+        let shape = layer.shape;
         let (keys, values) = (shape.head_dim * LANES, LANES * shape.value_width());
         let mut queries = task.queries::<A>();
         let many = A::WIDENS && queries.softmax.len() > TILE;
@@ -217,8 +248,8 @@ impl<T: Element, A: Arithmetic<T>> Kernel for By<'_, T, A> {
             let block = span.blocks[index] as usize;
             let tokens = Tokens {
                 first: index * LANES,
-                keys: &task.keys[shape.key_tile(block, kv_head)..][..keys],
-                values: &task.values[shape.value_tile(block, kv_head)..][..values],
+                keys: &layer.keys[shape.key_tile(block, kv_head)..][..keys],
+                values: &layer.values[shape.value_tile(block, kv_head)..][..values],
             };
             if many {
                 let (wide_keys, wide_values) = wide.split_at_mut(keys);
@@ -234,7 +265,7 @@ impl<T: Element, A: Arithmetic<T>> Kernel for By<'_, T, A> {
                 task.attend::<S, T, A>(s, tokens, &mut queries);
             }
         }
-        task.finish(s, &queries);
+        task.finish(s, &queries.softmax, &queries.sums);
     }
 }
 
@@ -242,7 +273,7 @@ impl<T: Element> Task<'_, T> {
     /// Token (within the step), position and head of query `i`.
     #[inline(always)]
     fn query(&self, i: usize) -> (usize, usize, usize) {
-        let group = self.shape.heads / self.shape.kv_heads;
+        let group = self.layer.shape.heads / self.layer.shape.kv_heads;
         let (token, head) = (i / group, self.kv_head * group + i % group);
         (self.span.first + token, self.span.context + token, head)
     }
@@ -251,16 +282,16 @@ impl<T: Element> Task<'_, T> {
     #[inline(always)]
     fn visible(&self, position: usize) -> Range<usize> {
         let end = position + 1;
-        end.saturating_sub(self.window.unwrap_or(end))..end
+        end.saturating_sub(self.layer.window.unwrap_or(end))..end
     }
 
     /// The queries of all tokens, which have seen nothing yet.
     #[inline(always)]
     fn queries<A: Arithmetic<T>>(&self) -> Queries {
-        let head_dim = self.shape.head_dim;
-        let row = (self.shape.heads + 2 * self.shape.kv_heads) * head_dim;
+        let head_dim = self.layer.shape.head_dim;
+        let row = (self.layer.shape.heads + 2 * self.layer.shape.kv_heads) * head_dim;
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let count = self.span.len * (self.shape.heads / self.shape.kv_heads);
+        let count = self.span.len * (self.layer.shape.heads / self.layer.shape.kv_heads);
         let values = A::width(head_dim);
         let mut prepared = vec![0.0; count * values];
         let mut first = 0;
@@ -269,21 +300,17 @@ impl<T: Element> Task<'_, T> {
             let tile = &mut prepared[first * values..][..width * values];
             for q in 0..width {
                 let (token, _, head) = self.query(first + q);
-                let from = &self.qkv[token * row + head * head_dim..][..head_dim];
+                let from = &self.layer.qkv[token * row + head * head_dim..][..head_dim];
                 A::prepare(from, scale, &mut tile[q..], width);
             }
             first += width;
         }
-        let nothing = Softmax {
-            highest: f32::NEG_INFINITY,
-            totals: [0.0; LANES],
-        };
         Queries {
             prepared,
             width: values,
             positions: (0..count).map(|i| self.query(i).1).collect(),
-            softmax: vec![nothing; count],
-            sums: vec![0.0; count * self.shape.value_width()],
+            softmax: vec![Softmax::NOTHING; count],
+            sums: vec![0.0; count * self.layer.shape.value_width()],
         }
     }
 
@@ -318,7 +345,7 @@ impl<T: Element> Task<'_, T> {
         first: usize,
         queries: &mut Queries,
     ) {
-        let value_width = self.shape.value_width();
+        let value_width = self.layer.shape.value_width();
         let base = tokens.first;
         let seen: [Range<usize>; Q] = std::array::from_fn(|q| {
             let seen = self.visible(queries.positions[first + q]);
@@ -369,15 +396,15 @@ impl<T: Element> Task<'_, T> {
 
     /// Writes the results of all queries.
     #[inline(always)]
-    fn finish<S: Simd>(&self, s: S, queries: &Queries) {
-        let (head_dim, value_width) = (self.shape.head_dim, self.shape.value_width());
-        for (q, softmax) in queries.softmax.iter().enumerate() {
+    fn finish<S: Simd>(&self, s: S, softmax: &[Softmax], sums: &[f32]) {
+        let (head_dim, value_width) = (self.layer.shape.head_dim, self.layer.shape.value_width());
+        for (q, softmax) in softmax.iter().enumerate() {
             let (token, _, head) = self.query(q);
             let scale = 1.0 / s.sum(s.load(&softmax.totals));
-            let start = (token * self.shape.heads + head) * head_dim;
+            let start = (token * self.layer.shape.heads + head) * head_dim;
             // SAFETY: a token's head is computed by one task.
             let out = unsafe { self.out.slice(start..start + head_dim) };
-            for (out, sum) in out.iter_mut().zip(&queries.sums[q * value_width..]) {
+            for (out, sum) in out.iter_mut().zip(&sums[q * value_width..]) {
                 *out = sum * scale;
             }
         }
@@ -465,19 +492,19 @@ mod tests {
     }
 
     /// Queries, keys and values up to `most`, for results that are off by less than `error`.
-    fn check<T: Element, A: Arithmetic<T>>(most: f32, error: f64) {
-        for (heads, kv_heads, head_dim, window) in [
-            (4, 2, 16, None),
-            (3, 3, 10, Some(7)),
-            (8, 1, 24, Some(20)),
-            (5, 5, 6, None),
-        ] {
+    fn check<T: Element>(
+        shapes: &[(usize, usize, usize, Option<usize>)],
+        most: f32,
+        error: f64,
+        attend: fn(&Threads, &Attended<'_, T>, &mut [f32]),
+    ) {
+        for &(heads, kv_heads, head_dim, window) in shapes {
             let shape = Attention {
                 heads,
                 kv_heads,
                 head_dim,
             };
-            let n = 53;
+            let n = 153;
             let row = (heads + 2 * kv_heads) * head_dim;
             let qkv: Vec<f32> = (0..n * row)
                 .map(|i| (i as f32 * 0.731).sin() * most)
@@ -485,14 +512,14 @@ mod tests {
             // No rotation: every angle is zero.
             let mut rotary = Rotary::new(vec![0.0; head_dim / 2]);
             rotary.extend_to(n);
-            let blocks = [5, 0, 3, 1];
+            let blocks = [5, 0, 3, 1, 7, 2, 9, 4, 6, 8];
             let expected = reference(&shape, window, &qkv, n);
             let mut results: Vec<Vec<f32>> = Vec::new();
             for (chunk, threads) in [(n, 1), (1, 1), (7, 2), (20, 3)] {
                 // What others left behind must not matter.
                 let nan = T::from_f32(f32::NAN);
-                let mut keys = vec![nan; 6 * shape.key_block()];
-                let mut values = vec![nan; 6 * shape.value_block()];
+                let mut keys = vec![nan; 10 * shape.key_block()];
+                let mut values = vec![nan; 10 * shape.value_block()];
                 let mut out = vec![0.0; n * heads * head_dim];
                 for first in (0..n).step_by(chunk) {
                     let len = chunk.min(n - first);
@@ -503,7 +530,7 @@ mod tests {
                         })
                         .collect();
                     let mut part = qkv[first * row..(first + len) * row].to_vec();
-                    let threads = &Threads::own(threads);
+                    let threads = &Threads::new(threads);
                     rotate_and_store(
                         threads,
                         &shape,
@@ -522,7 +549,15 @@ mod tests {
                     let width = heads * head_dim;
                     let out = &mut out[first * width..(first + len) * width];
                     let spans = &[span];
-                    attend_by::<T, A>(threads, &shape, window, spans, &part, &keys, &values, out);
+                    let layer = Attended {
+                        shape: &shape,
+                        window,
+                        spans,
+                        qkv: &part,
+                        keys: &keys,
+                        values: &values,
+                    };
+                    attend(threads, &layer, out);
                 }
                 for (ours, exact) in out.iter().zip(&expected) {
                     assert!((f64::from(*ours) - exact).abs() < error, "{ours} {exact}");
@@ -537,10 +572,29 @@ mod tests {
 
     #[test]
     fn any_chunking_gives_the_definition_bit_by_bit_the_same() {
-        check::<f32, Widened>(2.0, 1e-5);
-        check::<f16, Widened>(1.0, 1e-3);
-        check::<bf16, Widened>(1.0, 1e-2);
+        let shapes = [
+            (4, 2, 16, None),
+            (3, 3, 10, Some(7)),
+            (8, 1, 24, Some(20)),
+            (5, 5, 6, None),
+        ];
+        check::<f32>(&shapes, 2.0, 1e-5, attend_by::<_, Widened>);
+        check::<f16>(&shapes, 1.0, 1e-3, attend_by::<_, Widened>);
+        check::<bf16>(&shapes, 1.0, 1e-2, attend_by::<_, Widened>);
         // Where the CPU has no dot products, they are put together from what it has.
-        check::<bf16, Rounded>(1.0, 1e-2);
+        check::<bf16>(&shapes, 1.0, 1e-2, attend_by::<_, Rounded>);
+    }
+
+    #[test]
+    fn heads_that_fill_tiles_are_the_same_on_matrix_units() {
+        // Queries of less and of more than a tile, and windows that begin within a group and a block.
+        let shapes = [
+            (6, 2, 64, None),
+            (3, 3, 128, Some(7)),
+            (8, 1, 64, Some(20)),
+            (4, 1, 256, Some(39)),
+        ];
+        check::<bf16>(&shapes, 1.0, 1e-2, attend_by::<_, Rounded>);
+        check::<bf16>(&shapes, 1.0, 1e-2, attend);
     }
 }

@@ -2,7 +2,7 @@
 
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::__cpuid_count;
-use std::sync::{LazyLock, Once};
+use std::sync::Once;
 
 /// The environment's limit on the instructions that oneDNN uses.
 const LIMIT: &str = "ONEDNN_MAX_CPU_ISA";
@@ -25,29 +25,18 @@ pub(super) fn settle() {
     });
 }
 
-/// Whether oneDNN drives matrix units for `bf16` here, which no other instructions come near in
-/// large products. The system must have enabled them, and the environment not forbidden them.
-pub fn has_matrix_units() -> bool {
-    // Asked for every matrix, and a virtual machine's CPU takes its time to describe itself.
-    static FOUND: LazyLock<bool> = LazyLock::new(find_matrix_units);
-    *FOUND
-}
-
+/// Whether the CPU has matrix units for `bf16` that the system has enabled.
 #[cfg(target_arch = "x86_64")]
-fn find_matrix_units() -> bool {
+pub(super) fn has_tiles() -> bool {
     const AMX_BF16: u32 = 1 << 22;
     // Tile configuration and tile data, in the state that the system saves.
     const TILE_STATE: u64 = 3 << 17;
-    let allowed = match std::env::var(LIMIT) {
-        Ok(limit) => limit.contains("AMX") || limit == "DEFAULT",
-        Err(_) => true,
-    };
     let announced = __cpuid_count(FEATURES, 0).edx & AMX_BF16 != 0;
-    allowed && announced && !amx_is_undescribed() && enabled_state() & TILE_STATE == TILE_STATE
+    announced && !amx_is_undescribed() && enabled_state() & TILE_STATE == TILE_STATE
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn find_matrix_units() -> bool {
+pub(super) fn has_tiles() -> bool {
     false
 }
 

@@ -10,11 +10,18 @@ use half::{bf16, f16};
 
 use super::attention::arithmetic::{Arithmetic, Rounded, Widened};
 use super::simd::{LANES, Simd};
+use super::tiles::Tiles;
 
 /// A type that weights and activations are held in.
 pub trait Element: Pod + Send + Sync + 'static {
     /// The type as libtorch names it.
     const KIND: tch::Kind;
+    /// The units that multiply it, where the CPU has such.
+    #[doc(hidden)]
+    #[allow(private_interfaces)]
+    fn tiles() -> Option<Tiles> {
+        None
+    }
     /// How attention computes with it where the CPU has fast dot products.
     #[doc(hidden)]
     #[allow(private_bounds)]
@@ -80,6 +87,9 @@ impl Element for f32 {
 impl Element for bf16 {
     const KIND: tch::Kind = tch::Kind::BFloat16;
     type Attended = Rounded;
+    fn tiles() -> Option<Tiles> {
+        Tiles::detect()
+    }
     #[inline(always)]
     fn to_f32(self) -> f32 {
         f32::from_bits(u32::from(self.to_bits()) << 16)

@@ -18,6 +18,7 @@ use super::simd::{Kernel, LANES, Simd, dispatch, has_fast_dots};
 
 mod arithmetic;
 mod panels;
+mod tiled;
 
 use arithmetic::{Arithmetic, Widened};
 use panels::{PANEL, PANEL_VECTORS};
@@ -38,7 +39,12 @@ impl<T: Packable> Packed<T> {
     /// # Panics
     /// If the lengths of `x`, `bias` and `out` do not fit each other and the matrix.
     pub fn multiply(&self, threads: &Threads, x: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
-        if has_fast_dots() {
+        let rows = x.len() / self.inputs.max(1);
+        assert!(x.len() == rows * self.inputs && out.len() == rows * self.outputs);
+        assert!(bias.is_none_or(|b| b.len() == self.outputs));
+        if let Some(tiles) = T::tiles() {
+            self.multiply_on(tiles, threads, x, bias, out);
+        } else if has_fast_dots() {
             self.multiply_by::<T::Dots>(threads, x, bias, out);
         } else {
             self.multiply_by::<Widened>(threads, x, bias, out);
@@ -53,8 +59,6 @@ impl<T: Packable> Packed<T> {
         out: &mut [f32],
     ) {
         let rows = x.len() / self.inputs.max(1);
-        assert!(x.len() == rows * self.inputs && out.len() == rows * self.outputs);
-        assert!(bias.is_none_or(|b| b.len() == self.outputs));
         let panels = self.outputs.div_ceil(PANEL);
         let out = Disjoint::new(out);
         A::prepare(threads, x, self.inputs, |x| {
@@ -220,7 +224,7 @@ mod tests {
     }
 
     fn packed<T: Packable>(outputs: usize, inputs: usize, weight: &[f32]) -> Packed<T> {
-        Packed::new(&Threads::own(1), outputs, inputs, |row, column, into| {
+        Packed::new(&Threads::new(1), outputs, inputs, |row, column, into| {
             let start = row * inputs + column;
             for (to, from) in into.iter_mut().zip(&weight[start..]) {
                 *to = T::from_f32(*from);
@@ -243,7 +247,7 @@ mod tests {
             let bias = noise(outputs, 3);
             let matrix = packed::<T>(outputs, inputs, &w);
             let mut out = vec![0.0; rows * outputs];
-            matrix.multiply(&Threads::own(2), &x, Some(&bias), &mut out);
+            matrix.multiply(&Threads::new(2), &x, Some(&bias), &mut out);
             for r in 0..rows {
                 for o in 0..outputs {
                     let exact: f64 = (0..inputs)
@@ -258,7 +262,7 @@ mod tests {
                 }
             }
             let mut ends = vec![0.0; 2 * inputs];
-            matrix.gather(&Threads::own(2), &[outputs as u32 - 1, 0], &mut ends);
+            matrix.gather(&Threads::new(2), &[outputs as u32 - 1, 0], &mut ends);
             let [last, first] = [&w[(outputs - 1) * inputs..], &w[..inputs]];
             assert_eq!(ends, [last, first].concat());
         }
@@ -271,25 +275,32 @@ mod tests {
         check_products::<f16>();
     }
 
-    /// Where the CPU has no dot products, they are put together from what it has.
+    /// By dot products, which are put together from what the CPU has where it has none, and on matrix units if
+    /// it has them.
     #[test]
     fn activations_are_rounded_to_nearest_even_and_nothing_else() {
-        for (rows, outputs, inputs) in [(1, 1, 1), (7, 65, 33), (40, 64, 70)] {
+        type Multiply = fn(&Packed<bf16>, &Threads, &[f32], &mut [f32]);
+        let exact: Multiply = |w, threads, x, out| w.multiply_by::<Widened>(threads, x, None, out);
+        let mut ways: Vec<Multiply> =
+            vec![|w, threads, x, out| w.multiply_by::<Rounded>(threads, x, None, out)];
+        if bf16::tiles().is_some() {
+            ways.push(|w, threads, x, out| w.multiply(threads, x, None, out));
+        }
+        for (rows, outputs, inputs) in [(1, 1, 1), (7, 65, 33), (40, 64, 70), (50, 130, 2100)] {
             let (x, w) = (noise(rows * inputs, 8), noise(outputs * inputs, 9));
             let matrix = packed::<bf16>(outputs, inputs, &w);
             let rounded = exact_noise::<bf16>(rows * inputs, 8);
-            let product = |x: &[f32], exact: bool| {
-                let (threads, mut out) = (Threads::own(2), vec![0.0; rows * outputs]);
-                match exact {
-                    true => matrix.multiply_by::<Widened>(&threads, x, None, &mut out),
-                    false => matrix.multiply_by::<Rounded>(&threads, x, None, &mut out),
-                }
+            let product = |multiply: Multiply, x: &[f32]| {
+                let mut out = vec![0.0; rows * outputs];
+                multiply(&matrix, &Threads::new(2), x, &mut out);
                 out
             };
-            let ours = product(&x, false);
-            assert_eq!(ours, product(&rounded, false));
-            for (ours, exact) in ours.iter().zip(product(&rounded, true)) {
-                assert!((ours - exact).abs() < 1e-5, "{ours} and {exact}");
+            for way in &ways {
+                let ours = product(*way, &x);
+                assert_eq!(ours, product(*way, &rounded));
+                for (ours, exact) in ours.iter().zip(product(exact, &rounded)) {
+                    assert!((ours - exact).abs() < 1e-4, "{ours} and {exact}");
+                }
             }
         }
     }
@@ -299,11 +310,11 @@ mod tests {
         let (x, w) = (noise(300 * inputs, 4), noise(outputs * inputs, 5));
         let matrix = packed::<T>(outputs, inputs, &w);
         let mut all = vec![0.0; 300 * outputs];
-        matrix.multiply(&Threads::own(1), &x, None, &mut all);
+        matrix.multiply(&Threads::new(1), &x, None, &mut all);
         for rows in [1, 2, 3, 5, 6, 7, 97, 299] {
             for threads in [1, 3] {
                 let mut some = vec![0.0; rows * outputs];
-                matrix.multiply(&Threads::own(threads), &x[..rows * inputs], None, &mut some);
+                matrix.multiply(&Threads::new(threads), &x[..rows * inputs], None, &mut some);
                 assert_eq!(
                     some,
                     all[..rows * outputs],
@@ -350,7 +361,7 @@ mod tests {
         let (rows, outputs, inputs) = (8, 70, 91);
         let (x, w) = (noise(rows * inputs, 6), noise(outputs * inputs, 7));
         let matrix = packed::<T>(outputs, inputs, &w);
-        A::prepare(&Threads::own(1), &x, inputs, |x| {
+        A::prepare(&Threads::new(1), &x, inputs, |x| {
             let all = on_each(Whole::<T, A>(&matrix, x, rows, PhantomData));
             for other in &all[1..] {
                 for (a, b) in all[0].iter().zip(other) {

@@ -107,7 +107,7 @@ mod tests {
 
     #[test]
     fn rows_are_normalized_after_the_addition() {
-        let threads = &Threads::own(1);
+        let threads = &Threads::new(1);
         let width = 19; // a whole vector and a rest
         let mut x: Vec<f32> = (0..3 * width).map(|i| (i as f32).sin()).collect();
         let delta: Vec<f32> = (0..3 * width).map(|i| (i as f32).cos()).collect();

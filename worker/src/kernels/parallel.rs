@@ -1,13 +1,9 @@
 //! Loops over tasks on several threads.
 //!
-//! Where libtorch multiplies the matrices (`bf16` on matrix units), the loops run on its own
-//! OpenMP threads, which spin for a while after each region: a second pool beside them would fight
-//! them for the cores. Where nothing else computes, they run on a [`Crew`], whose regions end
-//! when the *tasks* are done: a thread that the system has taken off its core cannot hold them
-//! up, while OpenMP waits for every thread to arrive. On a busy machine of two cores that is the
-//! difference between one and a hundred milliseconds per step.
+//! They run on a [`Crew`], whose regions end when the *tasks* are done: a thread that the system has
+//! taken off its core cannot hold them up, while OpenMP waits for every thread to arrive. On a busy
+//! machine of two cores that is the difference between one and a hundred milliseconds per step.
 
-use std::ffi::{c_uint, c_void};
 use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
@@ -15,40 +11,22 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::crew::Crew;
 
-unsafe extern "C" {
-    /// libgomp's entry point for `#pragma omp parallel`: runs `body(data)` on `threads` threads,
-    /// this one among them, and waits for all.
-    fn GOMP_parallel(
-        body: extern "C" fn(*mut c_void),
-        data: *mut c_void,
-        threads: c_uint,
-        flags: c_uint,
-    );
-}
-
 /// The threads of a computation.
 #[derive(Clone)]
 pub struct Threads {
     count: u32,
-    /// None for libtorch's.
-    crew: Option<Arc<Crew>>,
+    crew: Arc<Crew>,
 }
 
 impl Threads {
-    /// `count` threads of our own, this one among them; at least one.
-    pub fn own(count: u32) -> Threads {
-        let count = settle(count);
+    /// `count` threads, this one among them; at least one. libtorch is told to use as many of its own.
+    pub fn new(count: u32) -> Threads {
+        super::cpu::settle();
+        let count = count.clamp(1, 1024);
+        tch::set_num_threads(count as i32);
         Threads {
             count,
-            crew: Some(Arc::new(Crew::new(count - 1))),
-        }
-    }
-
-    /// `count` of libtorch's threads, this one among them; at least one.
-    pub fn of_libtorch(count: u32) -> Threads {
-        Threads {
-            count: settle(count),
-            crew: None,
+            crew: Arc::new(Crew::new(count - 1)),
         }
     }
 
@@ -74,10 +52,7 @@ impl Threads {
                 task(i);
             }
         };
-        match &self.crew {
-            Some(crew) => crew.run(&work),
-            None => run_on_libtorch(threads, &work),
-        }
+        self.crew.run(&work);
     }
 
     /// Calls `f` once for every item, on any thread.
@@ -90,27 +65,6 @@ impl Threads {
             item.iter_mut().for_each(&f);
         });
     }
-}
-
-/// The number of threads that is used for `count`, told to libtorch.
-fn settle(count: u32) -> u32 {
-    super::cpu::settle();
-    let count = count.clamp(1, 1024);
-    tch::set_num_threads(count as i32);
-    count
-}
-
-fn run_on_libtorch<F: Fn() + Sync>(threads: usize, work: &F) {
-    // A panic in `work` aborts the process here instead of unwinding into libgomp.
-    extern "C" fn body<F: Fn() + Sync>(data: *mut c_void) {
-        // SAFETY: `data` is the `work` below, which is only shared, and `F: Sync`.
-        let work = unsafe { &*data.cast::<F>() };
-        work();
-    }
-    let data = std::ptr::from_ref(work).cast_mut().cast();
-    // SAFETY: `body` matches the type behind `data` and does not write to it; libgomp joins all
-    // threads before it returns, so the borrow ends with this call.
-    unsafe { GOMP_parallel(body::<F>, data, threads as c_uint, 0) };
 }
 
 /// A slice that tasks write to in parts that do not overlap.
@@ -153,14 +107,13 @@ mod tests {
     #[test]
     fn every_item_is_visited_once() {
         for count in [1, 2, 5] {
-            for threads in [Threads::own(count), Threads::of_libtorch(count)] {
-                for round in 1..200 {
-                    let mut items = vec![0; round];
-                    threads.for_each(&mut items, |x| *x += 1);
-                    assert!(items.iter().all(|x| *x == 1));
-                }
-                threads.for_each(&mut [0; 0], |_| panic!("nothing to visit"));
+            let threads = Threads::new(count);
+            for round in 1..200 {
+                let mut items = vec![0; round];
+                threads.for_each(&mut items, |x| *x += 1);
+                assert!(items.iter().all(|x| *x == 1));
             }
+            threads.for_each(&mut [0; 0], |_| panic!("nothing to visit"));
         }
     }
 }

@@ -26,6 +26,15 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn splat(self, x: f32) -> Self::V;
     fn load(self, from: &[f32; LANES]) -> Self::V;
     fn store(self, v: Self::V, into: &mut [f32; LANES]);
+    /// Stores what will not be read soon, without bringing in what it replaces. Others see it after a
+    /// [`fence`](Self::fence).
+    #[inline(always)]
+    fn store_past_caches(self, v: Self::V, into: &mut [f32; LANES]) {
+        self.store(v, into);
+    }
+    /// Ends what was stored past caches.
+    #[inline(always)]
+    fn fence(self) {}
     /// `a * b + c`
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;

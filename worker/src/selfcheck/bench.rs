@@ -576,7 +576,7 @@ impl<'a, D: Device + 'static> Model<'a, D> {
     /// An engine of it, in whose arena everything stays.
     fn engine(self) -> Engine {
         let Model { config, limits, .. } = self;
-        let threads = Threads::own(cores());
+        let threads = Threads::new(cores());
         let parameters = layers(&config) + 2 * config.vocab * config.hidden;
         let token = 2 * config.layers() * config.kv_heads * config.head_dim * Element::Bf16.size();
         let info = ModelInfo {

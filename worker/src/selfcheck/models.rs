@@ -18,8 +18,8 @@ use crate::config::{DType, DecoderConfig, Quantization};
 use crate::cuda::{self, Room};
 use crate::decoder::{Decoder, Forward, HEAD_ROWS, load_weights};
 use crate::engine::{Engine, ModelSource, Options};
-use crate::kernels::Attention;
-use crate::linear::{Exact, Linear};
+use crate::kernels::{Attention, Packable, Threads};
+use crate::linear::cores;
 use crate::weights::Weights;
 
 /// What logits may be off by in `f32`, as a part of the largest of a token's.
@@ -147,7 +147,7 @@ fn logits_in_f32<D: Device + 'static>(
 ) -> Compared {
     let folder = tempfile::tempdir()?;
     random::write(folder.path(), &model.config, DType::F32, seed)?;
-    let cpu = Bare::on_cpu::<Exact<f32>>(folder.path())?.run()?;
+    let cpu = Bare::on_cpu::<f32>(folder.path())?.run()?;
     let device = Bare::on_device(open()?, DType::F32, None, folder.path())?.run()?;
     let mut comparison = Comparison::default();
     for (exact, got) in cpu.iter().zip(&device) {
@@ -171,8 +171,8 @@ fn logits_in_bf16<D: Device + 'static>(
 ) -> Compared {
     let folder = tempfile::tempdir()?;
     random::write(folder.path(), &model.config, DType::BF16, seed)?;
-    let exact = Bare::on_cpu::<Exact<f32>>(folder.path())?.run()?;
-    let cpu = Bare::on_cpu::<Exact<bf16>>(folder.path())?.run()?;
+    let exact = Bare::on_cpu::<f32>(folder.path())?.run()?;
+    let cpu = Bare::on_cpu::<bf16>(folder.path())?.run()?;
     let device = Bare::on_device(open()?, DType::BF16, None, folder.path())?.run()?;
     let config = DecoderConfig::parse(&model.config.to_string())?;
     let allowed = ROUNDING * (ROUNDINGS * config.layers() as f64).sqrt();
@@ -199,7 +199,7 @@ fn logits_in_fp8<D: Device + 'static>(
 ) -> Compared {
     let folder = tempfile::tempdir()?;
     random::write(folder.path(), &model.config, DType::BF16, seed)?;
-    let exact = Bare::on_cpu::<Exact<f32>>(folder.path())?.run()?;
+    let exact = Bare::on_cpu::<f32>(folder.path())?.run()?;
     let fp8 = Some(Quantization::Fp8);
     let device = Bare::on_device(open()?, DType::BF16, fp8, folder.path())?.run()?;
     let config = DecoderConfig::parse(&model.config.to_string())?;
@@ -272,10 +272,10 @@ impl Bare {
         Ok((config, Weights::open(folder)?, limits))
     }
 
-    fn on_cpu<L: Linear>(folder: &Path) -> anyhow::Result<Bare> {
+    fn on_cpu<T: Packable>(folder: &Path) -> anyhow::Result<Bare> {
         let (config, weights, limits) = Bare::open(folder)?;
-        let threads = L::threads(None);
-        let weights = load_weights::<L>(&config, &weights, &threads, &mut |_| {})?;
+        let threads = Threads::new(cores());
+        let weights = load_weights::<T>(&config, &weights, &threads, &mut |_| {})?;
         let (blocks, tokens) = (limits.block_count, limits.max_step_tokens);
         let model = Box::new(Decoder::new(config, weights, threads, blocks, tokens)?);
         Ok(Bare { model, limits })

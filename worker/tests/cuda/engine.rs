@@ -218,16 +218,6 @@ fn what_kernels_are_not_made_for_is_refused_by_name() {
         assert!(error.contains(&found), "{error}");
         assert!(error.contains(supported), "{error}");
     }
-    let invariant = Options {
-        batch_invariant: true,
-        ..options()
-    };
-    let config = config("LlamaForCausalLM", json!({}));
-    let error = refusal(&config, &invariant, Emulator::new());
-    assert!(
-        error.starts_with("cuda:0 cannot keep --batch-invariant"),
-        "{error}"
-    );
 }
 
 #[test]

@@ -7,7 +7,7 @@ use realm_worker::batch::{Batch, Limits, Step};
 use realm_worker::config::{DType, DecoderConfig, Quantization};
 use realm_worker::cuda::{self, Room, Work, element, upload};
 use realm_worker::decoder::{Decoder, Forward, HEAD_ROWS, load_weights};
-use realm_worker::linear::{Exact, Linear};
+use realm_worker::kernels::{Packable, Threads};
 use realm_worker::weights::Weights;
 
 use super::model::{HIDDEN, Model, VOCAB, config, variants};
@@ -37,18 +37,18 @@ fn files(model: &Model) -> (DecoderConfig, Weights) {
 
 impl Bare {
     pub(super) fn on_cpu(model: &Model, dtype: DType) -> Bare {
-        fn decoder<L: Linear>(model: &Model) -> Box<dyn Forward> {
+        fn decoder<T: Packable>(model: &Model) -> Box<dyn Forward> {
             let (config, weights) = files(model);
-            let threads = L::threads(Some(1));
-            let weights = load_weights::<L>(&config, &weights, &threads, &mut |_| {});
+            let threads = Threads::new(1);
+            let weights = load_weights::<T>(&config, &weights, &threads, &mut |_| {});
             let (blocks, tokens) = (LIMITS.block_count, LIMITS.max_step_tokens);
             let decoder = Decoder::new(config, weights.expect("valid"), threads, blocks, tokens);
             Box::new(decoder.expect("fits"))
         }
         Bare(match dtype {
-            DType::F32 => decoder::<Exact<f32>>(model),
-            DType::BF16 => decoder::<Exact<bf16>>(model),
-            DType::F16 => decoder::<Exact<f16>>(model),
+            DType::F32 => decoder::<f32>(model),
+            DType::BF16 => decoder::<bf16>(model),
+            DType::F16 => decoder::<f16>(model),
         })
     }
 

@@ -9,6 +9,7 @@ use crate::kernels::element::Element;
 use crate::kernels::mapping::zeros_in_huge_pages;
 use crate::kernels::parallel::Threads;
 use crate::kernels::simd::{LANES, Simd};
+use crate::kernels::tiles;
 
 /// Outputs of a panel, in vectors and in values.
 pub(super) const PANEL_VECTORS: usize = 4;
@@ -28,6 +29,8 @@ pub struct Line(pub(super) [f32; LANES]);
 pub trait Packable: Element {
     /// Lines of a pair.
     const LINES: usize;
+    /// Panels are padded to a multiple of so many pairs.
+    const PAIRS: usize = 1;
     /// How pairs are multiplied where the CPU has fast dot products of them.
     #[doc(hidden)]
     #[allow(private_bounds)]
@@ -58,6 +61,7 @@ impl Packable for f32 {
 #[allow(private_interfaces, private_bounds)]
 impl Packable for bf16 {
     const LINES: usize = PANEL_VECTORS;
+    const PAIRS: usize = tiles::DEPTH / 2;
     type Dots = Rounded;
     // Both weights of an output are one lane of 32 bits, the first in its low half: to widen one
     // is a shift or a mask, and dot products take pairs so.
@@ -88,7 +92,8 @@ impl Packable for f16 {
     }
 }
 
-/// A weight matrix `[outputs, inputs]` in panels, padded with zeros to whole panels and pairs.
+/// A weight matrix `[outputs, inputs]` in panels, padded with zeros to whole panels, and to whole pairs or, where units take
+/// in more, as many.
 pub struct Packed<T> {
     lines: Vec<Line>,
     pub(super) outputs: usize,
@@ -105,7 +110,7 @@ impl<T: Packable> Packed<T> {
         inputs: usize,
         read: impl Fn(usize, usize, &mut [T]) + Sync,
     ) -> Self {
-        let (panels, panel_lines) = (outputs.div_ceil(PANEL), inputs.div_ceil(2) * T::LINES);
+        let (panels, panel_lines) = (outputs.div_ceil(PANEL), Self::panel_lines(inputs));
         let mut lines = zeros_in_huge_pages(panels * panel_lines, Line([0.0; LANES]));
         let mut by_panel: Vec<_> = lines.chunks_mut(panel_lines.max(1)).enumerate().collect();
         threads.for_each(&mut by_panel, |(panel, lines)| {
@@ -141,10 +146,20 @@ impl<T: Packable> Packed<T> {
         size_of_val(self.lines.as_slice())
     }
 
+    fn panel_lines(inputs: usize) -> usize {
+        inputs.div_ceil(2).next_multiple_of(T::PAIRS) * T::LINES
+    }
+
     /// The lines of a panel.
     pub(super) fn panel(&self, panel: usize) -> &[Line] {
-        let lines = self.inputs.div_ceil(2) * T::LINES;
+        let lines = Self::panel_lines(self.inputs);
         &self.lines[panel * lines..][..lines]
+    }
+
+    /// Where a panel begins, also one beyond the last.
+    pub(super) fn start(&self, panel: usize) -> *const Line {
+        let lines = Self::panel_lines(self.inputs);
+        self.lines.as_ptr().wrapping_add(panel * lines)
     }
 
     /// Copies rows of the matrix one after the other, which is how tied embeddings are looked up.

@@ -77,6 +77,22 @@ impl<const DOTS: bool> Simd for Avx512<DOTS> {
         unsafe { _mm512_storeu_ps(into.as_mut_ptr(), v) }
     }
     #[inline(always)]
+    fn store_past_caches(self, v: __m512, into: &mut [f32; LANES]) {
+        let into = into.as_mut_ptr();
+        if into.addr().is_multiple_of(align_of::<__m512>()) {
+            // SAFETY: see the impl; it is aligned.
+            unsafe { _mm512_stream_ps(into, v) }
+        } else {
+            // SAFETY: see the impl.
+            unsafe { _mm512_storeu_ps(into, v) }
+        }
+    }
+    #[inline(always)]
+    fn fence(self) {
+        // SAFETY: it only orders stores.
+        unsafe { _mm_sfence() }
+    }
+    #[inline(always)]
     fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         // SAFETY: see the impl.
         unsafe { _mm512_fmadd_ps(a, b, c) }

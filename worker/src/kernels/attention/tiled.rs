@@ -1,0 +1,272 @@
+//! Attention on matrix units: sixteen queries at once against 64 tokens at once.
+//!
+//! Queries and weights are rounded to `bf16`, to nearest even, once each, as [dot products](super::arithmetic)
+//! have them. Tokens are taken in groups that begin at the same positions for every query, and a query that does
+//! not see a group is not changed by it, so that which queries share a tile changes nothing for any of them.
+
+use std::ops::Range;
+
+use half::bf16;
+
+use super::{Softmax, Task};
+use crate::kernels::element::Element;
+use crate::kernels::simd::{Kernel, LANES, Simd, exp};
+use crate::kernels::tiles::{Configured, DEPTH, Rows, Shapes, TILE, TILES, Tiles, Weighed};
+
+/// Tokens of a group: a block of them for each tile of scores.
+const GROUP: usize = TILES * LANES;
+
+/// Dimensions of the values that are summed at once.
+const DIMENSIONS: usize = TILES * LANES;
+
+/// Whether heads of so many dimensions fill tiles.
+pub(super) fn fits(head_dim: usize) -> bool {
+    head_dim.is_multiple_of(DEPTH) && head_dim.is_multiple_of(DIMENSIONS)
+}
+
+/// A task, computed on matrix units.
+pub(super) struct Tiled<'a> {
+    pub(super) task: Task<'a, bf16>,
+    pub(super) tiles: Tiles,
+}
+
+/// What becomes of scores between the two products, of sixteen queries and a group of tokens.
+struct Group {
+    scores: [[[f32; LANES]; TILES]; TILE],
+    /// The weights of each block.
+    weights: [Weighed; TILES],
+}
+
+impl Kernel for Tiled<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Tiled { task, tiles } = self;
+        let head_dim = task.layer.shape.head_dim;
+        let count = task.span.len * (task.layer.shape.heads / task.layer.shape.kv_heads);
+        let steps = head_dim / DEPTH;
+        let queries = prepared(s, &task, count);
+        let mut softmax = vec![Softmax::NOTHING; count];
+        // Room for whole tiles: what is computed for queries that are not there is never read.
+        let mut sums = vec![0.0; count.next_multiple_of(TILE) * head_dim];
+        let mut group = Group {
+            scores: [[[0.0; LANES]; TILES]; TILE],
+            weights: [Weighed::ZERO; TILES],
+        };
+        let mut edges = Edges::new(task.layer.shape.value_width());
+        let last = task.span.context + task.span.len - 1;
+        let seen = task.visible(task.span.context).start..last + 1;
+        let units = tiles.configure(&Shapes::ATTENTION);
+        for first in (seen.start / GROUP * GROUP..seen.end).step_by(GROUP) {
+            for start in (0..count).step_by(TILE) {
+                let tile = start..count.min(start + TILE);
+                // The first query sees the lowest positions, the last one the highest.
+                let seen = task.visible(task.query(tile.start).1).start.max(first)
+                    ..(task.query(tile.end - 1).1 + 1).min(first + GROUP);
+                if seen.is_empty() {
+                    continue;
+                }
+                let queries = &queries[start / TILE * steps..][..steps];
+                task.score(&units, queries, first, &seen, &mut group);
+                let sums = &mut sums[start * head_dim..][..TILE * head_dim];
+                let softmax = &mut softmax[tile.clone()];
+                task.weigh(s, tile.start, softmax, first, &mut group, sums);
+                task.add(&units, &group, first, &seen, &mut edges, sums);
+            }
+        }
+        drop(units);
+        task.finish(s, &softmax, &sums);
+    }
+}
+
+/// The queries of a task, scaled: for each sixteen a tile for every step.
+#[inline(always)]
+fn prepared<S: Simd>(s: S, task: &Task<'_, bf16>, count: usize) -> Vec<Rows> {
+    let (shape, head_dim) = (task.layer.shape, task.layer.shape.head_dim);
+    let row = (shape.heads + 2 * shape.kv_heads) * head_dim;
+    let scale = s.splat(1.0 / (head_dim as f32).sqrt());
+    let steps = head_dim / DEPTH;
+    let mut queries = vec![Rows::ZERO; count.div_ceil(TILE) * steps];
+    for q in 0..count {
+        let (token, _, head) = task.query(q);
+        let from = &task.layer.qkv[token * row + head * head_dim..][..head_dim];
+        for (step, from) in from.as_chunks::<DEPTH>().0.iter().enumerate() {
+            let to = &mut queries[q / TILE * steps + step].0[q % TILE];
+            for (from, to) in from.as_chunks().0.iter().zip(to.as_chunks_mut().0) {
+                *to = s.to_bf16(s.mul(s.load(from), scale));
+            }
+        }
+    }
+    queries
+}
+
+impl Task<'_, bf16> {
+    /// Scores of the tokens of a group against sixteen queries. Those of blocks that none of them sees are whatever.
+    #[inline(always)]
+    fn score(
+        &self,
+        units: &Configured,
+        queries: &[Rows],
+        first: usize,
+        seen: &Range<usize>,
+        group: &mut Group,
+    ) {
+        let blocks = seen.start / LANES..seen.end.div_ceil(LANES);
+        let keys: [&[bf16]; TILES] = std::array::from_fn(|i| {
+            let index = (first / LANES + i).clamp(blocks.start, blocks.end - 1);
+            let start = self
+                .layer
+                .shape
+                .key_tile(self.span.blocks[index] as usize, self.kv_head);
+            &self.layer.keys[start..][..self.layer.shape.head_dim * LANES]
+        });
+        // SAFETY: the units are configured for attention; queries and keys have all dimensions, as many tiles of them.
+        unsafe {
+            units.scores(
+                queries,
+                keys.map(|keys| keys.as_ptr().cast()),
+                group.scores.as_flattened_mut().as_flattened_mut(),
+            );
+        }
+    }
+
+    /// Makes weights of the scores of each query, the first of which is the `number`-th.
+    #[inline(always)]
+    fn weigh<S: Simd>(
+        &self,
+        s: S,
+        number: usize,
+        softmax: &mut [Softmax],
+        first: usize,
+        group: &mut Group,
+        sums: &mut [f32],
+    ) {
+        let head_dim = self.layer.shape.head_dim;
+        for (q, softmax) in softmax.iter_mut().enumerate() {
+            let seen = self.visible(self.query(number + q).1);
+            let seen = seen.start.max(first)..seen.end.min(first + GROUP);
+            if seen.is_empty() {
+                for weights in &mut group.weights {
+                    weights.0[q] = [bf16::ZERO; LANES];
+                }
+                continue;
+            }
+            let mut scores = group.scores[q].map(|lanes| s.load(&lanes));
+            if seen.len() < GROUP {
+                hide(s, &mut scores, seen.start - first..seen.end - first);
+            }
+            let [a, b, c, d] = scores;
+            let most = s.max(s.max(a, b), s.max(c, d));
+            if s.any_above(most, softmax.highest) {
+                // What was summed so far was relative to a lower maximum.
+                let highest = s.largest(most);
+                let shrink = s.splat(exp(softmax.highest - highest));
+                softmax.highest = highest;
+                let totals = s.mul(s.load(&softmax.totals), shrink);
+                s.store(totals, &mut softmax.totals);
+                for sums in sums[q * head_dim..][..head_dim].as_chunks_mut().0 {
+                    s.store(s.mul(s.load(sums), shrink), sums);
+                }
+            }
+            let highest = s.splat(-softmax.highest);
+            let mut totals = s.load(&softmax.totals);
+            for (scores, weights) in scores.iter().zip(&mut group.weights) {
+                let weight = s.exp(s.add(*scores, highest));
+                totals = s.add(totals, weight);
+                weights.0[q] = s.to_bf16(weight);
+            }
+            s.store(totals, &mut softmax.totals);
+        }
+    }
+
+    /// Adds the weighted values of a group to the sums of sixteen queries.
+    #[inline(always)]
+    fn add(
+        &self,
+        units: &Configured,
+        group: &Group,
+        first: usize,
+        seen: &Range<usize>,
+        edges: &mut Edges,
+        sums: &mut [f32],
+    ) {
+        let blocks = seen.start / LANES..seen.end.div_ceil(LANES);
+        let size = LANES * self.layer.shape.value_width();
+        let mut values: [*const u8; TILES] = [std::ptr::null(); TILES];
+        for (index, pointer) in blocks.clone().zip(&mut values) {
+            let start = self
+                .layer
+                .shape
+                .value_tile(self.span.blocks[index] as usize, self.kv_head);
+            let all = &self.layer.values[start..][..size];
+            let tokens = index * LANES..(index + 1) * LANES;
+            let some = seen.start.max(tokens.start)..seen.end.min(tokens.end);
+            // What is not seen is not even multiplied by zero: it may be NaN.
+            *pointer = match some.len() {
+                LANES => all.as_ptr(),
+                _ => edges.copy(all, some.start - tokens.start..some.end - tokens.start),
+            }
+            .cast();
+        }
+        let weights = &group.weights[blocks.start - first / LANES..][..blocks.len()];
+        // SAFETY: the units are configured for attention; there is a block of values, of all dimensions of all its
+        // tokens, for each block of weights, and sixteen rows of sums.
+        unsafe { units.add_values(weights, &values, self.layer.shape.value_width(), sums) };
+        edges.used = 0;
+    }
+}
+
+/// Copies of blocks of which not all tokens are seen. A group has two at most.
+struct Edges {
+    values: [Vec<bf16>; 2],
+    used: usize,
+}
+
+impl Edges {
+    fn new(width: usize) -> Edges {
+        Edges {
+            values: std::array::from_fn(|_| vec![bf16::ZERO; LANES * width]),
+            used: 0,
+        }
+    }
+
+    /// A copy of a block with only some of its tokens.
+    fn copy(&mut self, values: &[bf16], tokens: Range<usize>) -> *const bf16 {
+        let copy = &mut self.values[self.used];
+        self.used += 1;
+        let width = values.len() / LANES;
+        for token in 0..LANES {
+            for dimension in 0..width {
+                let at = bf16::value_place(width, token, dimension);
+                copy[at] = match tokens.contains(&token) {
+                    true => values[at],
+                    false => bf16::ZERO,
+                };
+            }
+        }
+        copy.as_ptr()
+    }
+}
+
+/// Makes all scores but those of some tokens of a group as low as can be, whatever they are.
+#[inline(always)]
+fn hide<S: Simd>(s: S, scores: &mut [S::V; TILES], seen: Range<usize>) {
+    /// Lanes before, within and behind what is seen.
+    static PENALTIES: [f32; 3 * GROUP] = {
+        let mut penalties = [f32::NEG_INFINITY; 3 * GROUP];
+        let mut i = GROUP;
+        while i < 2 * GROUP {
+            penalties[i] = 0.0;
+            i += 1;
+        }
+        penalties
+    };
+    for (i, scores) in scores.iter_mut().enumerate() {
+        for start in [GROUP - seen.start, 2 * GROUP - seen.end] {
+            let penalties = PENALTIES[start + i * LANES..].first_chunk();
+            let penalty = penalties.map_or(s.splat(0.0), |lanes| s.load(lanes));
+            // A score may be NaN, which an addition would leave.
+            *scores = s.add(s.zero_below(*scores, penalty, -1.0), penalty);
+        }
+    }
+}
