@@ -143,6 +143,7 @@ fn gateway(ours: &OwnedFd, worker: thread::JoinHandle<anyhow::Result<[Option<Str
         match serde_json::from_slice(&bytes[..len]).expect("a control message") {
             Control::Failed { message } => break message,
             Control::Ready(_) | Control::Loading { .. } => {}
+            Control::Crashed { .. } => panic!("nothing crashes"),
         }
     };
     let mut answered = 0;

@@ -23,19 +23,19 @@ fn steps(engine: &mut Engine) -> Result<(), String> {
         drawn.map_err(|error| error.to_string())?;
     }
     let prompt = [5, 6, 7, 8, 9];
-    let steps: [([i32; 3], [i32; 2], i32, &[i32]); 3] = [
-        ([0, 3, 5], [0, 0], SAMPLE, &prompt),
-        ([0, 1, 2], [3, 2], SAMPLE | INPUT_SAMPLED, &[-1, -1]),
-        ([0, 1, 2], [4, 3], SAMPLE | INPUT_SAMPLED, &[-1, -1]),
-    ];
-    for (turn, (starts, context, flags, tokens)) in steps.iter().enumerate() {
+    for turn in 0..3 {
+        let prefill = turn == 0;
         let step = Step {
             slots: &[0, 1],
-            starts,
-            context,
-            flags: &[*flags; 2],
+            starts: if prefill { &[0, 3, 5] } else { &[0, 1, 2] },
+            context: &[[0, 0], [3, 2], [4, 3]][turn],
+            flags: &[if prefill {
+                SAMPLE
+            } else {
+                SAMPLE | INPUT_SAMPLED
+            }; 2],
             index: &[turn as i32; 2],
-            tokens,
+            tokens: if prefill { &prompt } else { &[-1, -1] },
             blocks: &[0, 1],
             targets: &[],
             top: 0,
