@@ -245,6 +245,8 @@ fn a_device_without_room_says_for_what() {
     let all = 128 << 20;
     let greedy = Options {
         kv_memory: Some(1 << 30),
+        // Fewer could not fill as much.
+        max_sequences: None,
         ..options()
     };
     let error = refusal(&config, &greedy, of(all));
