@@ -141,14 +141,14 @@ pub struct Decoder<T: Packable> {
 
 /// Activations of a step.
 struct Work {
-    hidden: Buffer<f32>,
-    normed: Buffer<f32>,
-    qkv: Buffer<f32>,
-    attended: Buffer<f32>,
-    gate_up: Buffer<f32>,
-    activated: Buffer<f32>,
-    delta: Buffer<f32>,
-    logits: Buffer<f32>,
+    hidden: Buffer,
+    normed: Buffer,
+    qkv: Buffer,
+    attended: Buffer,
+    gate_up: Buffer,
+    activated: Buffer,
+    delta: Buffer,
+    logits: Buffer,
 }
 
 /// Takes weights into ordinary memory, as `T`.
@@ -209,7 +209,7 @@ impl<T: Packable> Decoder<T> {
     /// A decoder with an arena of `blocks` blocks, for steps of up to `max_step_tokens`.
     ///
     /// # Errors
-    /// If there is no address space for the arena.
+    /// If there is no address space for the arena, or for what steps compute in.
     pub fn new(
         config: DecoderConfig,
         weights: Held<T>,
@@ -221,14 +221,14 @@ impl<T: Packable> Decoder<T> {
         let rows = max_step_tokens;
         let query = config.heads * config.head_dim;
         let work = Work {
-            hidden: Buffer::new(rows, config.hidden),
-            normed: Buffer::new(rows, config.hidden),
-            qkv: Buffer::new(rows, query + 2 * config.kv_heads * config.head_dim),
-            attended: Buffer::new(rows, query),
-            gate_up: Buffer::new(rows, 2 * config.intermediate),
-            activated: Buffer::new(rows, config.intermediate),
-            delta: Buffer::new(rows, config.hidden),
-            logits: Buffer::new(HEAD_ROWS.min(rows), config.vocab),
+            hidden: Buffer::new(rows, config.hidden)?,
+            normed: Buffer::new(rows, config.hidden)?,
+            qkv: Buffer::new(rows, query + 2 * config.kv_heads * config.head_dim)?,
+            attended: Buffer::new(rows, query)?,
+            gate_up: Buffer::new(rows, 2 * config.intermediate)?,
+            activated: Buffer::new(rows, config.intermediate)?,
+            delta: Buffer::new(rows, config.hidden)?,
+            logits: Buffer::new(HEAD_ROWS.min(rows), config.vocab)?,
         };
         let rotary = Rotary::new(config.rope_frequencies());
         let arena = Arena::new(config.layers(), &shape, blocks)?;
@@ -260,7 +260,7 @@ pub fn attention(config: &DecoderConfig) -> Attention {
 }
 
 /// Moves the rows whose numbers are in `wanted`, which ascend, to the front.
-fn compact(buffer: &mut Buffer<f32>, rows: usize, wanted: &[usize]) {
+fn compact(buffer: &mut Buffer, rows: usize, wanted: &[usize]) {
     let width = buffer.width();
     let values = buffer.rows_mut(rows);
     for (to, from) in wanted.iter().enumerate() {

@@ -32,7 +32,7 @@ impl<T: Packable> Linear<T> {
     }
 
     /// `out[r] = weight * x[r] + bias` for the first `rows` rows.
-    pub fn multiply(&self, threads: &Threads, rows: usize, x: &Buffer<f32>, out: &mut Buffer<f32>) {
+    pub fn multiply(&self, threads: &Threads, rows: usize, x: &Buffer, out: &mut Buffer) {
         self.matrix.multiply(
             threads,
             x.rows(rows),

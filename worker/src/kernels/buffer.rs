@@ -1,33 +1,23 @@
-//! Activations: memory that both our kernels and libtorch's operations see.
+//! Activations: memory that steps compute in.
 
-use std::marker::PhantomData;
+use std::io;
 
-use super::element::Element;
+use super::mapping::Zeroed;
 
-/// Room for `[rows, width]` values, allocated once and used from the front by every step.
-pub struct Buffer<T> {
-    tensor: tch::Tensor,
-    rows: usize,
+/// Room for `[rows, width]` values, reserved once and used from the front by every step.
+pub struct Buffer {
+    values: Zeroed<f32>,
     width: usize,
-    element: PhantomData<T>,
 }
 
-impl<T: Element> Buffer<T> {
+impl Buffer {
     /// Zeros.
-    pub fn new(rows: usize, width: usize) -> Buffer<T> {
-        let options = (T::KIND, tch::Device::Cpu);
-        let tensor = tch::Tensor::zeros([rows as i64, width as i64], options);
-        Buffer {
-            tensor,
-            rows,
-            width,
-            element: PhantomData,
-        }
-    }
-
-    /// Rows there is room for.
-    pub fn height(&self) -> usize {
-        self.rows
+    ///
+    /// # Errors
+    /// If the system has no address space for them.
+    pub fn new(rows: usize, width: usize) -> io::Result<Buffer> {
+        let values = Zeroed::new(rows * width)?;
+        Ok(Buffer { values, width })
     }
 
     /// Values in a row.
@@ -35,33 +25,19 @@ impl<T: Element> Buffer<T> {
         self.width
     }
 
-    /// The first `rows` rows as a tensor `[rows, width]` that shares this memory.
+    /// The first `rows` rows.
     ///
     /// # Panics
     /// If there are fewer rows.
-    pub fn view(&self, rows: usize) -> tch::Tensor {
-        self.tensor.narrow(0, 0, rows as i64)
+    pub fn rows(&self, rows: usize) -> &[f32] {
+        &self.values.as_slice()[..rows * self.width]
     }
 
     /// The first `rows` rows.
     ///
     /// # Panics
     /// If there are fewer rows.
-    pub fn rows(&self, rows: usize) -> &[T] {
-        assert!(rows <= self.rows);
-        // SAFETY: the tensor is a contiguous CPU tensor of rows * width elements of T, made in
-        // `new` and never resized; views of it are only passed to operations that end before
-        // this borrow is taken.
-        unsafe { std::slice::from_raw_parts(self.tensor.data_ptr().cast(), rows * self.width) }
-    }
-
-    /// The first `rows` rows.
-    ///
-    /// # Panics
-    /// If there are fewer rows.
-    pub fn rows_mut(&mut self, rows: usize) -> &mut [T] {
-        assert!(rows <= self.rows);
-        // SAFETY: as in `rows`; `&mut self` makes it the only slice.
-        unsafe { std::slice::from_raw_parts_mut(self.tensor.data_ptr().cast(), rows * self.width) }
+    pub fn rows_mut(&mut self, rows: usize) -> &mut [f32] {
+        &mut self.values.as_mut_slice()[..rows * self.width]
     }
 }

@@ -14,8 +14,6 @@ use super::tiles::Tiles;
 
 /// A type that weights and activations are held in.
 pub trait Element: Pod + Send + Sync + 'static {
-    /// The type as libtorch names it.
-    const KIND: tch::Kind;
     /// The units that multiply it, where the CPU has such.
     #[doc(hidden)]
     #[allow(private_interfaces)]
@@ -67,7 +65,6 @@ pub trait Element: Pod + Send + Sync + 'static {
 
 #[allow(private_interfaces, private_bounds)]
 impl Element for f32 {
-    const KIND: tch::Kind = tch::Kind::Float;
     type Attended = Widened;
     #[inline(always)]
     fn to_f32(self) -> f32 {
@@ -85,7 +82,6 @@ impl Element for f32 {
 
 #[allow(private_interfaces, private_bounds)]
 impl Element for bf16 {
-    const KIND: tch::Kind = tch::Kind::BFloat16;
     type Attended = Rounded;
     fn tiles() -> Option<Tiles> {
         Tiles::detect()
@@ -137,7 +133,6 @@ fn halves<S: Simd>(s: S, pairs: S::V) -> [S::V; 2] {
 
 #[allow(private_interfaces, private_bounds)]
 impl Element for f16 {
-    const KIND: tch::Kind = tch::Kind::Half;
     type Attended = Widened;
     #[inline(always)]
     fn to_f32(self) -> f32 {
