@@ -278,6 +278,24 @@ impl<T: Element> Task<'_, T> {
         (self.span.first + token, self.span.context + token, head)
     }
 
+    /// How many queries there are.
+    #[inline(always)]
+    fn count(&self) -> usize {
+        self.span.len * (self.layer.shape.heads / self.layer.shape.kv_heads)
+    }
+
+    /// The values of query `i`.
+    #[inline(always)]
+    fn values_of(&self, i: usize) -> &[f32] {
+        let Attention {
+            heads,
+            kv_heads,
+            head_dim,
+        } = *self.layer.shape;
+        let (token, _, head) = self.query(i);
+        &self.layer.qkv[(token * (heads + 2 * kv_heads) + head) * head_dim..][..head_dim]
+    }
+
     /// Positions that a query at `position` sees.
     #[inline(always)]
     fn visible(&self, position: usize) -> Range<usize> {
@@ -289,9 +307,8 @@ impl<T: Element> Task<'_, T> {
     #[inline(always)]
     fn queries<A: Arithmetic<T>>(&self) -> Queries {
         let head_dim = self.layer.shape.head_dim;
-        let row = (self.layer.shape.heads + 2 * self.layer.shape.kv_heads) * head_dim;
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let count = self.span.len * (self.layer.shape.heads / self.layer.shape.kv_heads);
+        let count = self.count();
         let values = A::width(head_dim);
         let mut prepared = vec![0.0; count * values];
         let mut first = 0;
@@ -299,8 +316,7 @@ impl<T: Element> Task<'_, T> {
             let width = tile_of(count - first);
             let tile = &mut prepared[first * values..][..width * values];
             for q in 0..width {
-                let (token, _, head) = self.query(first + q);
-                let from = &self.layer.qkv[token * row + head * head_dim..][..head_dim];
+                let from = self.values_of(first + q);
                 A::prepare(from, scale, &mut tile[q..], width);
             }
             first += width;

@@ -37,8 +37,7 @@ impl Threads {
 
     /// Calls `task` once for every number below `tasks`, in any order and on any thread.
     pub(super) fn run<F: Fn(usize) + Sync>(&self, tasks: usize, task: F) {
-        let threads = (self.count as usize).min(tasks);
-        if threads <= 1 {
+        if self.count == 1 || tasks <= 1 {
             return (0..tasks).for_each(task);
         }
         let next = AtomicUsize::new(0);

@@ -267,10 +267,7 @@ impl Configured {
             );
         }
     }
-}
 
-#[cfg(target_arch = "x86_64")]
-impl Configured {
     /// Scores of sixteen queries against the tokens of four blocks: sixteen rows of 64.
     ///
     /// # Safety

@@ -21,7 +21,8 @@ const DIMENSIONS: usize = TILES * LANES;
 
 /// Whether heads of so many dimensions fill tiles.
 pub(super) fn fits(head_dim: usize) -> bool {
-    head_dim.is_multiple_of(DEPTH) && head_dim.is_multiple_of(DIMENSIONS)
+    const { assert!(DIMENSIONS.is_multiple_of(DEPTH)) };
+    head_dim.is_multiple_of(DIMENSIONS)
 }
 
 /// A task, computed on matrix units.
@@ -43,7 +44,7 @@ impl Kernel for Tiled<'_> {
     fn run<S: Simd>(self, s: S) {
         let Tiled { task, tiles } = self;
         let head_dim = task.layer.shape.head_dim;
-        let count = task.span.len * (task.layer.shape.heads / task.layer.shape.kv_heads);
+        let count = task.count();
         let steps = head_dim / DEPTH;
         let queries = prepared(s, &task, count);
         let mut softmax = vec![Softmax::NOTHING; count];
@@ -82,14 +83,12 @@ impl Kernel for Tiled<'_> {
 /// The queries of a task, scaled: for each sixteen a tile for every step.
 #[inline(always)]
 fn prepared<S: Simd>(s: S, task: &Task<'_, bf16>, count: usize) -> Vec<Rows> {
-    let (shape, head_dim) = (task.layer.shape, task.layer.shape.head_dim);
-    let row = (shape.heads + 2 * shape.kv_heads) * head_dim;
+    let head_dim = task.layer.shape.head_dim;
     let scale = s.splat(1.0 / (head_dim as f32).sqrt());
     let steps = head_dim / DEPTH;
     let mut queries = vec![Rows::ZERO; count.div_ceil(TILE) * steps];
     for q in 0..count {
-        let (token, _, head) = task.query(q);
-        let from = &task.layer.qkv[token * row + head * head_dim..][..head_dim];
+        let from = task.values_of(q);
         for (step, from) in from.as_chunks::<DEPTH>().0.iter().enumerate() {
             let to = &mut queries[q / TILE * steps + step].0[q % TILE];
             for (from, to) in from.as_chunks().0.iter().zip(to.as_chunks_mut().0) {
