@@ -14,7 +14,7 @@ use crate::batch::Batch;
 use crate::config::DecoderConfig;
 use crate::kernels::{
     Attended, Attention, Buffer, Packable, Place, Rotary, Span, Threads, add_rms_norm, attend,
-    rms_norm, rotate_and_store, silu_multiply,
+    rms_norm, rotate_and_store,
 };
 use crate::linear::Linear;
 use crate::parameters::{DecoderWeights, Hold, Stack};
@@ -350,16 +350,10 @@ impl<T: Packable> Forward for Decoder<T> {
             let (delta, normed) = (work.delta.rows(rows), work.normed.rows_mut(rows));
             let hidden = work.hidden.rows_mut(rows);
             add_rms_norm(threads, hidden, delta, &layer.mlp_norm, eps, normed);
+            let (gate_up, activated) = (&mut work.gate_up, &mut work.activated);
             layer
                 .gate_up
-                .multiply(threads, rows, &work.normed, &mut work.gate_up);
-            let gate_up = work.gate_up.rows(rows);
-            silu_multiply(
-                threads,
-                gate_up,
-                config.intermediate,
-                work.activated.rows_mut(rows),
-            );
+                .multiply_gated(threads, rows, &work.normed, gate_up, activated);
             layer
                 .down
                 .multiply(threads, rows, &work.activated, &mut work.delta);

@@ -41,6 +41,24 @@ impl<T: Packable> Linear<T> {
         );
     }
 
+    /// The same where the first half of the outputs are gates of the second half; `activated` is what comes of both.
+    pub fn multiply_gated(
+        &self,
+        threads: &Threads,
+        rows: usize,
+        x: &Buffer,
+        out: &mut Buffer,
+        activated: &mut Buffer,
+    ) {
+        self.matrix.multiply_gated(
+            threads,
+            x.rows(rows),
+            self.bias.as_deref(),
+            out.rows_mut(rows),
+            activated.rows_mut(rows),
+        );
+    }
+
     /// Copies rows of the matrix, one after the other.
     pub fn gather(&self, threads: &Threads, rows: &[u32], into: &mut [f32]) {
         self.matrix.gather(threads, rows, into);

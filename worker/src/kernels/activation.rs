@@ -7,7 +7,7 @@ use super::simd::{Kernel, Simd, dispatch, exp};
 ///
 /// # Panics
 /// If `gate_up` and `out` are not equally many whole rows.
-pub fn silu_multiply(threads: &Threads, gate_up: &[f32], width: usize, out: &mut [f32]) {
+pub(super) fn silu_multiply(threads: &Threads, gate_up: &[f32], width: usize, out: &mut [f32]) {
     assert!(gate_up.len() == 2 * out.len() && out.len().is_multiple_of(width));
     let rows = out.len() / width;
     let out = Disjoint::new(out);
@@ -15,17 +15,18 @@ pub fn silu_multiply(threads: &Threads, gate_up: &[f32], width: usize, out: &mut
         // SAFETY: each row is written by its own task.
         let out = unsafe { out.slice(row * width..(row + 1) * width) };
         let (gate, up) = gate_up[row * 2 * width..][..2 * width].split_at(width);
-        dispatch(Row { gate, up, out });
+        dispatch(Gated { gate, up, out });
     });
 }
 
-struct Row<'a> {
-    gate: &'a [f32],
-    up: &'a [f32],
-    out: &'a mut [f32],
+/// Some gates, what they are for, and where that goes.
+pub(super) struct Gated<'a> {
+    pub(super) gate: &'a [f32],
+    pub(super) up: &'a [f32],
+    pub(super) out: &'a mut [f32],
 }
 
-impl Kernel for Row<'_> {
+impl Kernel for Gated<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, _: S) {

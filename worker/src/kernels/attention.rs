@@ -14,14 +14,16 @@ use half::bf16;
 
 use super::element::Element;
 use super::parallel::{Disjoint, Threads};
-use super::simd::{Kernel, LANES, Simd, dispatch, exp, has_fast_dots};
+use super::simd::{LANES, Simd, dispatch, exp, has_fast_dots};
 use super::tiles::Tiles;
 
 pub(super) mod arithmetic;
 mod tiled;
+mod vectors;
 
 use arithmetic::{Arithmetic, Widened};
 use tiled::Tiled;
+use vectors::By;
 
 /// Tokens of a row that one task takes, at most: the largest of these of which every thread gets
 /// some tasks, so that all end together. A task that takes fewer reads keys and values as often.
@@ -180,27 +182,23 @@ struct Task<'a, T> {
     out: &'a Disjoint<'a, f32>,
 }
 
-/// Queries that are computed together: as many as leave their sums in registers.
-const TILE: usize = 8;
+/// Blocks of a group: tokens are taken in groups that begin at the same positions for every query, and a query that
+/// does not see a group is not changed by it, so that which queries are computed together changes nothing for any of
+/// them.
+const BLOCKS: usize = 4;
 
-/// What a task keeps of its queries from block to block. Queries are in the order of positions:
-/// all heads of a token, then the next token.
-struct Queries {
-    /// Tile after tile of `[value, query]`, prepared for an arithmetic.
-    prepared: Vec<f32>,
-    /// Values of each.
-    width: usize,
-    positions: Vec<usize>,
-    softmax: Vec<Softmax>,
-    /// `[query, dimension]`: weighted sums of the values so far.
-    sums: Vec<f32>,
-}
+/// Tokens of a group.
+const GROUP: usize = BLOCKS * LANES;
+
+/// By how much a score may exceed what weights are relative to before that is raised, and what was summed shrunk: a
+/// weight is `e` to the power of this at most, which sums of floats do not mind.
+const SLACK: f32 = 8.0;
 
 /// A softmax over the scores so far.
 #[derive(Clone, Copy)]
 struct Softmax {
-    /// The highest score, to which all weights are relative.
-    highest: f32,
+    /// The score to which all weights are relative: none is higher by more than [`SLACK`].
+    base: f32,
     /// Sums of weights, each of the tokens in one lane.
     totals: [f32; LANES],
 }
@@ -208,64 +206,62 @@ struct Softmax {
 impl Softmax {
     /// Of no scores.
     const NOTHING: Softmax = Softmax {
-        highest: f32::NEG_INFINITY,
+        base: f32::NEG_INFINITY,
         totals: [0.0; LANES],
     };
-}
 
-/// Keys and values of a block, of one kv head.
-#[derive(Clone, Copy)]
-struct Tokens<'a, E> {
-    /// Position of the first.
-    first: usize,
-    keys: &'a [E],
-    values: &'a [E],
-}
-
-/// A task, computed by an arithmetic.
-struct By<'a, T, A>(Task<'a, T>, PhantomData<A>);
-
-impl<T: Element, A: Arithmetic<T>> Kernel for By<'_, T, A> {
-    type Output = ();
+    /// The weights of the tokens of a group. `sums`, of the weighted values so far, may be made relative to another
+    /// score by it.
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let By(task, _) = self;
-        let Task {
-            layer,
-            span,
-            kv_head,
-            ..
-        } = task;
-        let shape = layer.shape;
-        let (keys, values) = (shape.head_dim * LANES, LANES * shape.value_width());
-        let mut queries = task.queries::<A>();
-        let many = A::WIDENS && queries.softmax.len() > TILE;
-        // Several tiles read the same keys and values: those are widened once for all of them.
-        let mut wide = vec![0.0; if many { keys + values } else { 0 }];
-        let last = span.context + span.len - 1;
-        let seen = task.visible(span.context).start..last + 1;
-        for index in seen.start / LANES..seen.end.div_ceil(LANES) {
-            let block = span.blocks[index] as usize;
-            let tokens = Tokens {
-                first: index * LANES,
-                keys: &layer.keys[shape.key_tile(block, kv_head)..][..keys],
-                values: &layer.values[shape.value_tile(block, kv_head)..][..values],
-            };
-            if many {
-                let (wide_keys, wide_values) = wide.split_at_mut(keys);
-                widen_keys(s, tokens.keys, wide_keys);
-                widen_values(s, tokens.values, wide_values);
-                let tokens = Tokens {
-                    first: tokens.first,
-                    keys: &*wide_keys,
-                    values: &*wide_values,
-                };
-                task.attend::<S, f32, Widened>(s, tokens, &mut queries);
-            } else {
-                task.attend::<S, T, A>(s, tokens, &mut queries);
+    fn weigh<S: Simd>(
+        &mut self,
+        s: S,
+        scores: [S::V; BLOCKS],
+        sums: &mut [[f32; LANES]],
+    ) -> [S::V; BLOCKS] {
+        let [a, b, c, d] = scores;
+        let most = s.max(s.max(a, b), s.max(c, d));
+        if s.any_above(most, self.base + SLACK) {
+            let base = s.largest(most);
+            let shrink = s.splat(exp(self.base - base));
+            self.base = base;
+            s.store(s.mul(s.load(&self.totals), shrink), &mut self.totals);
+            for sums in sums {
+                s.store(s.mul(s.load(sums), shrink), sums);
             }
         }
-        task.finish(s, &queries.softmax, &queries.sums);
+        let base = s.splat(-self.base);
+        let mut weights = scores;
+        for weights in &mut weights {
+            *weights = s.exp(s.add(*weights, base));
+        }
+        let [a, b, c, d] = weights;
+        let total = s.add(s.add(a, b), s.add(c, d));
+        s.store(s.add(s.load(&self.totals), total), &mut self.totals);
+        weights
+    }
+}
+
+/// Makes all scores but those of some tokens of a group as low as can be, whatever they are.
+#[inline(always)]
+fn hide<S: Simd>(s: S, scores: &mut [S::V; BLOCKS], seen: Range<usize>) {
+    /// Lanes before, within and behind what is seen.
+    static PENALTIES: [f32; 3 * GROUP] = {
+        let mut penalties = [f32::NEG_INFINITY; 3 * GROUP];
+        let mut i = GROUP;
+        while i < 2 * GROUP {
+            penalties[i] = 0.0;
+            i += 1;
+        }
+        penalties
+    };
+    for (i, scores) in scores.iter_mut().enumerate() {
+        for start in [GROUP - seen.start, 2 * GROUP - seen.end] {
+            let penalties = PENALTIES[start + i * LANES..].first_chunk();
+            let penalty = penalties.map_or(s.splat(0.0), |lanes| s.load(lanes));
+            // A score may be NaN, which an addition would leave.
+            *scores = s.add(s.zero_below(*scores, penalty, -1.0), penalty);
+        }
     }
 }
 
@@ -303,113 +299,6 @@ impl<T: Element> Task<'_, T> {
         end.saturating_sub(self.layer.window.unwrap_or(end))..end
     }
 
-    /// The queries of all tokens, which have seen nothing yet.
-    #[inline(always)]
-    fn queries<A: Arithmetic<T>>(&self) -> Queries {
-        let head_dim = self.layer.shape.head_dim;
-        let scale = 1.0 / (head_dim as f32).sqrt();
-        let count = self.count();
-        let values = A::width(head_dim);
-        let mut prepared = vec![0.0; count * values];
-        let mut first = 0;
-        while first < count {
-            let width = tile_of(count - first);
-            let tile = &mut prepared[first * values..][..width * values];
-            for q in 0..width {
-                let from = self.values_of(first + q);
-                A::prepare(from, scale, &mut tile[q..], width);
-            }
-            first += width;
-        }
-        Queries {
-            prepared,
-            width: values,
-            positions: (0..count).map(|i| self.query(i).1).collect(),
-            softmax: vec![Softmax::NOTHING; count],
-            sums: vec![0.0; count * self.layer.shape.value_width()],
-        }
-    }
-
-    /// Adds the tokens of a block to what every query has seen.
-    #[inline(always)]
-    fn attend<S: Simd, E: Element, A: Arithmetic<E>>(
-        &self,
-        s: S,
-        tokens: Tokens<'_, E>,
-        queries: &mut Queries,
-    ) {
-        let count = queries.softmax.len();
-        let mut first = 0;
-        while first < count {
-            let width = tile_of(count - first);
-            match width {
-                1 => self.tile::<S, E, A, 1>(s, tokens, first, queries),
-                2 => self.tile::<S, E, A, 2>(s, tokens, first, queries),
-                4 => self.tile::<S, E, A, 4>(s, tokens, first, queries),
-                _ => self.tile::<S, E, A, TILE>(s, tokens, first, queries),
-            }
-            first += width;
-        }
-    }
-
-    /// The same for the `Q` queries from `first` on, which read each key and value together.
-    #[inline(always)]
-    fn tile<S: Simd, E: Element, A: Arithmetic<E>, const Q: usize>(
-        &self,
-        s: S,
-        tokens: Tokens<'_, E>,
-        first: usize,
-        queries: &mut Queries,
-    ) {
-        let value_width = self.layer.shape.value_width();
-        let base = tokens.first;
-        let seen: [Range<usize>; Q] = std::array::from_fn(|q| {
-            let seen = self.visible(queries.positions[first + q]);
-            seen.start.max(base)..seen.end.min(base + LANES)
-        });
-        // The first query sees the lowest positions, the last one the highest.
-        let seen_by_any = seen[0].start..seen[Q - 1].end;
-        if seen_by_any.is_empty() {
-            return;
-        }
-        let prepared = &queries.prepared[first * queries.width..][..Q * queries.width];
-        let scores = A::scores::<S, Q>(s, prepared.as_chunks().0, tokens.keys);
-        let sums = &mut queries.sums[first * value_width..][..Q * value_width];
-        let mut weights = [[0.0; LANES]; Q];
-        for (q, softmax) in queries.softmax[first..][..Q].iter_mut().enumerate() {
-            if seen[q].is_empty() {
-                continue;
-            }
-            let mut scores = scores[q];
-            if seen[q].len() < LANES {
-                let mut lanes = s.to_array(scores);
-                for (lane, score) in lanes.iter_mut().enumerate() {
-                    if !seen[q].contains(&(base + lane)) {
-                        *score = f32::NEG_INFINITY;
-                    }
-                }
-                scores = s.load(&lanes);
-            }
-            if s.any_above(scores, softmax.highest) {
-                // What was summed so far was relative to a lower maximum.
-                let highest = s.largest(scores);
-                let shrink = exp(softmax.highest - highest);
-                softmax.highest = highest;
-                for sum in &mut softmax.totals {
-                    *sum *= shrink;
-                }
-                for sum in &mut sums[q * value_width..][..value_width] {
-                    *sum *= shrink;
-                }
-            }
-            let weight = s.exp(s.add(scores, s.splat(-softmax.highest)));
-            s.store(s.add(s.load(&softmax.totals), weight), &mut softmax.totals);
-            weights[q] = A::weights(s, weight);
-        }
-        let lanes = seen_by_any.start - base..seen_by_any.end - base;
-        A::add_values::<S, Q>(s, &weights, lanes, tokens.values, sums);
-    }
-
     /// Writes the results of all queries.
     #[inline(always)]
     fn finish<S: Simd>(&self, s: S, softmax: &[Softmax], sums: &[f32]) {
@@ -423,43 +312,6 @@ impl<T: Element> Task<'_, T> {
             for (out, sum) in out.iter_mut().zip(&sums[q * value_width..]) {
                 *out = sum * scale;
             }
-        }
-    }
-}
-
-/// How many of so many queries the next tile takes.
-#[inline(always)]
-fn tile_of(queries: usize) -> usize {
-    match queries {
-        1 => 1,
-        2..4 => 2,
-        4..TILE => 4,
-        _ => TILE,
-    }
-}
-
-/// The keys of a block as `f32`.
-#[inline(always)]
-fn widen_keys<S: Simd, T: Element>(s: S, from: &[T], to: &mut [f32]) {
-    let (from, _) = from.as_chunks::<LANES>().0.as_chunks::<2>();
-    let (to, _) = to.as_chunks_mut::<LANES>().0.as_chunks_mut::<2>();
-    for (from, to) in from.iter().zip(to) {
-        let [first, second] = T::keys(s, from);
-        s.store(first, &mut to[0]);
-        s.store(second, &mut to[1]);
-    }
-}
-
-/// The same of the values.
-#[inline(always)]
-fn widen_values<S: Simd, T: Element>(s: S, from: &[T], to: &mut [f32]) {
-    let ((from, _), (to, _)) = (from.as_chunks::<LANES>(), to.as_chunks_mut::<LANES>());
-    let pair = from.len() / (LANES / 2);
-    for (from, to) in from.chunks_exact(pair).zip(to.chunks_exact_mut(pair)) {
-        for vector in 0..pair / 2 {
-            let [first, second] = T::values(s, from, vector);
-            s.store(first, &mut to[vector]);
-            s.store(second, &mut to[pair / 2 + vector]);
         }
     }
 }
@@ -595,6 +447,8 @@ mod tests {
             (5, 5, 6, None),
         ];
         check::<f32>(&shapes, 2.0, 1e-5, attend_by::<_, Widened>);
+        // Scores that differ by more than weights may grow.
+        check::<f32>(&shapes, 6.0, 1e-4, attend_by::<_, Widened>);
         check::<f16>(&shapes, 1.0, 1e-3, attend_by::<_, Widened>);
         check::<bf16>(&shapes, 1.0, 1e-2, attend_by::<_, Widened>);
         // Where the CPU has no dot products, they are put together from what it has.

@@ -7,12 +7,15 @@
 //! computes it. How a pair of inputs is taken in, and in which type, is one of two
 //! [arithmetics](arithmetic), which the type of the weights and the CPU decide.
 //!
-//! The weights are held once, in [panels], which are read from front to back. A tile of up to 4
-//! rows by 64 outputs stays in registers.
+//! The weights are held once, in [panels], which are read from front to back. A tile of a few rows
+//! by 64 outputs stays in registers, and a panel in the L2 cache while one such tile after the other
+//! passes over it; meanwhile the next panel is brought in, so that neither memory waits for the
+//! multiplier nor it for memory.
 
 use std::marker::PhantomData;
 use std::ops::Range;
 
+use super::activation::{Gated, silu_multiply};
 use super::parallel::{Disjoint, Threads};
 use super::simd::{Kernel, LANES, Simd, dispatch, has_fast_dots};
 
@@ -21,14 +24,14 @@ mod panels;
 mod tiled;
 
 use arithmetic::{Arithmetic, Widened};
-use panels::{PANEL, PANEL_VECTORS};
+use panels::{Line, PANEL, PANEL_VECTORS};
 pub use panels::{Packable, Packed};
 
-/// Lines that one pass over a tile takes: a quarter megabyte of panel, to stay in the L2 cache
-/// over all rows. Sums wait in the output between passes, which does not change them.
+/// Lines of a slice of a panel: a quarter megabyte, to stay in the L2 cache over all rows, beside
+/// the next one. Sums wait in the output between slices, which does not change them.
 const DEPTH: usize = 4096;
-/// Lines from the one that is multiplied to the one that is fetched: 4 KiB, the distance to a page
-/// that the CPU does not fetch ahead by itself.
+/// Lines from the one that is multiplied to the one that is fetched when a slice is passed over for
+/// the first time: 4 KiB, the distance to a page that the CPU does not fetch ahead by itself.
 const AHEAD: usize = 64;
 /// Rows of one task.
 const ROWS: usize = 96;
@@ -39,43 +42,116 @@ impl<T: Packable> Packed<T> {
     /// # Panics
     /// If the lengths of `x`, `bias` and `out` do not fit each other and the matrix.
     pub fn multiply(&self, threads: &Threads, x: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
-        let rows = x.len() / self.inputs.max(1);
-        assert!(x.len() == rows * self.inputs && out.len() == rows * self.outputs);
-        assert!(bias.is_none_or(|b| b.len() == self.outputs));
+        self.check(x, bias, out);
         if let Some(tiles) = T::tiles() {
             self.multiply_on(tiles, threads, x, bias, out);
         } else if has_fast_dots() {
-            self.multiply_by::<T::Dots>(threads, x, bias, out);
+            self.multiply_by::<T::Dots>(threads, x, bias, out, None);
         } else {
-            self.multiply_by::<Widened>(threads, x, bias, out);
+            self.multiply_by::<Widened>(threads, x, bias, out, None);
         }
     }
 
+    /// As [`multiply`](Self::multiply), where the first half of the outputs are gates and the second half what they
+    /// are for; then `activated[r, o] = silu(gate[r, o]) * up[r, o]`.
+    ///
+    /// # Panics
+    /// As there, or if `activated` is not half as long as `out`.
+    pub fn multiply_gated(
+        &self,
+        threads: &Threads,
+        x: &[f32],
+        bias: Option<&[f32]>,
+        out: &mut [f32],
+        activated: &mut [f32],
+    ) {
+        let half = self.outputs / 2;
+        if T::tiles().is_some() || !half.is_multiple_of(PANEL) {
+            self.multiply(threads, x, bias, out);
+            silu_multiply(threads, out, half, activated);
+            return;
+        }
+        self.check(x, bias, out);
+        assert!(out.len() == 2 * activated.len());
+        let activated = Some(activated);
+        if has_fast_dots() {
+            self.multiply_by::<T::Dots>(threads, x, bias, out, activated);
+        } else {
+            self.multiply_by::<Widened>(threads, x, bias, out, activated);
+        }
+    }
+
+    fn check(&self, x: &[f32], bias: Option<&[f32]>, out: &[f32]) {
+        let rows = x.len() / self.inputs.max(1);
+        assert!(x.len() == rows * self.inputs && out.len() == rows * self.outputs);
+        assert!(bias.is_none_or(|b| b.len() == self.outputs));
+    }
+
+    /// With what is `activated`, a task computes gates and what they are for together, while both are in a cache.
     fn multiply_by<A: Arithmetic<T>>(
         &self,
         threads: &Threads,
         x: &[f32],
         bias: Option<&[f32]>,
         out: &mut [f32],
+        activated: Option<&mut [f32]>,
     ) {
         let rows = x.len() / self.inputs.max(1);
-        let panels = self.outputs.div_ceil(PANEL);
+        let parts = if activated.is_some() { 2 } else { 1 };
+        let panels = self.outputs.div_ceil(PANEL) / parts;
         let out = Disjoint::new(out);
+        let activated = activated.map(Disjoint::new);
+        let count = threads.count() as usize;
         A::prepare(threads, x, self.inputs, |x| {
             threads.run(panels * rows.div_ceil(ROWS), |task| {
                 let (chunk, panel) = (task / panels, task % panels);
                 let rows = chunk * ROWS..rows.min((chunk + 1) * ROWS);
-                dispatch(Product::<T, A> {
-                    matrix: self,
-                    x,
-                    bias,
-                    out: &out,
-                    panel,
-                    rows,
-                    arithmetic: PhantomData,
-                });
+                for part in 0..parts {
+                    // After the last part the first one of another panel.
+                    let next = if part + 1 == parts {
+                        panel + count
+                    } else {
+                        panel + panels
+                    };
+                    dispatch(Product::<T, A> {
+                        matrix: self,
+                        x,
+                        bias,
+                        out: &out,
+                        panel: panel + part * panels,
+                        next,
+                        rows: rows.clone(),
+                        arithmetic: PhantomData,
+                    });
+                }
+                if let Some(activated) = &activated {
+                    activate(&out, activated, panels * PANEL, rows, panel * PANEL);
+                }
             });
         });
+    }
+}
+
+/// Activates a panel of gates, those from `first` on of `width`, for some rows of a task.
+fn activate(
+    out: &Disjoint<'_, f32>,
+    activated: &Disjoint<'_, f32>,
+    width: usize,
+    rows: Range<usize>,
+    first: usize,
+) {
+    for row in rows {
+        let (gate, into) = (2 * row * width + first, row * width + first);
+        let up = gate + width;
+        // SAFETY: a task owns the outputs of its rows in its panels, and what they come to.
+        let [gate, up, out] = unsafe {
+            [
+                out.slice(gate..gate + PANEL),
+                out.slice(up..up + PANEL),
+                activated.slice(into..into + PANEL),
+            ]
+        };
+        dispatch(Gated { gate, up, out });
     }
 }
 
@@ -87,8 +163,25 @@ struct Product<'a, T, A> {
     bias: Option<&'a [f32]>,
     out: &'a Disjoint<'a, f32>,
     panel: usize,
+    /// The panel that this thread is likely to take next; there may be none of that number.
+    next: usize,
     rows: Range<usize>,
     arithmetic: PhantomData<A>,
+}
+
+/// Some rows on their way over a slice of a panel.
+struct Pass<'a> {
+    /// First of the rows.
+    row: usize,
+    /// Pairs of the slice.
+    depth: &'a Range<usize>,
+    /// Whether the sums are complete behind this slice.
+    last: bool,
+    /// Whether others have not passed over it before.
+    first: bool,
+    /// Lines to bring in meanwhile: as many as the slice has, divided by `passes`.
+    ahead: *const Line,
+    passes: usize,
 }
 
 impl<T: Packable, A: Arithmetic<T>> Kernel for Product<'_, T, A> {
@@ -96,58 +189,78 @@ impl<T: Packable, A: Arithmetic<T>> Kernel for Product<'_, T, A> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let pairs = self.matrix.inputs.div_ceil(2);
-        let mut first = 0;
+        // Of as equal a number of rows as can be: few rows leave the multiplier waiting for sums.
+        let (rows, passes) = (self.rows.len(), self.rows.len().div_ceil(A::ROWS));
+        let mut start = 0;
         loop {
-            let depth = first..pairs.min(first + DEPTH / T::LINES);
+            let depth = start..pairs.min(start + DEPTH / T::LINES);
             let last = depth.end == pairs;
-            let mut row = self.rows.start;
-            while row < self.rows.end {
-                match self.rows.end - row {
-                    1 => self.rows_of::<S, 1>(s, row, &depth, last),
-                    2 => self.rows_of::<S, 2>(s, row, &depth, last),
-                    3 => self.rows_of::<S, 3>(s, row, &depth, last),
-                    _ => self.rows_of::<S, 4>(s, row, &depth, last),
+            let next = match last {
+                true => self.matrix.start(self.next),
+                false => self.slice(depth.end..pairs).as_ptr(),
+            };
+            for number in 0..passes {
+                let [row, end] = [number, number + 1].map(|n| self.rows.start + n * rows / passes);
+                let pass = Pass {
+                    row,
+                    depth: &depth,
+                    last,
+                    first: number == 0,
+                    ahead: next.wrapping_add(number * depth.len() * T::LINES / passes),
+                    passes,
+                };
+                match end - row {
+                    1 => self.rows_of::<S, 1>(s, &pass),
+                    2 => self.rows_of::<S, 2>(s, &pass),
+                    3 => self.rows_of::<S, 3>(s, &pass),
+                    4 => self.rows_of::<S, 4>(s, &pass),
+                    5 if A::ROWS >= 5 => self.rows_of::<S, 5>(s, &pass),
+                    _ if A::ROWS >= 6 => self.rows_of::<S, 6>(s, &pass),
+                    _ => unreachable!("a pass has at most {} rows", A::ROWS),
                 }
-                row += 4;
             }
             if last {
                 return;
             }
-            first = depth.end;
+            start = depth.end;
         }
     }
 }
 
 impl<T: Packable, A: Arithmetic<T>> Product<'_, T, A> {
+    /// Some pairs of the panel.
+    fn slice(&self, pairs: Range<usize>) -> &[Line] {
+        &self.matrix.panel(self.panel)[pairs.start * T::LINES..pairs.end * T::LINES]
+    }
+
     #[inline(always)]
-    fn rows_of<S: Simd, const R: usize>(&self, s: S, row: usize, depth: &Range<usize>, last: bool) {
+    fn rows_of<S: Simd, const R: usize>(&self, s: S, pass: &Pass<'_>) {
         if S::WIDE {
-            self.tile::<S, R, PANEL_VECTORS>(s, row, 0, depth, last);
+            self.tile::<S, R, PANEL_VECTORS>(s, pass, 0);
         } else {
             // Half the registers of half the width: a vector of outputs at a time.
             for vector in 0..PANEL_VECTORS {
-                self.tile::<S, R, 1>(s, row, vector, depth, last);
+                self.tile::<S, R, 1>(s, pass, vector);
             }
         }
     }
 
-    /// `R` rows by `V` vectors of outputs, held in registers over the pairs of `depth`.
+    /// `R` rows by `V` vectors of outputs, held in registers over a slice.
     #[inline(always)]
-    fn tile<S: Simd, const R: usize, const V: usize>(
-        &self,
-        s: S,
-        row: usize,
-        vector: usize,
-        depth: &Range<usize>,
-        last: bool,
-    ) {
+    fn tile<S: Simd, const R: usize, const V: usize>(&self, s: S, pass: &Pass<'_>, vector: usize) {
+        let Pass {
+            row,
+            depth,
+            last,
+            first,
+            passes,
+            ..
+        } = *pass;
         let outputs = self.matrix.outputs;
         let width = A::width(self.matrix.inputs);
         let values = depth.start * A::VALUES..width.min(depth.end * A::VALUES);
         let x: [&[f32]; R] =
             std::array::from_fn(|r| &self.x[(row + r) * width..][..width][values.clone()]);
-        let panel = self.matrix.panel(self.panel);
-        let panel = &panel[depth.start * T::LINES..depth.end * T::LINES];
         let mut sums = [[s.splat(0.0); V]; R];
         if depth.start > 0 {
             self.each_part::<R, V>(row, vector, outputs, |r, v, part| {
@@ -156,9 +269,21 @@ impl<T: Packable, A: Arithmetic<T>> Product<'_, T, A> {
                 sums[r][v] = s.load(&lanes);
             });
         }
-        for (i, pair) in panel.chunks_exact(T::LINES).enumerate() {
-            for line in 0..T::LINES {
-                s.prefetch(pair.as_ptr().wrapping_add(AHEAD + line).cast());
+        let (mut ahead, mut due) = (pass.ahead, 0);
+        for (i, pair) in self.slice(depth.clone()).chunks_exact(T::LINES).enumerate() {
+            if first {
+                for line in 0..T::LINES {
+                    s.prefetch(pair.as_ptr().wrapping_add(AHEAD + line).cast());
+                }
+            }
+            // A single pass takes no longer than what it multiplies takes to arrive.
+            if passes > 1 && vector == 0 {
+                due += T::LINES;
+                while due >= passes {
+                    s.prefetch_far(ahead.cast());
+                    ahead = ahead.wrapping_add(1);
+                    due -= passes;
+                }
             }
             // SAFETY: the rows go as far as the pairs do: both are those of `depth`.
             sums = unsafe { A::add(s, sums, pair, vector, &x, i) };
@@ -280,9 +405,10 @@ mod tests {
     #[test]
     fn activations_are_rounded_to_nearest_even_and_nothing_else() {
         type Multiply = fn(&Packed<bf16>, &Threads, &[f32], &mut [f32]);
-        let exact: Multiply = |w, threads, x, out| w.multiply_by::<Widened>(threads, x, None, out);
+        let exact: Multiply =
+            |w, threads, x, out| w.multiply_by::<Widened>(threads, x, None, out, None);
         let mut ways: Vec<Multiply> =
-            vec![|w, threads, x, out| w.multiply_by::<Rounded>(threads, x, None, out)];
+            vec![|w, threads, x, out| w.multiply_by::<Rounded>(threads, x, None, out, None)];
         if bf16::tiles().is_some() {
             ways.push(|w, threads, x, out| w.multiply(threads, x, None, out));
         }
@@ -348,6 +474,7 @@ mod tests {
                     bias: None,
                     out: &shared,
                     panel,
+                    next: panel + 1,
                     rows,
                     arithmetic: PhantomData,
                 }
@@ -369,6 +496,29 @@ mod tests {
                 }
             }
         });
+    }
+
+    fn check_gates<T: Packable>() {
+        // Halves that are whole panels, and some that are not.
+        for (rows, half, inputs) in [(1, 64, 33), (100, 128, 70), (7, 65, 33)] {
+            let (x, w) = (noise(rows * inputs, 10), noise(2 * half * inputs, 11));
+            let bias = noise(2 * half, 12);
+            let matrix = packed::<T>(2 * half, inputs, &w);
+            let threads = &Threads::new(3);
+            let (mut plain, mut out) = (vec![0.0; rows * 2 * half], vec![0.0; rows * 2 * half]);
+            let (mut expected, mut activated) = (vec![0.0; rows * half], vec![0.0; rows * half]);
+            matrix.multiply(threads, &x, Some(&bias), &mut plain);
+            silu_multiply(threads, &plain, half, &mut expected);
+            matrix.multiply_gated(threads, &x, Some(&bias), &mut out, &mut activated);
+            assert_eq!(activated, expected);
+        }
+    }
+
+    #[test]
+    fn gates_are_activated_as_by_themselves() {
+        check_gates::<f32>();
+        check_gates::<bf16>();
+        check_gates::<f16>();
     }
 
     #[test]

@@ -23,7 +23,6 @@ mod rotary;
 mod simd;
 mod tiles;
 
-pub use activation::silu_multiply;
 pub use attention::{Attended, Attention, Span, attend};
 pub use buffer::Buffer;
 pub use element::Element;

@@ -97,6 +97,17 @@ impl<'a, T> Disjoint<'a, T> {
         // SAFETY: in bounds by the assertion, exclusive by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
     }
+
+    /// Sets one value, which is checked to lie inside.
+    ///
+    /// # Safety
+    /// No other task may touch it meanwhile.
+    #[inline(always)]
+    pub(super) unsafe fn put(&self, at: usize, value: T) {
+        assert!(at < self.len);
+        // SAFETY: in bounds by the assertion, exclusive by the caller's promise.
+        unsafe { *self.start.add(at) = value };
+    }
 }
 
 #[cfg(test)]

@@ -51,7 +51,7 @@ pub struct Place {
 
 /// Rotates the queries and keys of `qkv` (rows of all query heads, key heads, value heads) by
 /// their position, each head first normalized by the weights in `norms` if there are any, and
-/// stores keys and values in a layer of the arena. Queries are rotated in place.
+/// stores keys and values in a layer of the arena. Queries and keys are rotated in place.
 ///
 /// No two tokens may have the same block and the same position within it.
 ///
@@ -74,89 +74,73 @@ pub fn rotate_and_store<T: Element>(
         Disjoint::new(keys),
         Disjoint::new(values),
     );
-    let half = shape.head_dim / 2;
+    let (half, rotated) = (shape.head_dim / 2, shape.heads + shape.kv_heads);
     threads.run(places.len(), |token| {
         let place = places[token];
         let position = place.position as usize;
         let (block, slot) = (place.block as usize, position % LANES);
-        let cos = &rotary.cos[position * half..][..half];
-        let sin = &rotary.sin[position * half..][..half];
         // SAFETY: each token's row is touched by its own task.
         let row = unsafe { qkv.slice(token * width..(token + 1) * width) };
-        let (queries, rest) = row.split_at_mut(shape.heads * shape.head_dim);
-        let (new_keys, new_values) = rest.split_at(shape.kv_heads * shape.head_dim);
-        let mut head = vec![0.0; shape.head_dim];
-        let mut key = vec![0.0; shape.head_dim];
-        for query in queries.chunks_exact_mut(shape.head_dim) {
-            head.copy_from_slice(query);
-            let norm = norms.map(|(weight, _, eps)| (weight, eps));
-            dispatch(Rotate {
-                head: &mut head,
-                cos,
-                sin,
-                norm,
-                out: query,
-            });
-        }
-        for h in 0..shape.kv_heads {
-            let part = h * shape.head_dim..(h + 1) * shape.head_dim;
-            head.copy_from_slice(&new_keys[part.clone()]);
-            let norm = norms.map(|(_, weight, eps)| (weight, eps));
-            dispatch(Rotate {
-                head: &mut head,
-                cos,
-                sin,
-                norm,
-                out: &mut key,
-            });
+        let (heads, new_values) = row.split_at_mut(rotated * shape.head_dim);
+        dispatch(Rotate {
+            heads,
+            shape,
+            norms,
+            cos: &rotary.cos[position * half..][..half],
+            sin: &rotary.sin[position * half..][..half],
+        });
+        let new_keys = heads[shape.heads * shape.head_dim..].chunks_exact(shape.head_dim);
+        let new_values = new_values.chunks_exact(shape.head_dim);
+        for (h, (key, value)) in new_keys.zip(new_values).enumerate() {
             let start = shape.key_tile(block, h);
-            for (d, value) in key.iter().enumerate() {
-                let at = start + T::key_place(d, slot);
+            for (d, x) in key.iter().enumerate() {
                 // SAFETY: a token's slot of a block is written by that token alone.
-                let into = unsafe { keys.slice(at..at + 1) };
-                into.fill(T::from_f32(*value));
+                unsafe { keys.put(start + T::key_place(d, slot), T::from_f32(*x)) };
             }
             let (start, width) = (shape.value_tile(block, h), shape.value_width());
-            for (d, value) in new_values[part].iter().enumerate() {
-                let at = start + T::value_place(width, slot, d);
+            for (d, x) in value.iter().enumerate() {
                 // SAFETY: as above.
-                let into = unsafe { values.slice(at..at + 1) };
-                into.fill(T::from_f32(*value));
+                unsafe { values.put(start + T::value_place(width, slot, d), T::from_f32(*x)) };
             }
         }
     });
 }
 
-/// One head of one token.
+/// The query heads of one token and its key heads, in place.
 struct Rotate<'a> {
-    head: &'a mut [f32],
+    heads: &'a mut [f32],
+    shape: &'a Attention,
+    norms: Option<(&'a [f32], &'a [f32], f32)>,
     cos: &'a [f32],
     sin: &'a [f32],
-    norm: Option<(&'a [f32], f32)>,
-    out: &'a mut [f32],
 }
 
 impl Kernel for Rotate<'_> {
     type Output = ();
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        if let Some((weight, eps)) = self.norm {
-            Norm {
-                x: self.head,
-                weight,
-                eps,
-                out: self.out,
+        let Attention {
+            heads, head_dim, ..
+        } = *self.shape;
+        let mut plain = vec![0.0; if self.norms.is_some() { head_dim } else { 0 }];
+        for (number, head) in self.heads.chunks_exact_mut(head_dim).enumerate() {
+            if let Some((queries, keys, eps)) = self.norms {
+                plain.copy_from_slice(head);
+                Norm {
+                    x: &plain,
+                    weight: if number < heads { queries } else { keys },
+                    eps,
+                    out: head,
+                }
+                .run(s);
             }
-            .run(s);
-            self.head.copy_from_slice(self.out);
-        }
-        // Dimension i is paired with i + half, as in the checkpoints of the hub.
-        let (a, b) = self.head.split_at(self.cos.len());
-        let (out_a, out_b) = self.out.split_at_mut(self.cos.len());
-        for i in 0..self.cos.len() {
-            let (x, y) = (a[i], b[i]);
-            out_a[i] = x * self.cos[i] - y * self.sin[i];
-            out_b[i] = y * self.cos[i] + x * self.sin[i];
+            // Dimension i is paired with i + half, as in the checkpoints of the hub.
+            let (a, b) = head.split_at_mut(self.cos.len());
+            for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(self.cos).zip(self.sin) {
+                let (x, y) = (*a, *b);
+                *a = x * cos - y * sin;
+                *b = y * cos + x * sin;
+            }
         }
     }
 }

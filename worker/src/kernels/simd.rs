@@ -58,6 +58,9 @@ pub(super) trait Simd: Copy + Send + Sync {
     /// Has a cache line brought in that will be needed soon. Any address will do.
     #[inline(always)]
     fn prefetch(self, _line: *const u8) {}
+    /// The same for a line that will be needed later, which the nearest cache does not keep meanwhile.
+    #[inline(always)]
+    fn prefetch_far(self, _line: *const u8) {}
     /// The value of the `bf16` in the low half of each lane's bits.
     fn low_bf16(self, v: Self::V) -> Self::V;
     /// The same of the high half.

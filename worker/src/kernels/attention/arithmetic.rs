@@ -4,79 +4,69 @@
 //! Which of them it is depends on the type of the arena and on the CPU, and on nothing else: not on the number
 //! of queries, so that a query is computed the same in every company.
 
-use std::ops::Range;
-
 use half::bf16;
 
+use super::BLOCKS;
 use crate::kernels::element::{Element, paired};
 use crate::kernels::simd::{LANES, Simd};
 
-/// What happens between queries and the keys and values of type `T` of a block.
+/// A value for each token of a group, for each of some queries. Those of a block may need less than its room.
+pub(in crate::kernels) type Weights<const Q: usize> = [[[f32; LANES]; BLOCKS]; Q];
+
+/// What happens between queries and the keys and values of type `T` of some blocks.
+///
+/// Sums are taken and given by value, so that they stay in registers.
 pub(in crate::kernels) trait Arithmetic<T>: 'static {
     /// Whether keys and values that several tiles of queries read are better widened once.
     const WIDENS: bool;
 
+    /// Values of a prepared query that stand for two dimensions.
+    const VALUES: usize;
+
     /// Values that a query of so many dimensions is prepared into.
-    fn width(head_dim: usize) -> usize;
-
-    /// Prepares a query: its values go to every `step`-th of `tile` from the first on.
-    fn prepare(query: &[f32], scale: f32, tile: &mut [f32], step: usize);
-
-    /// Scores of the tokens of a block against `Q` queries, of which each has a value in each of `queries`.
-    fn scores<S: Simd, const Q: usize>(s: S, queries: &[[f32; Q]], keys: &[T]) -> [S::V; Q];
-
-    /// The weights of the tokens of a block, as [`add_values`](Self::add_values) takes them.
-    fn weights<S: Simd>(s: S, weights: S::V) -> [f32; LANES];
-
-    /// Adds the weighted values of some tokens of a block to the sums of `Q` queries. Tokens outside
-    /// of `tokens` are not even multiplied by zero: what an earlier sequence left there may be NaN.
-    #[inline(always)]
-    fn add_values<S: Simd, const Q: usize>(
-        s: S,
-        weights: &[[f32; LANES]; Q],
-        tokens: Range<usize>,
-        values: &[T],
-        sums: &mut [f32],
-    ) {
-        /// Pairs of tokens of which one round takes the values: enough to hide what a round costs.
-        const ROUND: usize = 2;
-        let (values, _) = values.as_chunks::<LANES>();
-        let (sums, _) = sums.as_chunks_mut::<LANES>();
-        let vectors = sums.len() / Q;
-        if tokens.len() < LANES {
-            return Self::add_some::<S, Q>(s, weights, tokens, values, sums);
-        }
-        for vector in 0..vectors {
-            let mut sum: [S::V; Q] = std::array::from_fn(|q| s.load(&sums[q * vectors + vector]));
-            for (round, values) in values.chunks_exact(ROUND * 2 * vectors).enumerate() {
-                for i in 0..ROUND {
-                    let pair = &values[i * 2 * vectors..][..2 * vectors];
-                    Self::add_pair::<S, Q>(s, weights, round * ROUND + i, pair, vector, &mut sum);
-                }
-            }
-            for q in 0..Q {
-                s.store(sum[q], &mut sums[q * vectors + vector]);
-            }
-        }
+    fn width(head_dim: usize) -> usize {
+        head_dim / 2 * Self::VALUES
     }
 
-    /// Adds sixteen dimensions, the `vector`-th, of the weighted values of two tokens, the `number`-th, which are
-    /// all of `values`.
-    fn add_pair<S: Simd, const Q: usize>(
-        s: S,
-        weights: &[[f32; LANES]; Q],
-        number: usize,
-        values: &[[T; LANES]],
-        vector: usize,
-        sums: &mut [S::V; Q],
-    );
+    /// Prepares a query: its values go to every `step`-th of `tile` from the first on.
+    fn prepare<S: Simd>(s: S, query: &[f32], scale: f32, tile: &mut [f32], step: usize);
 
-    /// What [`add_values`](Self::add_values) does where not all tokens of a block are to be seen.
-    fn add_some<S: Simd, const Q: usize>(
+    /// `sums` plus, for the tokens of `B` blocks and `Q` queries, what a pair of dimensions, the `number`-th, adds to
+    /// scores. `query` is what stands for those dimensions.
+    fn add_scores<S: Simd, const Q: usize, const B: usize>(
         s: S,
-        weights: &[[f32; LANES]; Q],
-        tokens: Range<usize>,
-        values: &[[T; LANES]],
+        sums: [[S::V; B]; Q],
+        query: &[[f32; Q]],
+        keys: &[&[[[T; LANES]; 2]]; B],
+        number: usize,
+    ) -> [[S::V; B]; Q];
+
+    /// The weights of the tokens of a block, as sums of values take them.
+    fn weights<S: Simd>(s: S, weights: S::V, into: &mut [f32; LANES]);
+
+    /// `sums` plus, of `V` vectors of dimensions from the `vector`-th on, the weighted values of a pair of tokens, the
+    /// `number`-th of a block. Both tokens are all of `pair`.
+    ///
+    /// # Safety
+    /// A group must have that block, and a block that pair.
+    unsafe fn add_pair<S: Simd, const Q: usize, const V: usize>(
+        s: S,
+        sums: [[S::V; V]; Q],
+        weights: &Weights<Q>,
+        block: usize,
+        number: usize,
+        pair: &[[T; LANES]],
+        vector: usize,
+    ) -> [[S::V; V]; Q];
+
+    /// Adds all dimensions of the weighted value of one token of a block, whose pair is `pair`, without looking at the
+    /// other one.
+    fn add_token<S: Simd, const Q: usize>(
+        s: S,
+        weights: &Weights<Q>,
+        block: usize,
+        token: usize,
+        pair: &[[T; LANES]],
         sums: &mut [[f32; LANES]],
     );
 }
@@ -88,87 +78,92 @@ pub struct Widened;
 impl<T: Element> Arithmetic<T> for Widened {
     const WIDENS: bool = true;
 
-    fn width(head_dim: usize) -> usize {
-        head_dim
-    }
+    const VALUES: usize = 2;
 
     #[inline(always)]
-    fn prepare(query: &[f32], scale: f32, tile: &mut [f32], step: usize) {
+    fn prepare<S: Simd>(_: S, query: &[f32], scale: f32, tile: &mut [f32], step: usize) {
         for (to, x) in tile.iter_mut().step_by(step).zip(query) {
             *to = x * scale;
         }
     }
 
     #[inline(always)]
-    fn scores<S: Simd, const Q: usize>(s: S, queries: &[[f32; Q]], keys: &[T]) -> [S::V; Q] {
-        // Two chains of sums, so that a lone query does not wait for each addition.
-        let mut even = [s.splat(0.0); Q];
-        let mut odd = [s.splat(0.0); Q];
-        let (pairs, _) = keys.as_chunks::<LANES>().0.as_chunks::<2>();
-        let (query_pairs, _) = queries.as_chunks::<2>();
-        for (keys, query) in pairs.iter().zip(query_pairs) {
-            let [a, b] = T::keys(s, keys);
+    fn add_scores<S: Simd, const Q: usize, const B: usize>(
+        s: S,
+        mut sums: [[S::V; B]; Q],
+        query: &[[f32; Q]],
+        keys: &[&[[[T; LANES]; 2]]; B],
+        number: usize,
+    ) -> [[S::V; B]; Q] {
+        let (mut firsts, mut seconds) = ([s.splat(0.0); B], [s.splat(0.0); B]);
+        for (keys, (first, second)) in keys.iter().zip(firsts.iter_mut().zip(&mut seconds)) {
+            [*first, *second] = T::keys(s, &keys[number]);
+        }
+        for (keys, query) in [firsts, seconds].iter().zip(query) {
             for q in 0..Q {
-                even[q] = s.mul_add(s.splat(query[0][q]), a, even[q]);
-                odd[q] = s.mul_add(s.splat(query[1][q]), b, odd[q]);
+                let x = s.splat(query[q]);
+                for block in 0..B {
+                    sums[q][block] = s.mul_add(x, keys[block], sums[q][block]);
+                }
             }
         }
-        std::array::from_fn(|q| s.add(even[q], odd[q]))
+        sums
     }
 
     #[inline(always)]
-    fn weights<S: Simd>(s: S, weights: S::V) -> [f32; LANES] {
-        s.to_array(weights)
+    fn weights<S: Simd>(s: S, weights: S::V, into: &mut [f32; LANES]) {
+        s.store(weights, into);
     }
 
     #[inline(always)]
-    fn add_pair<S: Simd, const Q: usize>(
+    unsafe fn add_pair<S: Simd, const Q: usize, const V: usize>(
         s: S,
-        weights: &[[f32; LANES]; Q],
+        mut sums: [[S::V; V]; Q],
+        weights: &Weights<Q>,
+        block: usize,
         number: usize,
-        values: &[[T; LANES]],
+        pair: &[[T; LANES]],
         vector: usize,
-        sums: &mut [S::V; Q],
-    ) {
-        let [first, second] = T::values(s, values, vector);
-        add_value(s, weights, 2 * number, first, sums);
-        add_value(s, weights, 2 * number + 1, second, sums);
+    ) -> [[S::V; V]; Q] {
+        let (mut firsts, mut seconds) = ([s.splat(0.0); V], [s.splat(0.0); V]);
+        for (v, (first, second)) in firsts.iter_mut().zip(&mut seconds).enumerate() {
+            [*first, *second] = T::values(s, pair, vector + v);
+        }
+        for (half, values) in [firsts, seconds].iter().enumerate() {
+            for q in 0..Q {
+                // SAFETY: the caller's promise.
+                let weight = unsafe {
+                    *weights[q]
+                        .get_unchecked(block)
+                        .get_unchecked(2 * number + half)
+                };
+                let weight = s.splat(weight);
+                for v in 0..V {
+                    sums[q][v] = s.mul_add(weight, values[v], sums[q][v]);
+                }
+            }
+        }
+        sums
     }
 
     #[inline(always)]
-    fn add_some<S: Simd, const Q: usize>(
+    fn add_token<S: Simd, const Q: usize>(
         s: S,
-        weights: &[[f32; LANES]; Q],
-        tokens: Range<usize>,
-        values: &[[T; LANES]],
+        weights: &Weights<Q>,
+        block: usize,
+        token: usize,
+        pair: &[[T; LANES]],
         sums: &mut [[f32; LANES]],
     ) {
         let vectors = sums.len() / Q;
         for vector in 0..vectors {
-            let mut sum: [S::V; Q] = std::array::from_fn(|q| s.load(&sums[q * vectors + vector]));
-            for token in tokens.clone() {
-                let pair = &values[token / 2 * 2 * vectors..][..2 * vectors];
-                let value = T::values(s, pair, vector)[token % 2];
-                add_value(s, weights, token, value, &mut sum);
-            }
+            let value = T::values(s, pair, vector)[token % 2];
             for q in 0..Q {
-                s.store(sum[q], &mut sums[q * vectors + vector]);
+                let sum = &mut sums[q * vectors + vector];
+                let weight = s.splat(weights[q][block][token]);
+                s.store(s.mul_add(weight, value, s.load(sum)), sum);
             }
         }
-    }
-}
-
-/// Adds one token's weighted value.
-#[inline(always)]
-fn add_value<S: Simd, const Q: usize>(
-    s: S,
-    weights: &[[f32; LANES]; Q],
-    token: usize,
-    value: S::V,
-    sums: &mut [S::V; Q],
-) {
-    for q in 0..Q {
-        sums[q] = s.mul_add(s.splat(weights[q][token]), value, sums[q]);
     }
 }
 
@@ -183,92 +178,93 @@ pub struct Rounded;
 impl Arithmetic<bf16> for Rounded {
     const WIDENS: bool = false;
 
-    fn width(head_dim: usize) -> usize {
-        head_dim / 2
-    }
+    const VALUES: usize = 1;
 
     #[inline(always)]
-    fn prepare(query: &[f32], scale: f32, tile: &mut [f32], step: usize) {
-        for (to, [a, b]) in tile.iter_mut().step_by(step).zip(query.as_chunks().0) {
+    fn prepare<S: Simd>(s: S, query: &[f32], scale: f32, tile: &mut [f32], step: usize) {
+        let (vectors, rest) = query.as_chunks::<LANES>();
+        let (vector_tile, rest_tile) =
+            tile.split_at_mut(tile.len().min(vectors.len() * LANES / 2 * step));
+        for (x, tile) in vectors.iter().zip(vector_tile.chunks_mut(LANES / 2 * step)) {
+            let rounded = s.to_bf16(s.mul(s.load(x), s.splat(scale)));
+            for (to, pair) in tile.iter_mut().step_by(step).zip(rounded.as_chunks().0) {
+                *to = pack(*pair);
+            }
+        }
+        for (to, [a, b]) in rest_tile.iter_mut().step_by(step).zip(rest.as_chunks().0) {
             *to = pack([a, b].map(|x| Element::from_f32(x * scale)));
         }
     }
 
     #[inline(always)]
-    fn scores<S: Simd, const Q: usize>(s: S, queries: &[[f32; Q]], keys: &[bf16]) -> [S::V; Q] {
-        // Two chains, as above.
-        let mut even = [s.splat(0.0); Q];
-        let mut odd = [s.splat(0.0); Q];
-        let (pairs, _) = keys.as_chunks::<LANES>().0.as_chunks::<2>();
-        let (twos, last) = pairs.as_chunks::<2>();
-        let (query_twos, last_query) = queries.as_chunks::<2>();
-        for (keys, query) in twos.iter().zip(query_twos) {
-            let (a, b) = (paired(s, &keys[0]), paired(s, &keys[1]));
-            for q in 0..Q {
-                even[q] = s.dot_bf16(s.splat(query[0][q]), a, even[q]);
-                odd[q] = s.dot_bf16(s.splat(query[1][q]), b, odd[q]);
-            }
-        }
-        for (keys, query) in last.iter().zip(last_query) {
-            let keys = paired(s, keys);
-            for q in 0..Q {
-                even[q] = s.dot_bf16(s.splat(query[q]), keys, even[q]);
-            }
-        }
-        std::array::from_fn(|q| s.add(even[q], odd[q]))
-    }
-
-    #[inline(always)]
-    fn weights<S: Simd>(s: S, weights: S::V) -> [f32; LANES] {
-        let mut pairs = [0.0; LANES];
-        let (first, _) = pairs.split_at_mut(LANES / 2);
-        bytemuck::cast_slice_mut(first).copy_from_slice(&s.to_bf16(weights));
-        pairs
-    }
-
-    #[inline(always)]
-    fn add_pair<S: Simd, const Q: usize>(
+    fn add_scores<S: Simd, const Q: usize, const B: usize>(
         s: S,
-        weights: &[[f32; LANES]; Q],
+        mut sums: [[S::V; B]; Q],
+        query: &[[f32; Q]],
+        keys: &[&[[[bf16; LANES]; 2]]; B],
         number: usize,
-        values: &[[bf16; LANES]],
-        vector: usize,
-        sums: &mut [S::V; Q],
-    ) {
-        let values = paired(s, &values.as_chunks().0[vector]);
-        for q in 0..Q {
-            sums[q] = s.dot_bf16(s.splat(weights[q][number]), values, sums[q]);
+    ) -> [[S::V; B]; Q] {
+        let mut pairs = [s.splat(0.0); B];
+        for block in 0..B {
+            pairs[block] = paired(s, &keys[block][number]);
         }
+        for q in 0..Q {
+            let x = s.splat(query[0][q]);
+            for block in 0..B {
+                sums[q][block] = s.dot_bf16(x, pairs[block], sums[q][block]);
+            }
+        }
+        sums
     }
 
-    /// Of the pairs at either end it may be one token alone.
     #[inline(always)]
-    fn add_some<S: Simd, const Q: usize>(
+    fn weights<S: Simd>(s: S, weights: S::V, into: &mut [f32; LANES]) {
+        let (pairs, _) = into.split_at_mut(LANES / 2);
+        bytemuck::cast_slice_mut(pairs).copy_from_slice(&s.to_bf16(weights));
+    }
+
+    #[inline(always)]
+    unsafe fn add_pair<S: Simd, const Q: usize, const V: usize>(
         s: S,
-        weights: &[[f32; LANES]; Q],
-        tokens: Range<usize>,
-        values: &[[bf16; LANES]],
+        mut sums: [[S::V; V]; Q],
+        weights: &Weights<Q>,
+        block: usize,
+        number: usize,
+        pair: &[[bf16; LANES]],
+        vector: usize,
+    ) -> [[S::V; V]; Q] {
+        let (pair, _) = pair.as_chunks::<2>();
+        let mut values = [s.splat(0.0); V];
+        for (v, values) in values.iter_mut().enumerate() {
+            *values = paired(s, &pair[vector + v]);
+        }
+        for q in 0..Q {
+            // SAFETY: the caller's promise.
+            let weight = s.splat(unsafe { *weights[q].get_unchecked(block).get_unchecked(number) });
+            for v in 0..V {
+                sums[q][v] = s.dot_bf16(weight, values[v], sums[q][v]);
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn add_token<S: Simd, const Q: usize>(
+        s: S,
+        weights: &Weights<Q>,
+        block: usize,
+        token: usize,
+        pair: &[[bf16; LANES]],
         sums: &mut [[f32; LANES]],
     ) {
-        let (values, _) = values.as_chunks::<2>();
         let vectors = sums.len() / Q;
-        for pair in tokens.start / 2..tokens.end.div_ceil(2) {
-            let first = if tokens.contains(&(2 * pair)) { LOW } else { 0 };
-            let second = if tokens.contains(&(2 * pair + 1)) {
-                HIGH
-            } else {
-                0
-            };
-            for vector in 0..vectors {
-                let values = masked(&values[pair * vectors + vector], first | second);
-                let values = s.load(&values);
-                for q in 0..Q {
-                    let sum = &mut sums[q * vectors + vector];
-                    s.store(
-                        s.dot_bf16(s.splat(weights[q][pair]), values, s.load(sum)),
-                        sum,
-                    );
-                }
+        let seen = if token.is_multiple_of(2) { LOW } else { HIGH };
+        for (vector, pairs) in pair.as_chunks().0.iter().enumerate() {
+            let value = s.load(&masked(pairs, seen));
+            for q in 0..Q {
+                let sum = &mut sums[q * vectors + vector];
+                let weight = s.splat(weights[q][block][token / 2]);
+                s.store(s.dot_bf16(weight, value, s.load(sum)), sum);
             }
         }
     }

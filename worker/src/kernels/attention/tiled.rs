@@ -1,20 +1,21 @@
 //! Attention on matrix units: sixteen queries at once against 64 tokens at once.
 //!
 //! Queries and weights are rounded to `bf16`, to nearest even, once each, as [dot products](super::arithmetic)
-//! have them. Tokens are taken in groups that begin at the same positions for every query, and a query that does
-//! not see a group is not changed by it, so that which queries share a tile changes nothing for any of them.
+//! have them.
 
 use std::ops::Range;
 
 use half::bf16;
 
-use super::{Softmax, Task};
+use super::{BLOCKS, GROUP, Softmax, Task, hide};
 use crate::kernels::element::Element;
-use crate::kernels::simd::{Kernel, LANES, Simd, exp};
+use crate::kernels::simd::{Kernel, LANES, Simd};
 use crate::kernels::tiles::{Configured, DEPTH, Rows, Shapes, TILE, TILES, Tiles, Weighed};
 
-/// Tokens of a group: a block of them for each tile of scores.
-const GROUP: usize = TILES * LANES;
+const _: () = assert!(
+    BLOCKS == TILES,
+    "a block of a group for each tile of scores"
+);
 
 /// Dimensions of the values that are summed at once.
 const DIMENSIONS: usize = TILES * LANES;
@@ -154,27 +155,11 @@ impl Task<'_, bf16> {
             if seen.len() < GROUP {
                 hide(s, &mut scores, seen.start - first..seen.end - first);
             }
-            let [a, b, c, d] = scores;
-            let most = s.max(s.max(a, b), s.max(c, d));
-            if s.any_above(most, softmax.highest) {
-                // What was summed so far was relative to a lower maximum.
-                let highest = s.largest(most);
-                let shrink = s.splat(exp(softmax.highest - highest));
-                softmax.highest = highest;
-                let totals = s.mul(s.load(&softmax.totals), shrink);
-                s.store(totals, &mut softmax.totals);
-                for sums in sums[q * head_dim..][..head_dim].as_chunks_mut().0 {
-                    s.store(s.mul(s.load(sums), shrink), sums);
-                }
+            let sums = sums[q * head_dim..][..head_dim].as_chunks_mut().0;
+            let weights = softmax.weigh(s, scores, sums);
+            for (weight, weights) in weights.iter().zip(&mut group.weights) {
+                weights.0[q] = s.to_bf16(*weight);
             }
-            let highest = s.splat(-softmax.highest);
-            let mut totals = s.load(&softmax.totals);
-            for (scores, weights) in scores.iter().zip(&mut group.weights) {
-                let weight = s.exp(s.add(*scores, highest));
-                totals = s.add(totals, weight);
-                weights.0[q] = s.to_bf16(weight);
-            }
-            s.store(totals, &mut softmax.totals);
         }
     }
 
@@ -244,28 +229,5 @@ impl Edges {
             }
         }
         copy.as_ptr()
-    }
-}
-
-/// Makes all scores but those of some tokens of a group as low as can be, whatever they are.
-#[inline(always)]
-fn hide<S: Simd>(s: S, scores: &mut [S::V; TILES], seen: Range<usize>) {
-    /// Lanes before, within and behind what is seen.
-    static PENALTIES: [f32; 3 * GROUP] = {
-        let mut penalties = [f32::NEG_INFINITY; 3 * GROUP];
-        let mut i = GROUP;
-        while i < 2 * GROUP {
-            penalties[i] = 0.0;
-            i += 1;
-        }
-        penalties
-    };
-    for (i, scores) in scores.iter_mut().enumerate() {
-        for start in [GROUP - seen.start, 2 * GROUP - seen.end] {
-            let penalties = PENALTIES[start + i * LANES..].first_chunk();
-            let penalty = penalties.map_or(s.splat(0.0), |lanes| s.load(lanes));
-            // A score may be NaN, which an addition would leave.
-            *scores = s.add(s.zero_below(*scores, penalty, -1.0), penalty);
-        }
     }
 }

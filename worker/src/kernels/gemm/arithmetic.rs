@@ -10,7 +10,7 @@ use half::bf16;
 use super::panels::{Line, Packable};
 use crate::kernels::element::Element;
 use crate::kernels::parallel::{Disjoint, Threads};
-use crate::kernels::simd::{Kernel, Simd, dispatch};
+use crate::kernels::simd::{Kernel, LANES, Simd, dispatch};
 
 /// Rows that one task rounds. What they take is little beside the multiplication of as many, and
 /// so few are not worth waking threads for.
@@ -18,6 +18,9 @@ const ROWS: usize = 16;
 
 /// What happens between a row of activations and the weights of type `T`.
 pub(super) trait Arithmetic<T> {
+    /// Rows whose sums are held in registers, at most 6: what is left of thirty-two must do for the rest.
+    const ROWS: usize;
+
     /// Values of a prepared row that stand for a pair of inputs.
     const VALUES: usize;
 
@@ -51,6 +54,9 @@ pub(super) trait Arithmetic<T> {
 pub struct Widened;
 
 impl<T: Packable> Arithmetic<T> for Widened {
+    // With 6, half of the sums go through memory.
+    const ROWS: usize = 4;
+
     const VALUES: usize = 2;
 
     fn width(inputs: usize) -> usize {
@@ -123,6 +129,8 @@ thread_local! {
 }
 
 impl Arithmetic<bf16> for Rounded {
+    const ROWS: usize = 6;
+
     const VALUES: usize = 1;
 
     fn width(inputs: usize) -> usize {
@@ -181,10 +189,15 @@ struct Round<'a> {
 impl Kernel for Round<'_> {
     type Output = ();
     #[inline(always)]
-    fn run<S: Simd>(self, _: S) {
+    fn run<S: Simd>(self, s: S) {
         let (into, padding) = bytemuck::cast_slice_mut(self.into).split_at_mut(self.x.len());
-        for (to, x) in into.iter_mut().zip(self.x) {
-            *to = <bf16 as Element>::from_f32(*x);
+        let (vectors, rest) = self.x.as_chunks::<LANES>();
+        let (into, last) = into.as_chunks_mut::<LANES>();
+        for (to, x) in into.iter_mut().zip(vectors) {
+            *to = s.to_bf16(s.load(x));
+        }
+        for (to, x) in last.iter_mut().zip(rest) {
+            *to = Element::from_f32(*x);
         }
         padding.fill(bf16::ZERO);
     }

@@ -135,6 +135,11 @@ impl<const DOTS: bool> Simd for Avx512<DOTS> {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
     }
     #[inline(always)]
+    fn prefetch_far(self, line: *const u8) {
+        // SAFETY: a hint, which reads nothing that the program could see.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
+    }
+    #[inline(always)]
     fn low_bf16(self, v: __m512) -> __m512 {
         // SAFETY: see the impl.
         unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_castps_si512(v))) }
@@ -291,6 +296,11 @@ impl Simd for Avx2 {
     fn prefetch(self, line: *const u8) {
         // SAFETY: a hint, which reads nothing that the program could see.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) }
+    }
+    #[inline(always)]
+    fn prefetch_far(self, line: *const u8) {
+        // SAFETY: a hint, which reads nothing that the program could see.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) }
     }
     #[inline(always)]
     fn low_bf16(self, v: Self::V) -> Self::V {
