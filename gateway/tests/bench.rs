@@ -3,7 +3,7 @@
 mod common;
 
 use std::io::{Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use common::Server;
@@ -60,6 +60,29 @@ fn a_model_is_served_and_measured() {
     let table = bench(&["--concurrency", "2", "--requests", "2", "--output", "3"]);
     let table = String::from_utf8(table.stdout).expect("UTF-8");
     assert_eq!(table.lines().count(), 4, "{table}");
+}
+
+#[test]
+fn a_shape_is_measured_without_weights() {
+    let folder = tempfile::tempdir().expect("a directory");
+    let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tiny");
+    for file in ["config.json", "tokenizer.json", "tokenizer_config.json"] {
+        std::fs::copy(tiny.join(file), folder.path().join(file)).expect("copied");
+    }
+    let model = folder.path().to_str().expect("UTF-8");
+    let work = [
+        &WORK[..],
+        &["--model", model, "--concurrency", "2", "--requests", "4"],
+    ]
+    .concat();
+    let output = bench(&[&work[..], &["--random-weights"]].concat());
+    check(&runs(&output)[0], 4);
+    let output = bench(&work);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && stderr.contains("has neither model.safetensors"),
+        "{stderr}"
+    );
 }
 
 #[test]

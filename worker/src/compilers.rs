@@ -9,6 +9,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use anyhow::{Context, bail};
 use clap::Args;
+use realm_shared::causes::told;
 use realm_shared::control::{
     COMPILE, COMPILE_MEMORY, COMPILE_SECONDS, FINGERPRINT, USUAL_COMPILE_MEMORY,
     USUAL_COMPILE_SECONDS,
@@ -59,7 +60,8 @@ fn visit(socket: &OwnedFd, limits: Limits, require_sandbox: bool) {
         anyhow::Ok(())
     };
     if let Err(error) = run() {
-        say(format_args!("{} called: {error:#}", caller(socket.as_fd())));
+        let caller = caller(socket.as_fd());
+        say(format_args!("{caller} called: {}", told(error.as_ref())));
     }
 }
 

@@ -38,6 +38,8 @@ pub enum ModelSource {
 /// How a model is run.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
+    /// Random numbers instead of a checkpoint, which need not be there: to measure a config.
+    pub random_weights: bool,
     /// Type of the forward pass; by default that of the checkpoint.
     pub dtype: Option<DType>,
     /// What the matrices of a model on a GPU are held in instead.

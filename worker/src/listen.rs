@@ -18,6 +18,7 @@ use anyhow::{Context, bail};
 use nix::sys::signal::Signal;
 use nix::sys::socket::getsockopt;
 use nix::sys::socket::sockopt::PeerCredentials;
+use realm_shared::causes::told;
 use realm_shared::control::Control;
 use realm_shm::LastWord;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -75,7 +76,7 @@ pub(crate) fn serve(
     let loaded = setup.load(prepared, &|control| door.tell(control));
     let (mut engine, vocabulary) = loaded.inspect_err(|error| {
         door.tell(&Control::Failed {
-            message: format!("{error:#}"),
+            message: told(error.as_ref()),
         });
     })?;
     say("the model is loaded");
@@ -114,7 +115,10 @@ fn serve_one(
     });
     match served {
         Ok(()) => say(format_args!("{who} is gone")),
-        Err(error) => say(format_args!("{who} was sent away: {error:#}")),
+        Err(error) => say(format_args!(
+            "{who} was sent away: {}",
+            told(error.as_ref())
+        )),
     }
     session.hang_up();
 }
@@ -198,7 +202,7 @@ fn visit(socket: OwnedFd, guest: &Guest, sessions: &Sender<Session>) {
     let who = caller(socket.as_fd());
     let session = match Session::greet(socket) {
         Ok(session) => session,
-        Err(error) => return say(format_args!("{who} called: {error:#}")),
+        Err(error) => return say(format_args!("{who} called: {}", told(error.as_ref()))),
     };
     match guest.replace(session.socket()) {
         Ok(()) => drop(sessions.send(session)),

@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use realm_cuda::check::Scale;
 use realm_cuda::driver::Found;
+use realm_shared::causes::told;
 use realm_shared::control::{GPU_MEMORY_FRACTION, INSTANCES, PROGRAM_STACK};
 use realm_shared::cpus::Cpus;
 use realm_shared::device::Device;
@@ -17,7 +18,8 @@ use realm_worker::config::{DType, Quantization};
 use realm_worker::cuda;
 use realm_worker::engine::{ModelSource, Options};
 use realm_worker::linear::cores;
-use realm_worker::serve::{Gateway, Setup, serve};
+use realm_worker::selfcheck::Gateway;
+use realm_worker::serve::{self, Setup, serve};
 use realm_worker::tenant::Pool;
 use realm_worker::{sandbox, selfcheck, tenant};
 use rustix::process::{Resource, Rlimit, setpriority_process, setrlimit};
@@ -55,6 +57,9 @@ enum Command {
         /// Which: cuda, or cuda:N by the driver's number.
         #[arg(long, default_value = "cuda")]
         device: Device,
+        /// The gateway's program, to measure the way through it, too [default: `realm` beside this one]
+        #[arg(long, value_name = "PATH")]
+        realm: Option<PathBuf>,
         /// As one JSON document.
         #[arg(long)]
         json: bool,
@@ -82,6 +87,9 @@ struct Serve {
     /// Directory of the model as the Hugging Face hub lays it out, or `embedded`.
     #[arg(long)]
     model: PathBuf,
+    /// Compute with random numbers instead of the model's weights, which need not be there: to measure a shape.
+    #[arg(long)]
+    random_weights: bool,
     /// Name of the model, for the log.
     #[arg(long)]
     name: Option<String>,
@@ -187,7 +195,7 @@ fn main() -> ExitCode {
             match run(args) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
-                    eprintln!("realm-worker {name}: {error:#}");
+                    eprintln!("realm-worker {name}: {}", told(error.as_ref()));
                     ExitCode::FAILURE
                 }
             }
@@ -200,7 +208,7 @@ fn main() -> ExitCode {
         } => match compilers::serve(&path, limits, sandbox.require_sandbox) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
-                eprintln!("realm-worker compile: {error:#}");
+                eprintln!("realm-worker compile: {}", told(error.as_ref()));
                 ExitCode::FAILURE
             }
         },
@@ -211,23 +219,27 @@ fn main() -> ExitCode {
             ..
         } => {
             if let Err(error) = shut_in(limits, sandbox.require_sandbox) {
-                eprintln!("{error:#}");
+                eprintln!("{}", told(error.as_ref()));
                 // Not as for a component that is refused: it has no part in this.
                 return ExitCode::from(2);
             }
             match compile(fingerprint) {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
-                    eprintln!("{error:#}");
+                    eprintln!("{}", told(error.as_ref()));
                     ExitCode::FAILURE
                 }
             }
         }
-        Command::Selfcheck { device, json } => match selfcheck(device, json) {
+        Command::Selfcheck {
+            device,
+            realm,
+            json,
+        } => match selfcheck(device, realm, json) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,
             Err(error) => {
-                eprintln!("realm-worker selfcheck: {error:#}");
+                eprintln!("realm-worker selfcheck: {}", told(error.as_ref()));
                 ExitCode::FAILURE
             }
         },
@@ -243,8 +255,8 @@ fn run(args: Serve) -> anyhow::Result<()> {
         pin(&cpus).with_context(|| format!("cannot compute on the CPUs {cpus}"))?;
     }
     let gateway = match args.gateway.socket {
-        None => Gateway::Stdin,
-        Some(path) => Gateway::Listen {
+        None => serve::Gateway::Stdin,
+        Some(path) => serve::Gateway::Listen {
             path,
             grace: Duration::from_secs(args.grace),
         },
@@ -255,6 +267,7 @@ fn run(args: Serve) -> anyhow::Result<()> {
         ModelSource::Directory(args.model)
     };
     let options = Options {
+        random_weights: args.random_weights,
         dtype: match args.dtype {
             DTypeArg::Auto => None,
             DTypeArg::F32 => Some(DType::F32),
@@ -346,12 +359,21 @@ fn pin(cpus: &Cpus) -> rustix::io::Result<()> {
 }
 
 /// Checks and measures a GPU: whether it passed.
-fn selfcheck(device: Device, json: bool) -> anyhow::Result<bool> {
+fn selfcheck(device: Device, realm: Option<PathBuf>, json: bool) -> anyhow::Result<bool> {
     let Device::Cuda(number) = device else {
         bail!("{device} is what GPUs are compared with; name one, such as --device cuda:0");
     };
     let open = || cuda::Gpu::open(number);
-    let report = selfcheck::run(&open, &device.to_string(), Scale::Full, selfcheck::WITHIN)?;
+    let name = device.to_string();
+    let worker = std::env::current_exe().context("cannot tell where this program is")?;
+    let beside = Some(worker.with_file_name("realm")).filter(|path| path.is_file());
+    let gateway = realm.or(beside).map(|program| Gateway {
+        program,
+        worker,
+        device: name.clone(),
+    });
+    let within = selfcheck::WITHIN;
+    let report = selfcheck::run(&open, &name, gateway.as_ref(), Scale::Full, within)?;
     match json {
         true => println!("{}", serde_json::to_string(&report)?),
         false => print!("{report}"),

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, anyhow, bail};
 use bytemuck::AnyBitPattern;
 use realm_shared::ABI_VERSION;
+use realm_shared::causes::told;
 use realm_shared::control::{Control, MAX_CONTROL_BYTES, Order};
 use realm_shared::device::Device;
 use realm_shared::grammar::Grammar;
@@ -274,7 +275,7 @@ impl Session {
             Err(_) if watch.gone() => Ok(()),
             Err(error) => {
                 let failed = Control::Failed {
-                    message: format!("{error:#}"),
+                    message: told(error.as_ref()),
                 };
                 // The error is also returned; nothing is lost if the gateway no longer listens.
                 let _ = tell(self.socket(), &failed);

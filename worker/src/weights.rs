@@ -10,6 +10,8 @@ use safetensors::{Dtype, SafeTensors};
 use crate::config::DType;
 use crate::kernels::{Element, Mapping};
 
+pub(crate) mod random;
+
 /// What is wrong with a model's files.
 #[derive(Debug, thiserror::Error)]
 pub enum WeightsError {
@@ -70,9 +72,10 @@ pub enum WeightsError {
     },
 }
 
-/// Bytes of a file, mapped or part of this program.
+/// Bytes of a file, mapped or part of this program, or made up.
 enum Source {
     Mapped(Mapping),
+    Made(Vec<u8>),
     Embedded(&'static [u8]),
 }
 
@@ -80,6 +83,7 @@ impl Source {
     fn bytes(&self) -> &[u8] {
         match self {
             Source::Mapped(map) => map.bytes(),
+            Source::Made(bytes) => bytes,
             Source::Embedded(bytes) => bytes,
         }
     }

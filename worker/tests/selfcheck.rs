@@ -3,6 +3,7 @@
 // Passes launches on.
 #![allow(unsafe_code)]
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -10,12 +11,13 @@ use realm_cuda::check::Scale;
 use realm_cuda::compile::Capability;
 use realm_cuda::{Device, DeviceError, Launch, LaunchError, Launcher, Memory, Product};
 use realm_cuda_emulator::{Emulator, Graph};
-use realm_worker::selfcheck::{WITHIN, run};
+use realm_worker::selfcheck::{Gateway, Streams, WITHIN, run};
+use serde_json::json;
 
 #[test]
 fn the_emulator_passes_and_all_of_it_is_measured() {
     let open = || Ok(Emulator::new());
-    let report = run(&open, "emulator", Scale::Small, WITHIN).expect("opened");
+    let report = run(&open, "emulator", None, Scale::Small, WITHIN).expect("opened");
     assert!(report.passed, "{report}");
     for part in ["kernels", "models"] {
         let of_part = report.checks.iter().filter(|check| check.part == part);
@@ -32,19 +34,65 @@ fn the_emulator_passes_and_all_of_it_is_measured() {
     assert_eq!(names[12], "decode, 5 at context 40: idle, or drawing");
     assert_eq!(names[13], "fp8, prefill, 90 tokens a step");
     assert_eq!(names[19], "fp8, decode, 2 at context 40: idle, or drawing");
-    assert!(report.bench.left_out.is_empty());
+    assert_eq!(
+        report.bench.left_out,
+        ["decode, 2 from context 16: through HTTP"]
+    );
+}
+
+/// On the CPU, where the gateway can be had that a GPU's self-check runs.
+#[test]
+fn random_weights_are_served_and_measured_through_http() {
+    let worker = PathBuf::from(env!("CARGO_BIN_EXE_realm-worker"));
+    let gateway = Gateway {
+        program: worker.with_file_name("realm"),
+        worker,
+        device: "cpu".into(),
+    };
+    let config = json!({
+        "architectures": ["LlamaForCausalLM"], "vocab_size": 1000, "hidden_size": 64,
+        "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "head_dim": 64, "max_position_embeddings": 4096,
+    });
+    let streams = Streams {
+        count: 3,
+        prompt: 16,
+        output: 30,
+    };
+    let rate = gateway.decode_rate(&config, streams).expect("served");
+    assert!(rate.is_finite() && rate > 0.0, "{rate}");
+    let long = Streams {
+        prompt: 5000,
+        ..streams
+    };
+    let error = gateway.decode_rate(&config, long).expect_err("too long");
+    assert!(error.to_string().contains("4096 tokens"), "{error}");
+    let gateway = Gateway {
+        device: "cuda:4096".into(),
+        ..gateway
+    };
+    let error = gateway
+        .decode_rate(&config, streams)
+        .expect_err("no such GPU");
+    assert!(error.to_string().contains("bench failed: "), "{error}");
 }
 
 #[test]
 fn a_device_that_multiplies_no_fp8_is_not_asked_to() {
     let open = || Ok(Emulator::new().with_capability(Capability(80)));
-    let report = run(&open, "emulator", Scale::Small, Duration::ZERO).expect("opened");
+    let report = run(&open, "emulator", None, Scale::Small, Duration::ZERO).expect("opened");
     assert!(report.passed, "{report}");
     let names = report.checks.iter().map(|check| &check.name);
     let names = names.chain(report.bench.rows.iter().map(|row| &row.name));
     let mut fp8 = names.filter(|name| name.contains("fp8"));
     assert_eq!(fp8.next(), None, "{report}");
-    assert_eq!(report.bench.left_out, ["prefill and decode"]);
+    assert_eq!(
+        report.bench.left_out,
+        [
+            "prefill and decode",
+            "decode, 2 from context 16: through HTTP"
+        ]
+    );
 }
 
 /// A device that forgets biases.
@@ -123,7 +171,7 @@ impl Device for Forgetful {
 #[test]
 fn what_computes_something_else_is_found() {
     let open = || Ok(Forgetful(Emulator::new()));
-    let report = run(&open, "forgetful", Scale::Small, Duration::ZERO).expect("opened");
+    let report = run(&open, "forgetful", None, Scale::Small, Duration::ZERO).expect("opened");
     assert!(!report.passed);
     let failed = report.checks.iter().filter(|check| check.fault.is_some());
     let failed: Vec<&str> = failed.map(|check| check.name.as_str()).collect();

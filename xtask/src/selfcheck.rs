@@ -14,6 +14,8 @@ use crate::workspace::{Part, Profile, Workspace};
 /// Most bytes of the folder: it is made to be carried.
 const MOST: u64 = 64 << 20;
 const SCRIPT: &str = include_str!("selfcheck.sh");
+/// What checks, and what it measures the way through HTTP with.
+const PROGRAMS: [&str; 2] = ["realm-worker", "realm"];
 
 /// What to fill.
 #[derive(Debug, Args)]
@@ -22,12 +24,12 @@ pub(crate) struct Folder {
     dir: PathBuf,
 }
 
-/// Builds a release of the worker, and fills the folder.
+/// Builds a release, and fills the folder.
 pub(crate) fn folder(args: &Folder) -> anyhow::Result<()> {
     let workspace = Workspace::set_up()?;
-    workspace.release(&[Part::Worker])?;
-    let worker = workspace.binary(Profile::Release, "realm-worker");
-    let bytes = fill(&args.dir, &worker)?;
+    workspace.release(&[Part::Worker, Part::Gateway])?;
+    let programs = PROGRAMS.map(|name| workspace.binary(Profile::Release, name));
+    let bytes = fill(&args.dir, &programs)?;
     let dir = args.dir.display();
     println!(
         "{dir}: {} MiB; copy it, and run selfcheck in it",
@@ -36,24 +38,27 @@ pub(crate) fn folder(args: &Folder) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Puts the worker and the script that runs it into a folder: how many bytes they are.
-fn fill(dir: &Path, worker: &Path) -> anyhow::Result<u64> {
+/// Puts [`PROGRAMS`] and the script that runs them into a folder: how many bytes they are.
+fn fill(dir: &Path, programs: &[PathBuf; 2]) -> anyhow::Result<u64> {
     let script = SCRIPT.replace("@TORCH@", wheels::VERSION);
     let cannot = |path: &Path| format!("cannot write {}", path.display());
-    let size = fs::metadata(worker).with_context(|| format!("cannot read {}", worker.display()))?;
-    let bytes = size.len() + script.len() as u64;
+    let mut bytes = script.len() as u64;
+    for program in programs {
+        let size = fs::metadata(program);
+        bytes += size
+            .with_context(|| format!("cannot read {}", program.display()))?
+            .len();
+    }
     if bytes > MOST {
-        bail!(
-            "{} has {} bytes, and the folder is to have no more than {MOST}",
-            worker.display(),
-            size.len()
-        );
+        bail!("the programs have {bytes} bytes, and the folder is to have no more than {MOST}");
     }
     fs::create_dir_all(dir).with_context(|| cannot(dir))?;
-    let to = dir.join("realm-worker");
-    // Not over a file that runs.
-    let _ = fs::remove_file(&to);
-    fs::copy(worker, &to).with_context(|| cannot(&to))?;
+    for (program, name) in programs.iter().zip(PROGRAMS) {
+        let to = dir.join(name);
+        // Not over a file that runs.
+        let _ = fs::remove_file(&to);
+        fs::copy(program, &to).with_context(|| cannot(&to))?;
+    }
     let to = dir.join("selfcheck");
     fs::write(&to, script).with_context(|| cannot(&to))?;
     fs::set_permissions(&to, Permissions::from_mode(0o755)).with_context(|| cannot(&to))?;
@@ -81,7 +86,7 @@ mod tests {
         );
         program(&python_path, python);
         let folder = dir.path().join("a folder");
-        fill(&folder, &worker).expect("filled");
+        fill(&folder, &[worker.clone(), worker]).expect("filled");
         Command::new(folder.join("selfcheck"))
             .args(["--device", "cuda:1"])
             .env("PYTHON", &python_path)
@@ -120,9 +125,10 @@ mod tests {
         let dir = tempfile::tempdir().expect("temporary folder");
         let worker = dir.path().join("worker");
         let file = fs::File::create(&worker).expect("made");
-        file.set_len(MOST + 1).expect("longer");
+        file.set_len(MOST / 2 + 1).expect("longer");
         let folder = dir.path().join("folder");
-        fill(&folder, &worker).expect_err("too large");
+        // Together.
+        fill(&folder, &[worker.clone(), worker]).expect_err("too large");
         assert!(!folder.exists());
     }
 }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use realm_shared::causes::told;
 use serde::Serialize;
 
 use super::client::Sample;
@@ -76,7 +77,7 @@ impl Summary {
         for sample in samples {
             match sample {
                 Ok(sample) => good.push(sample),
-                Err(error) => errors.push(format!("{error:#}")),
+                Err(error) => errors.push(told(error.as_ref())),
             }
         }
         let seconds = elapsed.as_secs_f64();

@@ -18,6 +18,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use realm_shared::causes::told;
 
 use crate::config::{File, LogSettings};
 
@@ -61,7 +62,7 @@ pub fn main() -> ExitCode {
     match run_command(cli) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", told(error.as_ref()));
             ExitCode::FAILURE
         }
     }

@@ -78,6 +78,16 @@ pub struct WorkerSettings {
         value_delimiter = ','
     )]
     pub attach: Vec<Attach>,
+    /// Compute with random numbers instead of weights, of which a model directory need have none: to
+    /// measure a shape
+    #[arg(
+        long,
+        env = "REALM_RANDOM_WEIGHTS",
+        num_args = 0..=1,
+        default_missing_value = "true",
+        value_name = "BOOL"
+    )]
+    pub random_weights: Option<bool>,
     /// Device of the workers: cpu, or an NVIDIA GPU: cuda, or cuda:N by the driver's number
     /// [default: cpu]
     #[arg(long, env = "REALM_DEVICE")]
@@ -502,6 +512,8 @@ impl ListenSettings {
 pub struct Workers {
     /// Models to serve, the default one first; no two of one name.
     pub models: Vec<ModelSpec>,
+    /// Whether they compute with random numbers instead of weights.
+    pub random_weights: bool,
     /// Device of the workers.
     pub device: Device,
     /// Part of what is free of a GPU's memory for KV blocks; the worker chooses if absent.
@@ -570,6 +582,7 @@ impl WorkerSettings {
         }
         Ok(Workers {
             models,
+            random_weights: self.random_weights.or(file.random_weights).unwrap_or(false),
             device: self.device.or(file.device).unwrap_or_default(),
             gpu_memory_fraction: within(
                 "gpu_memory_fraction",

@@ -325,6 +325,9 @@ fn spawn(model: &ModelSpec, settings: &Workers) -> Result<(Process, OwnedFd), Wo
     }
     command.arg("--model").arg(model.source.path());
     command.args(["--dtype", settings.dtype.as_str()]);
+    if settings.random_weights {
+        command.arg("--random-weights");
+    }
     if let Some(quantization) = settings.quantization {
         command.args(["--quantization", quantization.as_str()]);
     }

@@ -184,15 +184,17 @@ struct Holder {
 
 impl<'a> Load<'a> {
     fn open(source: &ModelSource, options: &'a Options) -> Result<Load<'a>, LoadError> {
-        let (config, weights) = match source {
-            ModelSource::Embedded => (
-                DecoderConfig::parse(embedded::CONFIG)?,
-                Weights::embedded(embedded::WEIGHTS)?,
-            ),
-            ModelSource::Directory(directory) => (
-                DecoderConfig::parse(&read_config(directory)?)?,
-                Weights::open(directory)?,
-            ),
+        let config = match source {
+            ModelSource::Embedded => DecoderConfig::parse(embedded::CONFIG)?,
+            ModelSource::Directory(directory) => DecoderConfig::parse(&read_config(directory)?)?,
+        };
+        let weights = match source {
+            _ if options.random_weights => {
+                let dtype = options.dtype.or(config.dtype);
+                Weights::random(&config, dtype.unwrap_or(DType::BF16))
+            }
+            ModelSource::Embedded => Weights::embedded(embedded::WEIGHTS)?,
+            ModelSource::Directory(directory) => Weights::open(directory)?,
         };
         let dtype = options
             .dtype

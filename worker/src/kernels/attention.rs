@@ -3,7 +3,7 @@
 //! A block holds sixteen tokens. Of each kv head its keys are stored transposed, so that the scores of a whole
 //! block against one query are one vector that is summed over the dimensions without shuffling; how exactly
 //! keys and values lie there is the [element's](super::element) matter, and how they are multiplied that of an
-//! [arithmetic]. Softmax runs online (Milakov and Gimelshein, 2018), block by block
+//! [arithmetic]. Softmax runs online (Milakov and Gimelshein, 2018), group by group of them
 //! in the order of positions, for every query on its own: a query's result is the same in a
 //! prefill of any chunking and in a decode step.
 

@@ -56,7 +56,7 @@ impl<T: Packable> Packed<T> {
     /// are for; then `activated[r, o] = silu(gate[r, o]) * up[r, o]`.
     ///
     /// # Panics
-    /// As there, or if `activated` is not half as long as `out`.
+    /// As there, or if the outputs have no halves, or `activated` is not half as long as `out`.
     pub fn multiply_gated(
         &self,
         threads: &Threads,
@@ -72,7 +72,7 @@ impl<T: Packable> Packed<T> {
             return;
         }
         self.check(x, bias, out);
-        assert!(out.len() == 2 * activated.len());
+        assert!(self.outputs.is_multiple_of(2) && out.len() == 2 * activated.len());
         let activated = Some(activated);
         if has_fast_dots() {
             self.multiply_by::<T::Dots>(threads, x, bias, out, activated);
@@ -143,7 +143,8 @@ fn activate(
     for row in rows {
         let (gate, into) = (2 * row * width + first, row * width + first);
         let up = gate + width;
-        // SAFETY: a task owns the outputs of its rows in its panels, and what they come to.
+        // SAFETY: a task owns the outputs of its rows in its panels, and what they come to; a row has `2 * width` of
+        // them, as halves are whole panels.
         let [gate, up, out] = unsafe {
             [
                 out.slice(gate..gate + PANEL),

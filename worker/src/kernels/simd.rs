@@ -19,7 +19,7 @@ pub(super) const LANES: usize = 16;
 pub(super) trait Simd: Copy + Send + Sync {
     /// Sixteen lanes.
     type V: Copy;
-    /// Whether a matrix tile of four rows by four vectors fits the registers.
+    /// Whether tiles of up to six rows by four vectors fit the registers.
     const WIDE: bool;
     /// Whether [`dot_bf16`](Self::dot_bf16) takes no longer than [`mul_add`](Self::mul_add).
     const FAST_DOTS: bool = false;

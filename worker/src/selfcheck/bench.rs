@@ -10,14 +10,15 @@ use std::time::Instant;
 use realm_cuda::check::{ReadAll, Scale};
 use realm_cuda::compile::FP8;
 use realm_cuda::{Device, DeviceError, Element, Memory, Product, Scales};
+use realm_shared::causes::told;
 use realm_shared::control::ModelInfo;
 use realm_shared::wire::Sampling;
 use realm_shared::wire::step::{INPUT_SAMPLED, SAMPLE};
 use serde_json::json;
 
 use super::fill::Fill;
+use super::http::{Gateway, Streams};
 use super::progress;
-use super::random::Random;
 use super::report::{Bench, Measured};
 use crate::batch::{Batch, Limits, Step};
 use crate::config::{DType, DecoderConfig, Quantization};
@@ -26,6 +27,7 @@ use crate::decoder::Forward;
 use crate::engine::Engine;
 use crate::kernels::{Attention, Threads};
 use crate::linear::cores;
+use crate::weights::random::Random;
 
 /// Parts of the roofline that decoding should reach, for each number of streams.
 const DECODE: [f64; 3] = [0.85, 0.75, 0.7];
@@ -36,6 +38,8 @@ const FP8_DECODE: [f64; 2] = [0.75, 0.65];
 const FP8_PREFILL: f64 = 0.5;
 /// Part of a step of decoding in which the device may have nothing to do, or draws tokens.
 const IDLE: f64 = 0.03;
+/// Part of what an engine decodes alone that should arrive through HTTP.
+const HTTP: f64 = 0.97;
 
 /// What is measured.
 struct Sizes {
@@ -47,6 +51,8 @@ struct Sizes {
     context: usize,
     /// Steps of decoding that are measured.
     steps: usize,
+    /// What is measured through HTTP.
+    served: Streams,
     /// Tokens of a step of prefill.
     prefill: usize,
     /// Rows and columns of the matrices that are multiplied.
@@ -68,6 +74,11 @@ impl Sizes {
                 streams: [1, 2, 5],
                 context: 40,
                 steps: 3,
+                served: Streams {
+                    count: 2,
+                    prompt: 16,
+                    output: 8,
+                },
                 prefill: 90,
                 matrix: 64,
                 read: 1 << 16,
@@ -83,6 +94,11 @@ impl Sizes {
                 streams: [1, 64, 256],
                 context: 1024,
                 steps: 40,
+                served: Streams {
+                    count: 64,
+                    prompt: 64,
+                    output: 256,
+                },
                 prefill: 8192,
                 matrix: 8192,
                 read: 8 << 30,
@@ -94,6 +110,7 @@ impl Sizes {
 /// Measures until `deadline`; what begins before is brought to its end.
 pub(super) fn measure<D: Device + 'static>(
     open: &dyn Fn() -> Result<D, DeviceError>,
+    gateway: Option<&Gateway>,
     scale: Scale,
     deadline: Instant,
 ) -> Bench {
@@ -105,8 +122,8 @@ pub(super) fn measure<D: Device + 'static>(
         ),
         ..Bench::default()
     };
-    if let Err(error) = sizes.measure(open, deadline, &mut bench) {
-        bench.fault = Some(format!("{error:#}"));
+    if let Err(error) = sizes.measure(open, gateway, deadline, &mut bench) {
+        bench.fault = Some(told(error.as_ref()));
     }
     bench
 }
@@ -169,17 +186,25 @@ impl Sizes {
     fn measure<D: Device + 'static>(
         &self,
         open: &dyn Fn() -> Result<D, DeviceError>,
+        gateway: Option<&Gateway>,
         deadline: Instant,
         bench: &mut Bench,
     ) -> anyhow::Result<()> {
         progress("bench: memory and products");
         let rooflines = self.rooflines(&open()?, bench)?;
+        let mut served = Ok(());
         for held in Held::all(rooflines) {
-            self.measure_model(open, deadline, held, rooflines, bench)?;
+            let alone = self.measure_model(open, deadline, held, rooflines, bench)?;
+            if held.quantization.is_none() {
+                // If that fails, what needs no gateway is measured all the same.
+                served = self.measure_served(gateway, deadline, alone, bench);
+            }
         }
-        Ok(())
+        served
     }
 
+    /// Measures a model that is held so. What its engine decodes in a second of the streams that are served through
+    /// HTTP, too, if there is time for that.
     fn measure_model<D: Device + 'static>(
         &self,
         open: &dyn Fn() -> Result<D, DeviceError>,
@@ -187,11 +212,11 @@ impl Sizes {
         held: Held,
         rooflines: Rooflines,
         bench: &mut Bench,
-    ) -> anyhow::Result<()> {
+    ) -> anyhow::Result<Option<f64>> {
         let late = || Instant::now() >= deadline;
         if late() {
             bench.left_out.push(held.name("prefill and decode"));
-            return Ok(());
+            return Ok(None);
         }
         // Each number of streams has its target.
         let streams = &self.streams[..held.decode.len()];
@@ -232,12 +257,48 @@ impl Sizes {
                 continue;
             }
             progress(&format!("bench: {name}"));
-            let seconds = self.steps(&mut engine, n)?;
+            let seconds = self.steps(&mut engine, n, self.context, self.steps)?;
             bench.rows.push(decoded(name, n, target, seconds));
             let idle = (1.0 - pass / seconds).max(0.0);
             let name = held.name(&self.decode_name(n, "idle, or drawing"));
             bench.rows.push(Measured::part(name, idle, IDLE));
         }
+        let Streams {
+            count,
+            prompt,
+            output,
+        } = self.served;
+        if held.quantization.is_some() || late() {
+            return Ok(None);
+        }
+        let seconds = self.steps(&mut engine, count, prompt, output)?;
+        Ok(Some(count as f64 / seconds))
+    }
+
+    /// Holds what arrives through HTTP against what the engine does `alone`, whose device is free again.
+    fn measure_served(
+        &self,
+        gateway: Option<&Gateway>,
+        deadline: Instant,
+        alone: Option<f64>,
+        bench: &mut Bench,
+    ) -> anyhow::Result<()> {
+        let Streams { count, prompt, .. } = self.served;
+        let name = |what| format!("decode, {count} from context {prompt}: {what}");
+        let through = name("through HTTP");
+        let (Some(gateway), Some(alone)) = (gateway, alone) else {
+            bench.left_out.push(through);
+            return Ok(());
+        };
+        let engine = name("engine alone");
+        bench.rows.push(Measured::plain(engine, alone, "tokens/s"));
+        if Instant::now() >= deadline {
+            bench.left_out.push(through);
+            return Ok(());
+        }
+        progress(&format!("bench: {through}"));
+        let rate = gateway.decode_rate(&self.config, self.served)?;
+        bench.rows.push(Measured::rate(through, rate, alone, HTTP));
         Ok(())
     }
 
@@ -336,9 +397,15 @@ impl Sizes {
         1.0 / (products as f64 / held.multiply + attention as f64 / rooflines.multiply)
     }
 
-    /// Seconds of a step of an engine that draws a token for each of `n` sequences, whose contexts are there. As with a
-    /// gateway, a step is launched before the one before it is over.
-    fn steps(&self, engine: &mut Engine, n: usize) -> anyhow::Result<f64> {
+    /// Seconds of a step of an engine that draws a token for each of `n` sequences, whose contexts are there: the mean of
+    /// so many `steps`. As with a gateway, a step is launched before the one before it is over.
+    fn steps(
+        &self,
+        engine: &mut Engine,
+        n: usize,
+        context: usize,
+        steps: usize,
+    ) -> anyhow::Result<f64> {
         for slot in 0..n as u64 {
             let sampling = Sampling {
                 temperature: 0.0,
@@ -348,7 +415,7 @@ impl Sizes {
         }
         let rows = Rows::new(self, n);
         let mut start = Instant::now();
-        for step in 0..WARM_UP + self.steps {
+        for step in 0..WARM_UP + steps {
             if step == WARM_UP {
                 // One step is under way here, and one at the end.
                 start = Instant::now();
@@ -358,7 +425,7 @@ impl Sizes {
                 _ => (SAMPLE | INPUT_SAMPLED, -1),
             };
             engine.launch(rows.step(
-                &vec![(self.context + step) as i32; n],
+                &vec![(context + step) as i32; n],
                 &vec![flags; n],
                 &vec![step as i32; n],
                 &vec![token; n],
@@ -367,7 +434,7 @@ impl Sizes {
                 engine.finish()?;
             }
         }
-        let seconds = start.elapsed().as_secs_f64() / self.steps as f64;
+        let seconds = start.elapsed().as_secs_f64() / steps as f64;
         engine.finish()?;
         Ok(seconds)
     }

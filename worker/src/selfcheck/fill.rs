@@ -7,10 +7,10 @@ use realm_cuda::quantize::QuantizeRows;
 use realm_cuda::rows::GatherRows;
 use realm_cuda::{Device, DeviceError, Element, Memory};
 
-use super::random::Random;
 use crate::config::{DecoderConfig, Quantization};
 use crate::cuda::Matrix;
 use crate::parameters::{DecoderWeights, LayerWeights};
+use crate::weights::random::Random;
 
 /// Rows of a pattern.
 const PATTERN: usize = 509;

@@ -6,12 +6,13 @@ use std::time::Instant;
 use half::bf16;
 use realm_cuda::check::{Agreement, Comparison, Scale};
 use realm_cuda::{Device, DeviceError};
+use realm_shared::causes::told;
 use realm_shared::wire::Sampling;
 use realm_shared::wire::step::{INPUT_SAMPLED, SAMPLE};
 use serde_json::{Value, json};
 
 use super::progress;
-use super::random::{self, Random};
+use super::random;
 use super::report::Check;
 use crate::batch::{Batch, Limits, Step};
 use crate::config::{DType, DecoderConfig, Quantization};
@@ -21,6 +22,7 @@ use crate::engine::{Engine, ModelSource, Options};
 use crate::kernels::{Attention, Packable, Threads};
 use crate::linear::cores;
 use crate::weights::Weights;
+use crate::weights::random::Random;
 
 /// What logits may be off by in `f32`, as a part of the largest of a token's.
 const EXACT: f64 = 1e-4;
@@ -112,7 +114,7 @@ pub(super) fn check<D: Device + 'static>(
         let title = format!("{}, {what}", model.name);
         progress(&format!("models: {title}"));
         let start = Instant::now();
-        let outcome = check().map_err(|error| format!("{error:#}"));
+        let outcome = check().map_err(|error| told(error.as_ref()));
         let seconds = start.elapsed().as_secs_f64();
         checks.push(Check::new("models", title, compares, outcome, seconds));
     };

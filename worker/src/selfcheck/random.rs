@@ -9,73 +9,7 @@ use safetensors::tensor::TensorView;
 use serde_json::Value;
 
 use crate::config::{DType, DecoderConfig};
-use crate::sampler::{GOLDEN, mix};
-
-/// The same numbers for the same seed (Steele, Lea and Flood's SplitMix64).
-pub(super) struct Random(pub(super) u64);
-
-impl Random {
-    pub(super) fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(GOLDEN);
-        mix(self.0)
-    }
-
-    /// A number below `n`, which is not 0.
-    pub(super) fn below(&mut self, n: usize) -> usize {
-        (self.bits() % n as u64) as usize
-    }
-
-    /// Roughly normally distributed, about 0, with a deviation of 1.
-    pub(super) fn normal(&mut self) -> f32 {
-        // Four sums of sixteen bits each have a variance of a third.
-        let bits = self.bits();
-        let sum: f32 = (0..4).map(|i| (bits >> (16 * i)) as u16 as f32).sum();
-        (sum / 65_536.0 - 2.0) * 3f32.sqrt()
-    }
-}
-
-/// Names and shapes of the tensors of a decoder.
-fn tensors(c: &DecoderConfig) -> Vec<(String, Vec<usize>)> {
-    let (query, key) = (c.heads * c.head_dim, c.kv_heads * c.head_dim);
-    let mut tensors = Vec::new();
-    let mut add = |name: String, shape: &[usize]| tensors.push((name, shape.to_vec()));
-    add("model.embed_tokens.weight".into(), &[c.vocab, c.hidden]);
-    for i in 0..c.layers() {
-        for (name, outputs, inputs, bias) in [
-            ("self_attn.q_proj", query, c.hidden, c.qkv_bias),
-            ("self_attn.k_proj", key, c.hidden, c.qkv_bias),
-            ("self_attn.v_proj", key, c.hidden, c.qkv_bias),
-            ("self_attn.o_proj", c.hidden, query, c.output_bias),
-            ("mlp.gate_proj", c.intermediate, c.hidden, c.mlp_bias),
-            ("mlp.up_proj", c.intermediate, c.hidden, c.mlp_bias),
-            ("mlp.down_proj", c.hidden, c.intermediate, c.mlp_bias),
-        ] {
-            let name = format!("model.layers.{i}.{name}");
-            add(format!("{name}.weight"), &[outputs, inputs]);
-            if bias {
-                add(format!("{name}.bias"), &[outputs]);
-            }
-        }
-        let mut norms = vec![
-            ("input_layernorm", c.hidden),
-            ("post_attention_layernorm", c.hidden),
-        ];
-        if c.qk_norm {
-            norms.extend([
-                ("self_attn.q_norm", c.head_dim),
-                ("self_attn.k_norm", c.head_dim),
-            ]);
-        }
-        for (name, width) in norms {
-            add(format!("model.layers.{i}.{name}.weight"), &[width]);
-        }
-    }
-    add("model.norm.weight".into(), &[c.hidden]);
-    if !c.tied {
-        add("lm_head.weight".into(), &[c.vocab, c.hidden]);
-    }
-    tensors
-}
+use crate::weights::random::{Random, tensors};
 
 /// Fills a folder with a model as the Hugging Face hub lays it out: matrices keep the size of what they multiply, and
 /// norms weigh about 1.

@@ -73,7 +73,7 @@ pub struct Bench {
     pub about: String,
     /// In the order of measuring.
     pub rows: Vec<Measured>,
-    /// What was left out for want of time.
+    /// What was left out, for want of time or of what it needs.
     pub left_out: Vec<String>,
     /// How it failed, if it did.
     pub fault: Option<String>,
@@ -218,7 +218,7 @@ impl fmt::Display for Bench {
             writeln!(f, "{}", line.trim_end())?;
         }
         for name in &self.left_out {
-            writeln!(f, "{name:<50} left out for want of time")?;
+            writeln!(f, "{name:<50} left out")?;
         }
         self.fault
             .as_ref()

@@ -325,14 +325,9 @@ fn add_values<S: Simd, E: Element, A: Arithmetic<E>, const Q: usize>(
     sums: &mut [[f32; LANES]],
 ) {
     let width = sums.len() / Q;
-    let alone = |token: usize, sums: &mut [[f32; LANES]]| {
-        let (block, token) = (token / LANES, token % LANES);
-        let pair = &values[block].as_chunks().0[token / 2 * 2 * width..][..2 * width];
-        A::add_token::<S, Q>(s, weights, block, token, pair, sums);
-    };
     // In the order of positions, also where one of a pair is not seen: another query may see both.
     if tokens.start % 2 == 1 {
-        alone(tokens.start, sums);
+        add_alone::<S, E, A, Q>(s, weights, tokens.start, values, sums);
     }
     let mut part = Part {
         weights,
@@ -351,8 +346,23 @@ fn add_values<S: Simd, E: Element, A: Arithmetic<E>, const Q: usize>(
         part.keys = None;
     }
     if tokens.end % 2 == 1 {
-        alone(tokens.end - 1, sums);
+        add_alone::<S, E, A, Q>(s, weights, tokens.end - 1, values, sums);
     }
+}
+
+/// The same of one token, whose other of the pair is not seen.
+#[inline(always)]
+fn add_alone<S: Simd, E: Element, A: Arithmetic<E>, const Q: usize>(
+    s: S,
+    weights: &Weights<Q>,
+    token: usize,
+    values: &[&[E]; BLOCKS],
+    sums: &mut [[f32; LANES]],
+) {
+    let width = sums.len() / Q;
+    let (block, token) = (token / LANES, token % LANES);
+    let pair = &values[block].as_chunks().0[token / 2 * 2 * width..][..2 * width];
+    A::add_token::<S, Q>(s, weights, block, token, pair, sums);
 }
 
 /// Whole pairs of tokens, and the vectors of dimensions from one on.
