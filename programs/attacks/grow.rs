@@ -1,5 +1,5 @@
-//! Takes memory for ever, and writes to each piece of it: no more than that, for the limit on memory is to be met
-//! before that on processor time also where pages come slowly.
+//! Takes memory for ever, and writes to the beginning of each piece of it: no more than that, not even zeros, for the
+//! limit on memory is to be met before that on processor time also where pages come slowly.
 
 use realm_program::{Error, Plan, Processor, Request, Token, processor};
 
@@ -13,8 +13,8 @@ impl Processor for Attack {
     fn advance(&mut self, _: &[Token]) -> Result<Plan, Error> {
         let mut kept = Vec::new();
         loop {
-            let mut piece = vec![0_u8; 1 << 20];
-            piece[0] = 1;
+            let mut piece = Vec::with_capacity(1 << 20);
+            piece.push(1_u8);
             kept.push(piece);
             std::hint::black_box(&kept);
         }
