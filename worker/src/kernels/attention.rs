@@ -292,6 +292,17 @@ impl<T: Element> Task<'_, T> {
         &self.layer.qkv[(token * (heads + 2 * kv_heads) + head) * head_dim..][..head_dim]
     }
 
+    /// The blocks of the group that begins at position `first`, of which some tokens are `seen`; for one that has none
+    /// of them another.
+    #[inline(always)]
+    fn blocks(&self, first: usize, seen: &Range<usize>) -> [usize; BLOCKS] {
+        let blocks = seen.start.max(first) / LANES..seen.end.min(first + GROUP).div_ceil(LANES);
+        std::array::from_fn(|i| {
+            let index = (first / LANES + i).clamp(blocks.start, blocks.end - 1);
+            self.span.blocks[index] as usize
+        })
+    }
+
     /// Positions that a query at `position` sees.
     #[inline(always)]
     fn visible(&self, position: usize) -> Range<usize> {

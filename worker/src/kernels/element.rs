@@ -119,6 +119,20 @@ impl Element for bf16 {
     }
 }
 
+/// Rounds values to the nearest `bf16`, to even. Those that do not fill a vector at the end keep numbers below the least
+/// normal one, which the instructions that others are rounded by may not.
+#[inline(always)]
+pub(super) fn round<S: Simd>(s: S, from: &[f32], into: &mut [bf16]) {
+    let (vectors, rest) = from.as_chunks::<LANES>();
+    let (into, last) = into.as_chunks_mut::<LANES>();
+    for (to, from) in into.iter_mut().zip(vectors) {
+        *to = s.to_bf16(s.load(from));
+    }
+    for (to, from) in last.iter_mut().zip(rest) {
+        *to = Element::from_f32(*from);
+    }
+}
+
 /// Sixteen pairs of `bf16`, each in the bits of a lane, the first in its low half.
 #[inline(always)]
 pub(super) fn paired<S: Simd>(s: S, pairs: &[[bf16; LANES]; 2]) -> S::V {

@@ -192,24 +192,27 @@ impl Sizes {
     ) -> anyhow::Result<()> {
         progress("bench: memory and products");
         let rooflines = self.rooflines(&open()?, bench)?;
-        let mut served = Ok(());
+        let mut outcome = Ok(());
         for held in Held::all(rooflines) {
-            let alone = self.measure_model(open, deadline, held, rooflines, bench)?;
-            if held.quantization.is_none() {
+            let plain = held.quantization.is_none();
+            let served = plain && gateway.is_some();
+            let alone = self.measure_model(open, deadline, held, served, rooflines, bench)?;
+            if plain {
                 // If that fails, what needs no gateway is measured all the same.
-                served = self.measure_served(gateway, deadline, alone, bench);
+                outcome = self.measure_served(gateway, deadline, alone, bench);
             }
         }
-        served
+        outcome
     }
 
-    /// Measures a model that is held so. What its engine decodes in a second of the streams that are served through
-    /// HTTP, too, if there is time for that.
+    /// Measures a model that is held so. What its engine decodes in a second of the streams that are `served` through
+    /// HTTP, too, if they are, and if there is time for that.
     fn measure_model<D: Device + 'static>(
         &self,
         open: &dyn Fn() -> Result<D, DeviceError>,
         deadline: Instant,
         held: Held,
+        served: bool,
         rooflines: Rooflines,
         bench: &mut Bench,
     ) -> anyhow::Result<Option<f64>> {
@@ -268,7 +271,7 @@ impl Sizes {
             prompt,
             output,
         } = self.served;
-        if held.quantization.is_some() || late() {
+        if !served || late() {
             return Ok(None);
         }
         let seconds = self.steps(&mut engine, count, prompt, output)?;

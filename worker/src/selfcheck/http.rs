@@ -117,21 +117,10 @@ fn output_within(command: &mut Command, patience: Duration) -> io::Result<Option
     child.wait_with_output().map(Some)
 }
 
-/// A tokenizer of so many tokens: every byte is one, and the others are words that no text has.
+/// A tokenizer of so many tokens, which no text is cut into: prompts are ids.
 fn tokenizer(vocab: u64) -> Value {
-    // The characters that stand for bytes in byte-level tokenizers.
-    let plain = |byte: u8| matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
-    let mut others = (0x100..).filter_map(char::from_u32);
-    let bytes = (0..=u8::MAX).filter_map(|byte| match plain(byte) {
-        true => Some(char::from(byte)),
-        false => others.next(),
-    });
-    let bytes = bytes.map(String::from);
-    let words = (256..).map(|id: u64| format!("<{id}>"));
-    let ids: serde_json::Map<String, Value> = bytes
-        .chain(words)
-        .zip(0..vocab)
-        .map(|(token, id)| (token, id.into()))
+    let ids: serde_json::Map<String, Value> = (0..vocab)
+        .map(|id| (format!("<{id}>"), id.into()))
         .collect();
     let byte_level = json!({
         "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true,

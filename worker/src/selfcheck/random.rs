@@ -3,13 +3,11 @@
 use std::path::Path;
 
 use anyhow::Context;
-use half::bf16;
-use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::Value;
 
 use crate::config::{DType, DecoderConfig};
-use crate::weights::random::{Random, tensors};
+use crate::weights::random::{Random, bytes, stored, tensors};
 
 /// Fills a folder with a model as the Hugging Face hub lays it out: matrices keep the size of what they multiply, and
 /// norms weigh about 1.
@@ -17,11 +15,7 @@ pub(crate) fn write(folder: &Path, config: &Value, dtype: DType, seed: u64) -> a
     let text = config.to_string();
     let decoder = DecoderConfig::parse(&text)?;
     let mut random = Random(seed);
-    let (safetensors_type, size) = match dtype {
-        DType::F32 => (Dtype::F32, 4),
-        DType::BF16 => (Dtype::BF16, 2),
-        DType::F16 => anyhow::bail!("no models of f16 are made"),
-    };
+    anyhow::ensure!(dtype != DType::F16, "no models of f16 are made");
     let mut made = Vec::new();
     for (name, shape) in tensors(&decoder) {
         let count: usize = shape.iter().product();
@@ -35,20 +29,13 @@ pub(crate) fn write(folder: &Path, config: &Value, dtype: DType, seed: u64) -> a
             [_, inputs, ..] => (0.0, 1.0 / (*inputs as f32).sqrt()),
             [] => (0.0, 0.0),
         };
-        let mut bytes = Vec::with_capacity(count * size);
-        for _ in 0..count {
-            let value = middle + deviation * random.normal();
-            match dtype {
-                DType::F32 => bytes.extend(value.to_le_bytes()),
-                _ => bytes.extend(bf16::from_f32(value).to_le_bytes()),
-            }
-        }
-        made.push((name, shape, bytes));
+        let numbers = (0..count).map(|_| middle + deviation * random.normal());
+        made.push((name, shape, bytes(numbers, dtype)));
     }
     let views = made.iter().map(|(name, shape, bytes)| {
         Ok((
             name.as_str(),
-            TensorView::new(safetensors_type, shape.clone(), bytes)?,
+            TensorView::new(stored(dtype), shape.clone(), bytes)?,
         ))
     });
     let views = views.collect::<anyhow::Result<Vec<_>>>()?;

@@ -41,11 +41,7 @@ impl Weights {
             let is_norm = shape.len() == 1 && !name.ends_with(".bias");
             let entry = Entry {
                 file: usize::from(is_norm),
-                dtype: match dtype {
-                    DType::F32 => Dtype::F32,
-                    DType::BF16 => Dtype::BF16,
-                    DType::F16 => Dtype::F16,
-                },
+                dtype: stored(dtype),
                 data: 0..count(&shape) * dtype.size(),
                 shape,
             };
@@ -59,8 +55,17 @@ impl Weights {
     }
 }
 
+/// What a checkpoint calls a type.
+pub(crate) fn stored(dtype: DType) -> Dtype {
+    match dtype {
+        DType::F32 => Dtype::F32,
+        DType::BF16 => Dtype::BF16,
+        DType::F16 => Dtype::F16,
+    }
+}
+
 /// Numbers as a checkpoint has them.
-fn bytes(numbers: impl Iterator<Item = f32>, dtype: DType) -> Vec<u8> {
+pub(crate) fn bytes(numbers: impl Iterator<Item = f32>, dtype: DType) -> Vec<u8> {
     match dtype {
         DType::F32 => numbers.flat_map(f32::to_le_bytes).collect(),
         DType::BF16 => numbers

@@ -111,14 +111,10 @@ impl Task<'_, bf16> {
         seen: &Range<usize>,
         group: &mut Group,
     ) {
-        let blocks = seen.start / LANES..seen.end.div_ceil(LANES);
-        let keys: [&[bf16]; TILES] = std::array::from_fn(|i| {
-            let index = (first / LANES + i).clamp(blocks.start, blocks.end - 1);
-            let start = self
-                .layer
-                .shape
-                .key_tile(self.span.blocks[index] as usize, self.kv_head);
-            &self.layer.keys[start..][..self.layer.shape.head_dim * LANES]
+        let shape = self.layer.shape;
+        let keys = self.blocks(first, seen).map(|block| {
+            let start = shape.key_tile(block, self.kv_head);
+            &self.layer.keys[start..][..shape.head_dim * LANES]
         });
         // SAFETY: the units are configured for attention; queries and keys have all dimensions, as many tiles of them.
         unsafe {

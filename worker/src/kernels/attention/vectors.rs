@@ -37,7 +37,6 @@ struct Queries {
 }
 
 /// Keys and values of a group, of one kv head.
-#[derive(Clone, Copy)]
 struct Group<'a, E> {
     /// Position of the first token.
     first: usize,
@@ -132,18 +131,13 @@ impl<T: Element> Task<'_, T> {
     #[inline(always)]
     fn group(&self, first: usize, seen: &Range<usize>) -> Group<'_, T> {
         let shape = self.layer.shape;
-        let blocks = seen.start.max(first) / LANES..seen.end.min(first + GROUP).div_ceil(LANES);
-        let block = |i: usize| {
-            let index = (first / LANES + i).clamp(blocks.start, blocks.end - 1);
-            self.span.blocks[index] as usize
-        };
+        let blocks = self.blocks(first, seen);
         let (keys, values) = (shape.head_dim * LANES, LANES * shape.value_width());
         Group {
             first,
-            keys: from_fn(|i| &self.layer.keys[shape.key_tile(block(i), self.kv_head)..][..keys]),
-            values: from_fn(|i| {
-                &self.layer.values[shape.value_tile(block(i), self.kv_head)..][..values]
-            }),
+            keys: blocks.map(|i| &self.layer.keys[shape.key_tile(i, self.kv_head)..][..keys]),
+            values: blocks
+                .map(|i| &self.layer.values[shape.value_tile(i, self.kv_head)..][..values]),
         }
     }
 

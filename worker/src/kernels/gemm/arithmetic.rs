@@ -8,9 +8,9 @@ use std::cell::Cell;
 use half::bf16;
 
 use super::panels::{Line, Packable};
-use crate::kernels::element::Element;
+use crate::kernels::element::round;
 use crate::kernels::parallel::{Disjoint, Threads};
-use crate::kernels::simd::{Kernel, LANES, Simd, dispatch};
+use crate::kernels::simd::{Kernel, Simd, dispatch};
 
 /// Rows that one task rounds. What they take is little beside the multiplication of as many, and
 /// so few are not worth waking threads for.
@@ -191,14 +191,7 @@ impl Kernel for Round<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let (into, padding) = bytemuck::cast_slice_mut(self.into).split_at_mut(self.x.len());
-        let (vectors, rest) = self.x.as_chunks::<LANES>();
-        let (into, last) = into.as_chunks_mut::<LANES>();
-        for (to, x) in into.iter_mut().zip(vectors) {
-            *to = s.to_bf16(s.load(x));
-        }
-        for (to, x) in last.iter_mut().zip(rest) {
-            *to = Element::from_f32(*x);
-        }
+        round(s, self.x, into);
         padding.fill(bf16::ZERO);
     }
 }

@@ -4,10 +4,8 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use half::bf16;
-
 use super::panels::{Line, PANEL, Packable, Packed};
-use crate::kernels::element::Element;
+use crate::kernels::element;
 use crate::kernels::parallel::{Disjoint, Threads};
 use crate::kernels::simd::{Kernel, LANES, Simd, dispatch};
 use crate::kernels::tiles::{Configured, DEPTH, Product, Rows, Shapes, TILE, Tiles};
@@ -96,17 +94,12 @@ impl Kernel for Round<'_> {
     fn run<S: Simd>(self, s: S) {
         let (steps, rest) = self.x.as_chunks::<DEPTH>();
         for (step, into) in steps.iter().zip(&mut *self.into) {
-            let (from, to) = (step.as_chunks::<LANES>().0, &mut into.0[self.row]);
-            for (from, to) in from.iter().zip(to.as_chunks_mut::<LANES>().0) {
-                *to = s.to_bf16(s.load(from));
-            }
+            element::round(s, step, &mut into.0[self.row]);
         }
         if !rest.is_empty() {
-            let mut last = [bf16::ZERO; DEPTH];
-            for (to, from) in last.iter_mut().zip(rest) {
-                *to = Element::from_f32(*from);
-            }
-            self.into[steps.len()].0[self.row] = last;
+            let mut last = [0.0; DEPTH];
+            last[..rest.len()].copy_from_slice(rest);
+            element::round(s, &last, &mut self.into[steps.len()].0[self.row]);
         }
     }
 }
