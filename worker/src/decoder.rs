@@ -13,10 +13,9 @@ use crate::arena::Arena;
 use crate::batch::Batch;
 use crate::config::DecoderConfig;
 use crate::kernels::{
-    Attended, Attention, Buffer, Packable, Place, Rotary, Span, Threads, add_rms_norm, attend,
-    rms_norm, rotate_and_store,
+    Attended, Attention, Buffer, Operand, Packable, Packed, Place, Rotary, Span, Target, Threads,
+    attend, rms_norm, rotate_and_store,
 };
-use crate::linear::Linear;
 use crate::parameters::{DecoderWeights, Hold, Stack};
 use crate::weights::{View, Weights, WeightsError};
 
@@ -126,7 +125,7 @@ pub enum ForwardError {
 pub const HEAD_ROWS: usize = 32;
 
 /// A decoder's weights in ordinary memory.
-pub type Held<T> = DecoderWeights<Linear<T>, Vec<f32>>;
+pub type Held<T> = DecoderWeights<Packed<T>, Vec<f32>>;
 
 /// A decoder's weights, its KV arena, and the memory that a step works in.
 pub struct Decoder<T: Packable> {
@@ -136,19 +135,20 @@ pub struct Decoder<T: Packable> {
     weights: Held<T>,
     rotary: Rotary,
     arena: Arena<T>,
-    work: Work,
+    work: Work<T>,
 }
 
 /// Activations of a step.
-struct Work {
+struct Work<T> {
     hidden: Buffer,
-    normed: Buffer,
+    normed: Operand<T>,
     qkv: Buffer,
-    attended: Buffer,
-    gate_up: Buffer,
-    activated: Buffer,
-    delta: Buffer,
-    logits: Buffer,
+    attended: Operand<T>,
+    activated: Operand<T>,
+    /// Hidden states after the last norm, where they are wanted.
+    states: Buffer,
+    /// Those whose logits are being computed.
+    head: Operand<T>,
 }
 
 /// Takes weights into ordinary memory, as `T`.
@@ -158,21 +158,30 @@ struct Pack<'a, T> {
 }
 
 impl<T: Packable> Hold for Pack<'_, T> {
-    type Matrix = Linear<T>;
+    type Matrix = Packed<T>;
     type Vector = Vec<f32>;
     type Error = WeightsError;
 
-    fn matrix(&mut self, stack: &Stack<'_>) -> Result<Linear<T>, WeightsError> {
-        let bias = (!stack.bias.is_empty()).then(|| {
-            let parts = stack.bias.iter();
-            parts.flat_map(|(_, part)| floats(part)).collect()
-        });
+    fn matrix(&mut self, stack: &Stack<'_>) -> Result<Packed<T>, WeightsError> {
         let read = |row, column, into: &mut [T]| stack.read(row, column, into);
-        Ok(Linear::new(
+        let (outputs, inputs, bias) = (stack.outputs, stack.inputs, bias(stack));
+        Ok(Packed::new(
             self.threads,
-            stack.outputs,
-            stack.inputs,
-            bias,
+            outputs,
+            inputs,
+            bias.as_deref(),
+            read,
+        ))
+    }
+
+    fn gated(&mut self, stack: &Stack<'_>) -> Result<Packed<T>, WeightsError> {
+        let read = |row, column, into: &mut [T]| stack.read(row, column, into);
+        let (outputs, inputs, bias) = (stack.outputs, stack.inputs, bias(stack));
+        Ok(Packed::gated(
+            self.threads,
+            outputs,
+            inputs,
+            bias.as_deref(),
             read,
         ))
     }
@@ -180,6 +189,11 @@ impl<T: Packable> Hold for Pack<'_, T> {
     fn vector(&mut self, values: View<'_>) -> Result<Vec<f32>, WeightsError> {
         Ok(floats(&values))
     }
+}
+
+fn bias(stack: &Stack<'_>) -> Option<Vec<f32>> {
+    let parts = stack.bias.iter();
+    (!stack.bias.is_empty()).then(|| parts.flat_map(|(_, part)| floats(part)).collect())
 }
 
 fn floats(view: &View<'_>) -> Vec<f32> {
@@ -222,13 +236,12 @@ impl<T: Packable> Decoder<T> {
         let query = config.heads * config.head_dim;
         let work = Work {
             hidden: Buffer::new(rows, config.hidden)?,
-            normed: Buffer::new(rows, config.hidden)?,
+            normed: Operand::new(rows, config.hidden)?,
             qkv: Buffer::new(rows, query + 2 * config.kv_heads * config.head_dim)?,
-            attended: Buffer::new(rows, query)?,
-            gate_up: Buffer::new(rows, 2 * config.intermediate)?,
-            activated: Buffer::new(rows, config.intermediate)?,
-            delta: Buffer::new(rows, config.hidden)?,
-            logits: Buffer::new(HEAD_ROWS.min(rows), config.vocab)?,
+            attended: Operand::new(rows, query)?,
+            activated: Operand::new(rows, config.intermediate)?,
+            states: Buffer::new(rows, config.hidden)?,
+            head: Operand::new(HEAD_ROWS.min(rows), config.hidden)?,
         };
         let rotary = Rotary::new(config.rope_frequencies());
         let arena = Arena::new(config.layers(), &shape, blocks)?;
@@ -309,26 +322,21 @@ impl<T: Packable> Forward for Decoder<T> {
         // All of them are known here, where nothing else draws them.
         let tokens: &[u32] = cast_slice(tokens);
         weights.embedding.gather(threads, tokens, hidden);
-        let mut next_norm = weights
-            .layers
-            .first()
-            .map_or(&weights.norm, |l| &l.attention_norm);
-        let normed = work.normed.rows_mut(rows);
-        rms_norm(threads, work.hidden.rows(rows), next_norm, eps, normed);
+        if let Some(first) = weights.layers.first() {
+            let (hidden, normed) = (work.hidden.rows(rows), work.normed.target());
+            rms_norm(threads, hidden, &first.attention_norm, eps, &normed);
+        }
         for (i, layer) in weights.layers.iter().enumerate() {
             let (keys, values) = arena.layer(i);
-            layer
-                .qkv
-                .multiply(threads, rows, &work.normed, &mut work.qkv);
+            let qkv = work.qkv.rows_mut(rows);
+            layer.qkv.multiply(threads, &work.normed, qkv);
             let norms = layer.query_key_norms.as_ref();
             let norms = norms.map(|(query, key)| (query.as_slice(), key.as_slice(), eps));
-            let qkv = work.qkv.rows_mut(rows);
             rotate_and_store(threads, shape, rotary, norms, &places, qkv, (keys, values));
             let last = i + 1 == weights.layers.len();
             if last && wanted.is_empty() {
                 return Ok(());
             }
-            let (qkv, attended) = (work.qkv.rows(rows), work.attended.rows_mut(rows));
             let attention = Attended {
                 shape,
                 window: config.windows[i],
@@ -337,64 +345,49 @@ impl<T: Packable> Forward for Decoder<T> {
                 keys,
                 values,
             };
-            attend(threads, &attention, attended);
+            attend(threads, &attention, &work.attended.target());
             if last {
                 // What follows is only needed where logits are.
-                compact(&mut work.attended, rows, wanted);
+                work.attended.keep(wanted);
                 compact(&mut work.hidden, rows, wanted);
                 rows = wanted.len();
             }
-            layer
-                .output
-                .multiply(threads, rows, &work.attended, &mut work.delta);
-            let (delta, normed) = (work.delta.rows(rows), work.normed.rows_mut(rows));
             let hidden = work.hidden.rows_mut(rows);
-            add_rms_norm(threads, hidden, delta, &layer.mlp_norm, eps, normed);
-            let (gate_up, activated) = (&mut work.gate_up, &mut work.activated);
-            layer
-                .gate_up
-                .multiply_gated(threads, rows, &work.normed, gate_up, activated);
-            layer
-                .down
-                .multiply(threads, rows, &work.activated, &mut work.delta);
-            next_norm = weights
-                .layers
-                .get(i + 1)
-                .map_or(&weights.norm, |l| &l.attention_norm);
-            let (delta, normed) = (work.delta.rows(rows), work.normed.rows_mut(rows));
-            add_rms_norm(
-                threads,
-                work.hidden.rows_mut(rows),
-                delta,
-                next_norm,
-                eps,
-                normed,
-            );
+            layer.output.multiply_add(threads, &work.attended, hidden);
+            rms_norm(threads, hidden, &layer.mlp_norm, eps, &work.normed.target());
+            let gate_up = &layer.gate_up;
+            gate_up.multiply_gated(threads, &work.normed, rows, &mut work.activated);
+            layer.down.multiply_add(threads, &work.activated, hidden);
+            let (norm, out) = match weights.layers.get(i + 1) {
+                Some(next) => (&next.attention_norm, work.normed.target()),
+                None => {
+                    let states = work.states.rows_mut(rows);
+                    (&weights.norm, Target::plain(states, config.hidden))
+                }
+            };
+            rms_norm(threads, hidden, norm, eps, &out);
         }
         Ok(())
     }
 
     fn logits(&mut self, rows: Range<usize>, out: &mut [f32]) -> Result<(), ForwardError> {
         let width = self.config.hidden;
-        let count = rows.len();
         let Decoder {
             weights,
             work,
             threads,
             ..
         } = self;
-        // The head reads rows from the front of a buffer; `delta` is free after the pass.
-        let states = &work.normed.rows(rows.end)[rows.start * width..];
-        work.delta.rows_mut(count).copy_from_slice(states);
+        let states = &work.states.rows(rows.end)[rows.start * width..];
+        work.head.fill(threads, states);
         let head = weights.head.as_ref().unwrap_or(&weights.embedding);
-        head.multiply(threads, count, &work.delta, &mut work.logits);
-        out.copy_from_slice(work.logits.rows(count));
+        head.multiply(threads, &work.head, out);
         Ok(())
     }
 
     fn hidden(&mut self, row: usize) -> Result<&[f32], ForwardError> {
         let width = self.config.hidden;
-        Ok(&self.work.normed.rows(row + 1)[row * width..])
+        Ok(&self.work.states.rows(row + 1)[row * width..])
     }
 
     fn hidden_size(&self) -> usize {

@@ -18,7 +18,6 @@ pub mod decoder;
 pub mod embedded;
 pub mod engine;
 pub mod kernels;
-pub mod linear;
 mod listen;
 mod manager;
 pub mod memory;

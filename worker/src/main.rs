@@ -17,7 +17,7 @@ use realm_worker::compilers::{self, Limits};
 use realm_worker::config::{DType, Quantization};
 use realm_worker::cuda;
 use realm_worker::engine::{ModelSource, Options};
-use realm_worker::linear::cores;
+use realm_worker::kernels::cores;
 use realm_worker::selfcheck::Gateway;
 use realm_worker::serve::{self, Setup, serve};
 use realm_worker::tenant::Pool;

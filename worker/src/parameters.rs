@@ -49,6 +49,14 @@ pub trait Hold {
     /// If there is no room for it.
     fn matrix(&mut self, stack: &Stack<'_>) -> Result<Self::Matrix, Self::Error>;
 
+    /// Takes gates on top of what they are for.
+    ///
+    /// # Errors
+    /// As above.
+    fn gated(&mut self, stack: &Stack<'_>) -> Result<Self::Matrix, Self::Error> {
+        self.matrix(stack)
+    }
+
     /// Takes the embedding, or the head where that is another one: `[vocab, hidden]`.
     ///
     /// # Errors
@@ -128,10 +136,7 @@ impl<M, V> DecoderWeights<M, V> {
                 query_key_norms,
                 output: loader.matrix(&[&o], &[c.hidden], query, c.output_bias)?,
                 mlp_norm: loader.vector(at("post_attention_layernorm.weight"), c.hidden)?,
-                gate_up: {
-                    let widths = [c.intermediate, c.intermediate];
-                    loader.matrix(&[&gate, &up], &widths, c.hidden, c.mlp_bias)?
-                },
+                gate_up: loader.gated([&gate, &up], c.intermediate, c.hidden, c.mlp_bias)?,
                 down: loader.matrix(&[&down], &[c.hidden], c.intermediate, c.mlp_bias)?,
             });
         }
@@ -220,6 +225,20 @@ impl<'a, H: Hold> Loader<'a, H> {
     ) -> Result<H::Matrix, H::Error> {
         let stack = self.stack(names, outputs, inputs, with_bias)?;
         let matrix = self.hold.matrix(&stack)?;
+        (self.progress)(self.done);
+        Ok(matrix)
+    }
+
+    /// One matrix of gates and of what they are for.
+    fn gated(
+        &mut self,
+        names: [&str; 2],
+        width: usize,
+        inputs: usize,
+        with_bias: bool,
+    ) -> Result<H::Matrix, H::Error> {
+        let stack = self.stack(&names, &[width; 2], inputs, with_bias)?;
+        let matrix = self.hold.gated(&stack)?;
         (self.progress)(self.done);
         Ok(matrix)
     }

@@ -14,8 +14,7 @@ use crate::batch::Limits;
 use crate::config::{ConfigError, DType, DecoderConfig, Quantization};
 use crate::cuda::{self, Room, UploadError, Work};
 use crate::decoder::{Decoder, Forward, attention, load_weights};
-use crate::kernels::{Attention, Packable, Threads};
-use crate::linear::{Linear, cores};
+use crate::kernels::{Attention, Packable, Packed, Threads, cores};
 use crate::weights::{Weights, WeightsError};
 use crate::{embedded, memory};
 
@@ -215,7 +214,7 @@ impl<'a> Load<'a> {
         let weights = self.reporting(progress, |on_bytes| {
             load_weights::<T>(config, &self.weights, &threads, on_bytes)
         })?;
-        let weight_bytes = weights.bytes(Linear::bytes, |vector| size_of_val(vector.as_slice()));
+        let weight_bytes = weights.bytes(Packed::bytes, |vector| size_of_val(vector.as_slice()));
         let block_bytes = Arena::<T>::block_bytes(config.layers(), &attention(config));
         let given = self.options.kv_memory.unwrap_or_else(|| {
             // Where the system does not say what it has, a gibibyte is a cautious guess.

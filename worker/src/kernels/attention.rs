@@ -13,8 +13,9 @@ use std::ops::Range;
 use half::bf16;
 
 use super::element::Element;
-use super::parallel::{Disjoint, Threads};
-use super::simd::{LANES, Simd, dispatch, exp, has_fast_dots};
+use super::operand::Target;
+use super::parallel::Threads;
+use super::simd::{LANES, Simd, dispatch, has_fast_dots};
 use super::tiles::Tiles;
 
 pub(super) mod arithmetic;
@@ -46,6 +47,11 @@ pub struct Attention {
 impl Attention {
     /// Tokens of a KV block.
     pub const BLOCK: usize = LANES;
+
+    /// What queries are multiplied with, so that the weight of a token is two to the power of its score.
+    fn scale(&self) -> f32 {
+        std::f32::consts::LOG2_E / (self.head_dim as f32).sqrt()
+    }
 
     /// Elements of one token's value in the arena.
     pub(super) fn value_width(&self) -> usize {
@@ -101,11 +107,11 @@ pub struct Attended<'a, T> {
     pub values: &'a [T],
 }
 
-/// Attention of every token to the tokens of its sequence up to itself that it sees.
+/// Attention of every token to the tokens of its sequence up to itself that it sees: rows of `heads * head_dim` values.
 ///
 /// # Panics
-/// If a span reaches beyond `qkv`, its block table or the arena.
-pub fn attend<T: Element>(threads: &Threads, layer: &Attended<'_, T>, out: &mut [f32]) {
+/// If a span reaches beyond `qkv`, its block table or the arena, or `out` has no such rows.
+pub fn attend<T: Element>(threads: &Threads, layer: &Attended<'_, T>, out: &Target<'_>) {
     match T::tiles() {
         Some(tiles) if tiled::fits(layer.shape.head_dim) => {
             // The same type, for no other has units.
@@ -124,14 +130,14 @@ pub fn attend<T: Element>(threads: &Threads, layer: &Attended<'_, T>, out: &mut 
     }
 }
 
-fn attend_on(tiles: Tiles, threads: &Threads, layer: &Attended<'_, bf16>, out: &mut [f32]) {
+fn attend_on(tiles: Tiles, threads: &Threads, layer: &Attended<'_, bf16>, out: &Target<'_>) {
     for_each_task(threads, layer, out, |task| dispatch(Tiled { task, tiles }));
 }
 
 fn attend_by<T: Element, A: Arithmetic<T>>(
     threads: &Threads,
     layer: &Attended<'_, T>,
-    out: &mut [f32],
+    out: &Target<'_>,
 ) {
     for_each_task(threads, layer, out, |task| {
         dispatch(By::<_, A>(task, PhantomData));
@@ -141,10 +147,15 @@ fn attend_by<T: Element, A: Arithmetic<T>>(
 fn for_each_task<T: Element>(
     threads: &Threads,
     layer: &Attended<'_, T>,
-    out: &mut [f32],
+    out: &Target<'_>,
     compute: impl Fn(Task<'_, T>) + Sync,
 ) {
-    let kv_heads = layer.shape.kv_heads;
+    let Attention {
+        heads,
+        kv_heads,
+        head_dim,
+    } = *layer.shape;
+    assert!(out.width() == heads * head_dim);
     let mut parts = Vec::new();
     for most in SPANS {
         parts.clear();
@@ -163,13 +174,12 @@ fn for_each_task<T: Element>(
     }
     // The longest first: one that is left to the end would be waited for.
     parts.sort_by_key(|part| std::cmp::Reverse(part.len * (part.context + part.len)));
-    let out = Disjoint::new(out);
     threads.run(parts.len() * kv_heads, |task| {
         compute(Task {
             layer,
             span: parts[task / kv_heads],
             kv_head: task % kv_heads,
-            out: &out,
+            out,
         });
     });
 }
@@ -179,7 +189,7 @@ struct Task<'a, T> {
     layer: &'a Attended<'a, T>,
     span: Span<'a>,
     kv_head: usize,
-    out: &'a Disjoint<'a, f32>,
+    out: &'a Target<'a>,
 }
 
 /// Blocks of a group: tokens are taken in groups that begin at the same positions for every query, and a query that
@@ -191,10 +201,10 @@ const BLOCKS: usize = 4;
 const GROUP: usize = BLOCKS * LANES;
 
 /// By how much a score may exceed what weights are relative to before that is raised, and what was summed shrunk: a
-/// weight is `e` to the power of this at most, which sums of floats do not mind.
-const SLACK: f32 = 8.0;
+/// weight is two to the power of this at most, which sums of floats do not mind.
+const SLACK: f32 = 11.0;
 
-/// A softmax over the scores so far.
+/// A softmax over the scores so far, which are powers of two: queries are [scaled](Attention::scale) so.
 #[derive(Clone, Copy)]
 struct Softmax {
     /// The score to which all weights are relative: none is higher by more than [`SLACK`].
@@ -223,7 +233,7 @@ impl Softmax {
         let most = s.max(s.max(a, b), s.max(c, d));
         if s.any_above(most, self.base + SLACK) {
             let base = s.largest(most);
-            let shrink = s.splat(exp(self.base - base));
+            let shrink = s.exp2(s.splat(self.base - base));
             self.base = base;
             s.store(s.mul(s.load(&self.totals), shrink), &mut self.totals);
             for sums in sums {
@@ -233,7 +243,7 @@ impl Softmax {
         let base = s.splat(-self.base);
         let mut weights = scores;
         for weights in &mut weights {
-            *weights = s.exp(s.add(*weights, base));
+            *weights = s.exp2(s.add(*weights, base));
         }
         let [a, b, c, d] = weights;
         let total = s.add(s.add(a, b), s.add(c, d));
@@ -310,18 +320,19 @@ impl<T: Element> Task<'_, T> {
         end.saturating_sub(self.layer.window.unwrap_or(end))..end
     }
 
-    /// Writes the results of all queries.
+    /// Makes the results of all queries of their sums, and puts them in place.
     #[inline(always)]
-    fn finish<S: Simd>(&self, s: S, softmax: &[Softmax], sums: &[f32]) {
+    fn finish<S: Simd>(&self, s: S, softmax: &[Softmax], sums: &mut [f32]) {
         let (head_dim, value_width) = (self.layer.shape.head_dim, self.layer.shape.value_width());
-        for (q, softmax) in softmax.iter().enumerate() {
+        for (q, (softmax, sums)) in softmax.iter().zip(sums.chunks_mut(value_width)).enumerate() {
             let (token, _, head) = self.query(q);
             let scale = 1.0 / s.sum(s.load(&softmax.totals));
-            let start = (token * self.layer.shape.heads + head) * head_dim;
+            for sums in sums.as_chunks_mut().0 {
+                s.store(s.mul(s.load(sums), s.splat(scale)), sums);
+            }
             // SAFETY: a token's head is computed by one task.
-            let out = unsafe { self.out.slice(start..start + head_dim) };
-            for (out, sum) in out.iter_mut().zip(&sums[q * value_width..]) {
-                *out = sum * scale;
+            unsafe {
+                self.out.put(s, token, head * head_dim, &sums[..head_dim]);
             }
         }
     }
@@ -375,7 +386,7 @@ mod tests {
         shapes: &[(usize, usize, usize, Option<usize>)],
         most: f32,
         error: f64,
-        attend: fn(&Threads, &Attended<'_, T>, &mut [f32]),
+        attend: impl Fn(&Threads, &Attended<'_, T>, &Target<'_>),
     ) {
         for &(heads, kv_heads, head_dim, window) in shapes {
             let shape = Attention {
@@ -436,7 +447,7 @@ mod tests {
                         keys: &keys,
                         values: &values,
                     };
-                    attend(threads, &layer, out);
+                    attend(threads, &layer, &Target::plain(out, width));
                 }
                 for (ours, exact) in out.iter().zip(&expected) {
                     assert!((f64::from(*ours) - exact).abs() < error, "{ours} {exact}");
@@ -476,6 +487,10 @@ mod tests {
             (4, 1, 256, Some(39)),
         ];
         check::<bf16>(&shapes, 1.0, 1e-2, attend_by::<_, Rounded>);
-        check::<bf16>(&shapes, 1.0, 1e-2, attend);
+        if let Some(tiles) = Tiles::of_any_cpu() {
+            check::<bf16>(&shapes, 1.0, 1e-2, |threads, layer, out| {
+                attend_on(tiles, threads, layer, out);
+            });
+        }
     }
 }

@@ -9,6 +9,10 @@ const LIMIT: &str = "ONEDNN_MAX_CPU_ISA";
 /// The leaf of `cpuid` that tells instruction sets.
 #[cfg(target_arch = "x86_64")]
 const FEATURES: u32 = 7;
+#[cfg(target_arch = "x86_64")]
+const AMX_BF16: u32 = 1 << 22;
+#[cfg(target_arch = "x86_64")]
+const AMX_TILE: u32 = 1 << 24;
 
 /// Keeps oneDNN from matrix units that it cannot drive: some hypervisors announce AMX but hide
 /// the description of its tiles, and every product in a 16-bit type then fails with "could not
@@ -28,7 +32,6 @@ pub(super) fn settle() {
 /// Whether the CPU has matrix units for `bf16` that the system has enabled.
 #[cfg(target_arch = "x86_64")]
 pub(super) fn has_tiles() -> bool {
-    const AMX_BF16: u32 = 1 << 22;
     // Tile configuration and tile data, in the state that the system saves.
     const TILE_STATE: u64 = 3 << 17;
     let announced = __cpuid_count(FEATURES, 0).edx & AMX_BF16 != 0;
@@ -38,6 +41,12 @@ pub(super) fn has_tiles() -> bool {
 #[cfg(not(target_arch = "x86_64"))]
 pub(super) fn has_tiles() -> bool {
     false
+}
+
+/// Whether the CPU says that it has matrix units, usable or not.
+#[cfg(all(test, target_arch = "x86_64"))]
+pub(super) fn announces_tiles() -> bool {
+    __cpuid_count(FEATURES, 0).edx & (AMX_TILE | AMX_BF16) != 0
 }
 
 /// The parts of the processor's state that the system has enabled.
@@ -61,7 +70,6 @@ fn read_enabled_state() -> u64 {
 #[cfg(target_arch = "x86_64")]
 fn amx_is_undescribed() -> bool {
     const TILES: u32 = 0x1d;
-    const AMX_TILE: u32 = 1 << 24;
     let announced = __cpuid_count(FEATURES, 0).edx & AMX_TILE != 0;
     // The number of the highest palette of tiles; 0 is none.
     announced && __cpuid_count(TILES, 0).eax == 0

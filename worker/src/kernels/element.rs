@@ -43,6 +43,15 @@ pub trait Element: Pod + Send + Sync + 'static {
     fn value_place(width: usize, token: usize, dimension: usize) -> usize {
         token * width + dimension
     }
+    /// The nearest values.
+    #[doc(hidden)]
+    #[inline(always)]
+    #[allow(private_bounds)]
+    fn round<S: Simd>(_: S, from: &[f32], into: &mut [Self]) {
+        for (to, from) in into.iter_mut().zip(from) {
+            *to = Self::from_f32(*from);
+        }
+    }
     /// Two dimensions of the keys of a block, from their place on: a lane for each token.
     #[doc(hidden)]
     #[inline(always)]
@@ -102,6 +111,10 @@ impl Element for bf16 {
         s.load_bf16(from)
     }
     #[inline(always)]
+    fn round<S: Simd>(s: S, from: &[f32], into: &mut [bf16]) {
+        round(s, from, into);
+    }
+    #[inline(always)]
     fn key_place(dimension: usize, token: usize) -> usize {
         (dimension / 2 * LANES + token) * 2 + dimension % 2
     }
@@ -136,7 +149,8 @@ pub(super) fn round<S: Simd>(s: S, from: &[f32], into: &mut [bf16]) {
 /// Sixteen pairs of `bf16`, each in the bits of a lane, the first in its low half.
 #[inline(always)]
 pub(super) fn paired<S: Simd>(s: S, pairs: &[[bf16; LANES]; 2]) -> S::V {
-    s.load(bytemuck::cast_ref(pairs))
+    // By value: a reference would have to be aligned, which each load would check.
+    s.load(&bytemuck::cast(*pairs))
 }
 
 /// The firsts and the seconds of pairs.

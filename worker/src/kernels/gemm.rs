@@ -12,19 +12,21 @@
 //! passes over it; meanwhile the next panel is brought in, so that neither memory waits for the
 //! multiplier nor it for memory.
 
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
-use super::activation::{Gated, silu_multiply};
+use super::activation::silu_multiply;
+use super::operand::{Layout, Operand, Target};
 use super::parallel::{Disjoint, Threads};
-use super::simd::{Kernel, LANES, Simd, dispatch, has_fast_dots};
+use super::simd::{Kernel, LANES, Simd, dispatch};
 
 mod arithmetic;
 mod panels;
 mod tiled;
 
 use arithmetic::{Arithmetic, Widened};
-use panels::{Line, PANEL, PANEL_VECTORS};
+use panels::{GATES, Line, PANEL, PANEL_VECTORS};
 pub use panels::{Packable, Packed};
 
 /// Lines of a slice of a panel: a quarter megabyte, to stay in the L2 cache over all rows, beside
@@ -36,124 +38,193 @@ const AHEAD: usize = 64;
 /// Rows of one task.
 const ROWS: usize = 96;
 
+thread_local! {
+    /// Room for the gates of a task and what they are for.
+    static ROOM: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
+}
+
+/// Where the outputs of a product go.
+enum Outputs<'a> {
+    /// In place of what is there, row after row.
+    Plain(Disjoint<'a, f32>),
+    /// Onto what is there.
+    Added(Disjoint<'a, f32>),
+    /// Those that are gates, once activated, times those that they are for.
+    Gated(Target<'a>),
+}
+
 impl<T: Packable> Packed<T> {
-    /// `out[r, o] = bias[o] + sum over i of x[r, i] * weight[o, i]`.
+    /// `out[r, o] = bias[o] + sum over i of x[r, i] * weight[o, i]` for the first rows of `x`.
     ///
     /// # Panics
-    /// If the lengths of `x`, `bias` and `out` do not fit each other and the matrix.
-    pub fn multiply(&self, threads: &Threads, x: &[f32], bias: Option<&[f32]>, out: &mut [f32]) {
-        self.check(x, bias, out);
-        if let Some(tiles) = T::tiles() {
-            self.multiply_on(tiles, threads, x, bias, out);
-        } else if has_fast_dots() {
-            self.multiply_by::<T::Dots>(threads, x, bias, out, None);
-        } else {
-            self.multiply_by::<Widened>(threads, x, bias, out, None);
-        }
+    /// If `out` is not of whole rows, `x` has not as many, or not as many values in each as the matrix; or if half of
+    /// the outputs are gates.
+    pub fn multiply(&self, threads: &Threads, x: &Operand<T>, out: &mut [f32]) {
+        let rows = self.rows_of(out);
+        self.compute(threads, x, rows, &Outputs::Plain(Disjoint::new(out)));
     }
 
-    /// As [`multiply`](Self::multiply), where the first half of the outputs are gates and the second half what they
-    /// are for; then `activated[r, o] = silu(gate[r, o]) * up[r, o]`.
+    /// Adds to `out` what [`multiply`](Self::multiply) computes.
     ///
     /// # Panics
-    /// As there, or if the outputs have no halves, or `activated` is not half as long as `out`.
+    /// As there.
+    pub fn multiply_add(&self, threads: &Threads, x: &Operand<T>, out: &mut [f32]) {
+        let rows = self.rows_of(out);
+        self.compute(threads, x, rows, &Outputs::Added(Disjoint::new(out)));
+    }
+
+    fn rows_of(&self, out: &[f32]) -> usize {
+        let rows = out.len() / self.outputs.max(1);
+        assert!(!self.is_gated() && out.len() == rows * self.outputs);
+        rows
+    }
+
+    /// `activated[r, i] = silu(gate[r, i]) * up[r, i]` for the first `rows` rows of `x`, where gates and ups are the first
+    /// and the second half of what [`multiply`](Self::multiply) computes.
+    ///
+    /// # Panics
+    /// As there, or if the matrix was not packed for this.
     pub fn multiply_gated(
         &self,
         threads: &Threads,
-        x: &[f32],
-        bias: Option<&[f32]>,
-        out: &mut [f32],
-        activated: &mut [f32],
+        x: &Operand<T>,
+        rows: usize,
+        activated: &mut Operand<T>,
     ) {
-        let half = self.outputs / 2;
-        if T::tiles().is_some() || !half.is_multiple_of(PANEL) {
-            self.multiply(threads, x, bias, out);
-            silu_multiply(threads, out, half, activated);
-            return;
-        }
-        self.check(x, bias, out);
-        assert!(self.outputs.is_multiple_of(2) && out.len() == 2 * activated.len());
-        let activated = Some(activated);
-        if has_fast_dots() {
-            self.multiply_by::<T::Dots>(threads, x, bias, out, activated);
-        } else {
-            self.multiply_by::<Widened>(threads, x, bias, out, activated);
+        assert!(self.is_gated() && activated.width() == self.outputs / 2);
+        assert!(rows <= activated.capacity());
+        self.compute(threads, x, rows, &Outputs::Gated(activated.target()));
+    }
+
+    fn compute(&self, threads: &Threads, x: &Operand<T>, rows: usize, out: &Outputs<'_>) {
+        assert!(rows <= x.capacity() && x.width() == self.inputs);
+        match x.layout() {
+            Layout::Plain => self.multiply_by::<Widened>(threads, x, rows, out),
+            Layout::Paired => self.multiply_by::<T::Dots>(threads, x, rows, out),
+            Layout::Tiled(tiles) => self.multiply_on(tiles, threads, x, rows, out),
         }
     }
 
-    fn check(&self, x: &[f32], bias: Option<&[f32]>, out: &[f32]) {
-        let rows = x.len() / self.inputs.max(1);
-        assert!(x.len() == rows * self.inputs && out.len() == rows * self.outputs);
-        assert!(bias.is_none_or(|b| b.len() == self.outputs));
-    }
-
-    /// With what is `activated`, a task computes gates and what they are for together, while both are in a cache.
     fn multiply_by<A: Arithmetic<T>>(
         &self,
         threads: &Threads,
-        x: &[f32],
-        bias: Option<&[f32]>,
-        out: &mut [f32],
-        activated: Option<&mut [f32]>,
+        x: &Operand<T>,
+        rows: usize,
+        out: &Outputs<'_>,
     ) {
-        let rows = x.len() / self.inputs.max(1);
-        let parts = if activated.is_some() { 2 } else { 1 };
-        let panels = self.outputs.div_ceil(PANEL) / parts;
-        let out = Disjoint::new(out);
-        let activated = activated.map(Disjoint::new);
-        let count = threads.count() as usize;
-        A::prepare(threads, x, self.inputs, |x| {
-            threads.run(panels * rows.div_ceil(ROWS), |task| {
-                let (chunk, panel) = (task / panels, task % panels);
-                let rows = chunk * ROWS..rows.min((chunk + 1) * ROWS);
-                for part in 0..parts {
-                    // After the last part the first one of another panel.
-                    let next = if part + 1 == parts {
-                        panel + count
-                    } else {
-                        panel + panels
-                    };
-                    dispatch(Product::<T, A> {
-                        matrix: self,
-                        x,
-                        bias,
-                        out: &out,
-                        panel: panel + part * panels,
-                        next,
-                        rows: rows.clone(),
-                        arithmetic: PhantomData,
+        let panels = self.panels();
+        threads.run(panels * rows.div_ceil(ROWS), |task| {
+            let (chunk, panel) = (task / panels, task % panels);
+            let rows = chunk * ROWS..rows.min((chunk + 1) * ROWS);
+            let product = |sums| {
+                dispatch(Product::<T, A> {
+                    matrix: self,
+                    x: x.words(),
+                    panel,
+                    next: panel + threads.count() as usize,
+                    rows: rows.clone(),
+                    sums,
+                    arithmetic: PhantomData,
+                });
+            };
+            match out {
+                Outputs::Plain(out) => product(Sums {
+                    values: out,
+                    origin: 0,
+                    width: self.outputs,
+                    first: panel * PANEL,
+                }),
+                Outputs::Added(_) | Outputs::Gated(_) => {
+                    let mut room = ROOM.take();
+                    room.resize(ROWS * PANEL, 0.0);
+                    product(Sums {
+                        values: &Disjoint::new(&mut room),
+                        origin: rows.start,
+                        width: PANEL,
+                        first: 0,
                     });
+                    dispatch(Finish {
+                        sums: room.as_chunks().0,
+                        outputs: self.outputs,
+                        out,
+                        rows,
+                        panel,
+                    });
+                    ROOM.set(room);
                 }
-                if let Some(activated) = &activated {
-                    activate(&out, activated, panels * PANEL, rows, panel * PANEL);
-                }
-            });
+            }
         });
     }
 }
 
-/// Activates a panel of gates, those from `first` on of `width`, for some rows of a task.
-fn activate(
-    out: &Disjoint<'_, f32>,
-    activated: &Disjoint<'_, f32>,
-    width: usize,
+/// Does with the sums of a panel what is to be done with them.
+struct Finish<'a> {
+    /// Those of each row.
+    sums: &'a [[f32; PANEL]],
+    outputs: usize,
+    out: &'a Outputs<'a>,
     rows: Range<usize>,
-    first: usize,
-) {
-    for row in rows {
-        let (gate, into) = (2 * row * width + first, row * width + first);
-        let up = gate + width;
-        // SAFETY: a task owns the outputs of its rows in its panels, and what they come to; a row has `2 * width` of
-        // them, as halves are whole panels.
-        let [gate, up, out] = unsafe {
-            [
-                out.slice(gate..gate + PANEL),
-                out.slice(up..up + PANEL),
-                activated.slice(into..into + PANEL),
-            ]
-        };
-        dispatch(Gated { gate, up, out });
+    panel: usize,
+}
+
+impl Kernel for Finish<'_> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (row, sums) in self.rows.zip(self.sums) {
+            match self.out {
+                Outputs::Gated(target) => {
+                    let (gates, ups) = sums.split_at(GATES);
+                    activate(s, target, row, self.panel, gates, ups);
+                }
+                Outputs::Plain(out) | Outputs::Added(out) => {
+                    let first = self.panel * PANEL;
+                    add(out, row * self.outputs + first, self.outputs - first, sums);
+                }
+            }
+        }
     }
+}
+
+/// Adds sums to what is at `start`, but those beyond a `width`.
+#[inline(always)]
+fn add(out: &Disjoint<'_, f32>, start: usize, width: usize, sums: &[f32]) {
+    // SAFETY: a task owns the outputs of its rows in its panel.
+    let out = unsafe { out.slice(start..start + width.min(sums.len())) };
+    for (out, sum) in out.iter_mut().zip(sums) {
+        *out += sum;
+    }
+}
+
+/// Activates the gates that a row has in a panel.
+#[inline(always)]
+fn activate<S: Simd>(
+    s: S,
+    target: &Target<'_>,
+    row: usize,
+    panel: usize,
+    gate: &[f32],
+    up: &[f32],
+) {
+    let mut out = [0.0; GATES];
+    let vectors = gate.as_chunks().0.iter().zip(up.as_chunks().0);
+    for ((gate, up), out) in vectors.zip(out.as_chunks_mut().0) {
+        s.store(silu_multiply(s, s.load(gate), s.load(up)), out);
+    }
+    let first = panel * GATES;
+    let len = GATES.min(target.width() - first);
+    // SAFETY: a task owns what comes of its rows in its panel.
+    unsafe { target.put(s, row, first, &out[..len]) };
+}
+
+/// Where the sums of a panel go.
+struct Sums<'a> {
+    values: &'a Disjoint<'a, f32>,
+    /// The row that is the first one there.
+    origin: usize,
+    /// Values of a row there, and which of them is the panel's first.
+    width: usize,
+    first: usize,
 }
 
 /// The outputs of one panel for some rows.
@@ -161,12 +232,11 @@ struct Product<'a, T, A> {
     matrix: &'a Packed<T>,
     /// Rows as the arithmetic takes them.
     x: &'a [f32],
-    bias: Option<&'a [f32]>,
-    out: &'a Disjoint<'a, f32>,
     panel: usize,
     /// The panel that this thread is likely to take next; there may be none of that number.
     next: usize,
     rows: Range<usize>,
+    sums: Sums<'a>,
     arithmetic: PhantomData<A>,
 }
 
@@ -257,19 +327,14 @@ impl<T: Packable, A: Arithmetic<T>> Product<'_, T, A> {
             passes,
             ..
         } = *pass;
-        let outputs = self.matrix.outputs;
-        let width = A::width(self.matrix.inputs);
-        let values = depth.start * A::VALUES..width.min(depth.end * A::VALUES);
+        let words = (self.matrix.inputs * A::WORDS).div_ceil(2);
+        let some = depth.start * A::WORDS..words.min(depth.end * A::WORDS);
         let x: [&[f32]; R] =
-            std::array::from_fn(|r| &self.x[(row + r) * width..][..width][values.clone()]);
-        let mut sums = [[s.splat(0.0); V]; R];
-        if depth.start > 0 {
-            self.each_part::<R, V>(row, vector, outputs, |r, v, part| {
-                let mut lanes = [0.0; LANES];
-                lanes[..part.len()].copy_from_slice(part);
-                sums[r][v] = s.load(&lanes);
-            });
-        }
+            std::array::from_fn(|r| &self.x[(row + r) * words..][..words][some.clone()]);
+        let mut sums = match depth.start {
+            0 => [[s.splat(0.0); V]; R],
+            _ => self.begun::<S, R, V>(s, row, vector),
+        };
         let (mut ahead, mut due) = (pass.ahead, 0);
         for (i, pair) in self.slice(depth.clone()).chunks_exact(T::LINES).enumerate() {
             if first {
@@ -289,43 +354,76 @@ impl<T: Packable, A: Arithmetic<T>> Product<'_, T, A> {
             // SAFETY: the rows go as far as the pairs do: both are those of `depth`.
             sums = unsafe { A::add(s, sums, pair, vector, &x, i) };
         }
-        let bias = self.bias.filter(|_| last);
-        self.each_part::<R, V>(row, vector, outputs, |r, v, part| {
-            let mut sum = sums[r][v];
-            let first = self.panel * PANEL + (vector + v) * LANES;
-            if let Some(bias) = bias {
-                let mut lanes = [0.0; LANES];
-                lanes[..part.len()].copy_from_slice(&bias[first..][..part.len()]);
-                sum = s.add(sum, s.load(&lanes));
-            }
-            if let Some(whole) = part.first_chunk_mut() {
-                s.store(sum, whole);
-            } else {
-                part.copy_from_slice(&s.to_array(sum)[..part.len()]);
-            }
-        });
-    }
-
-    /// Calls `f` with the part of the output of each row and vector of a tile; parts at the right
-    /// edge of the matrix are shorter than a vector, those beyond it are left out.
-    #[inline(always)]
-    fn each_part<const R: usize, const V: usize>(
-        &self,
-        row: usize,
-        vector: usize,
-        outputs: usize,
-        mut f: impl FnMut(usize, usize, &mut [f32]),
-    ) {
-        for r in 0..R {
-            for v in 0..V {
-                let first = self.panel * PANEL + (vector + v) * LANES;
-                if first < outputs {
-                    let len = LANES.min(outputs - first);
-                    let start = (row + r) * outputs + first;
-                    // SAFETY: a task owns the outputs of its rows in its panel.
-                    f(r, v, unsafe { self.out.slice(start..start + len) });
+        if last && let Some(bias) = &self.matrix.bias {
+            let bias = &bias[self.panel].as_chunks::<LANES>().0[vector..];
+            for r in 0..R {
+                for v in 0..V {
+                    sums[r][v] = s.add(sums[r][v], s.load(&bias[v]));
                 }
             }
+        }
+        if self.sums.first + (vector + V) * LANES > self.sums.width {
+            return self.put_edge(s, sums, row, vector);
+        }
+        for r in 0..R {
+            let (out, _) = self.part(row + r, vector, V).as_chunks_mut::<LANES>();
+            for v in 0..V {
+                s.store(sums[r][v], &mut out[v]);
+            }
+        }
+    }
+
+    /// Where the sums of a row go, of some vectors from one on; those beyond the right edge of the matrix are left out.
+    #[inline(always)]
+    fn part(&self, row: usize, vector: usize, vectors: usize) -> &mut [f32] {
+        let Sums {
+            values,
+            origin,
+            width,
+            first,
+        } = self.sums;
+        let [first, end] = [vector, vector + vectors].map(|v| width.min(first + v * LANES));
+        let start = (row - origin) * width;
+        // SAFETY: a task owns the sums of its rows in its panel.
+        unsafe { values.slice(start + first..start + end) }
+    }
+
+    /// The sums of a tile so far.
+    #[inline(always)]
+    fn begun<S: Simd, const R: usize, const V: usize>(
+        &self,
+        s: S,
+        row: usize,
+        vector: usize,
+    ) -> [[S::V; V]; R] {
+        let mut sums = [[s.splat(0.0); V]; R];
+        for (r, sums) in sums.iter_mut().enumerate() {
+            let mut lanes = [[0.0; LANES]; V];
+            let part = self.part(row + r, vector, V);
+            lanes.as_flattened_mut()[..part.len()].copy_from_slice(part);
+            for (sum, lanes) in sums.iter_mut().zip(&lanes) {
+                *sum = s.load(lanes);
+            }
+        }
+        sums
+    }
+
+    /// Writes the sums of a tile at the right edge of the matrix.
+    #[inline(always)]
+    fn put_edge<S: Simd, const R: usize, const V: usize>(
+        &self,
+        s: S,
+        sums: [[S::V; V]; R],
+        row: usize,
+        vector: usize,
+    ) {
+        for (r, sums) in sums.iter().enumerate() {
+            let mut lanes = [[0.0; LANES]; V];
+            for (lanes, sum) in lanes.iter_mut().zip(sums) {
+                s.store(*sum, lanes);
+            }
+            let part = self.part(row + r, vector, V);
+            part.copy_from_slice(&lanes.as_flattened()[..part.len()]);
         }
     }
 }
@@ -335,6 +433,7 @@ mod tests {
     use half::{bf16, f16};
 
     use super::super::element::Element;
+    use super::super::operand::tests::layouts;
     use super::super::simd::tests::on_each;
     use super::arithmetic::Rounded;
     use super::*;
@@ -349,13 +448,30 @@ mod tests {
             .collect()
     }
 
-    fn packed<T: Packable>(outputs: usize, inputs: usize, weight: &[f32]) -> Packed<T> {
-        Packed::new(&Threads::new(1), outputs, inputs, |row, column, into| {
+    /// Reads a matrix that lies row after row.
+    fn reader<T: Packable>(inputs: usize, weight: &[f32]) -> impl Fn(usize, usize, &mut [T]) {
+        move |row, column, into| {
             let start = row * inputs + column;
             for (to, from) in into.iter_mut().zip(&weight[start..]) {
                 *to = T::from_f32(*from);
             }
-        })
+        }
+    }
+
+    fn packed<T: Packable>(
+        outputs: usize,
+        inputs: usize,
+        bias: Option<&[f32]>,
+        weight: &[f32],
+    ) -> Packed<T> {
+        let read = reader(inputs, weight);
+        Packed::new(&Threads::new(1), outputs, inputs, bias, read)
+    }
+
+    fn operand<T: Packable>(layout: Layout, width: usize, rows: &[f32]) -> Operand<T> {
+        let mut operand = Operand::laid_out(layout, rows.len() / width, width).unwrap();
+        operand.fill(&Threads::new(1), rows);
+        operand
     }
 
     /// Noise that is exact in a type.
@@ -364,27 +480,33 @@ mod tests {
         noise.map(|x| T::from_f32(x).to_f32()).collect()
     }
 
-    fn check_products<T: Packable>() {
+    fn check_products<T: Packable>(layouts: &[Layout]) {
         for (rows, outputs, inputs) in [(1, 1, 1), (7, 65, 33), (13, 64, 4100), (100, 130, 70)] {
             let (x, w) = (
                 exact_noise::<T>(rows * inputs, 1),
                 exact_noise::<T>(outputs * inputs, 2),
             );
             let bias = noise(outputs, 3);
-            let matrix = packed::<T>(outputs, inputs, &w);
-            let mut out = vec![0.0; rows * outputs];
-            matrix.multiply(&Threads::new(2), &x, Some(&bias), &mut out);
-            for r in 0..rows {
-                for o in 0..outputs {
-                    let exact: f64 = (0..inputs)
-                        .map(|i| f64::from(x[r * inputs + i]) * f64::from(w[o * inputs + i]))
-                        .sum::<f64>()
-                        + f64::from(bias[o]);
-                    let error = (f64::from(out[r * outputs + o]) - exact).abs();
-                    assert!(
-                        error < 1e-5 * inputs as f64,
-                        "row {r} output {o}: off by {error}"
-                    );
+            let matrix = packed::<T>(outputs, inputs, Some(&bias), &w);
+            for layout in layouts {
+                let x_laid_out = operand(*layout, inputs, &x);
+                let mut out = vec![0.0; rows * outputs];
+                matrix.multiply(&Threads::new(2), &x_laid_out, &mut out);
+                let mut twice = out.clone();
+                matrix.multiply_add(&Threads::new(2), &x_laid_out, &mut twice);
+                assert!(out.iter().zip(twice).all(|(one, two)| 2.0 * one == two));
+                for r in 0..rows {
+                    for o in 0..outputs {
+                        let exact: f64 = (0..inputs)
+                            .map(|i| f64::from(x[r * inputs + i]) * f64::from(w[o * inputs + i]))
+                            .sum::<f64>()
+                            + f64::from(bias[o]);
+                        let error = (f64::from(out[r * outputs + o]) - exact).abs();
+                        assert!(
+                            error < 1e-5 * inputs as f64,
+                            "row {r} output {o}: off by {error}"
+                        );
+                    }
                 }
             }
             let mut ends = vec![0.0; 2 * inputs];
@@ -396,87 +518,86 @@ mod tests {
 
     #[test]
     fn products_are_right_for_any_shape() {
-        check_products::<f32>();
-        check_products::<bf16>();
-        check_products::<f16>();
+        check_products::<f32>(&[Layout::Plain]);
+        check_products::<f16>(&[Layout::Plain]);
+        check_products::<bf16>(&layouts());
     }
 
-    /// By dot products, which are put together from what the CPU has where it has none, and on matrix units if
-    /// it has them.
+    /// By dot products, which are put together from what the CPU has where it has none, and on matrix units.
     #[test]
     fn activations_are_rounded_to_nearest_even_and_nothing_else() {
-        type Multiply = fn(&Packed<bf16>, &Threads, &[f32], &mut [f32]);
-        let exact: Multiply =
-            |w, threads, x, out| w.multiply_by::<Widened>(threads, x, None, out, None);
-        let mut ways: Vec<Multiply> =
-            vec![|w, threads, x, out| w.multiply_by::<Rounded>(threads, x, None, out, None)];
-        if bf16::tiles().is_some() {
-            ways.push(|w, threads, x, out| w.multiply(threads, x, None, out));
-        }
         for (rows, outputs, inputs) in [(1, 1, 1), (7, 65, 33), (40, 64, 70), (50, 130, 2100)] {
             let (x, w) = (noise(rows * inputs, 8), noise(outputs * inputs, 9));
-            let matrix = packed::<bf16>(outputs, inputs, &w);
+            let matrix = packed::<bf16>(outputs, inputs, None, &w);
             let rounded = exact_noise::<bf16>(rows * inputs, 8);
-            let product = |multiply: Multiply, x: &[f32]| {
+            let product = |layout: Layout, x: &[f32]| {
                 let mut out = vec![0.0; rows * outputs];
-                multiply(&matrix, &Threads::new(2), x, &mut out);
+                matrix.multiply(&Threads::new(2), &operand(layout, inputs, x), &mut out);
                 out
             };
-            for way in &ways {
-                let ours = product(*way, &x);
-                assert_eq!(ours, product(*way, &rounded));
-                for (ours, exact) in ours.iter().zip(product(exact, &rounded)) {
+            let exact = product(Layout::Plain, &rounded);
+            for layout in &layouts()[1..] {
+                let ours = product(*layout, &x);
+                assert_eq!(ours, product(*layout, &rounded));
+                for (ours, exact) in ours.iter().zip(&exact) {
                     assert!((ours - exact).abs() < 1e-4, "{ours} and {exact}");
                 }
             }
         }
     }
 
-    fn check_rows<T: Packable>() {
-        let (outputs, inputs) = (200, 2300);
+    fn check_rows<T: Packable>(layouts: &[Layout]) {
+        let (outputs, inputs) = (70, 2300);
         let (x, w) = (noise(300 * inputs, 4), noise(outputs * inputs, 5));
-        let matrix = packed::<T>(outputs, inputs, &w);
-        let mut all = vec![0.0; 300 * outputs];
-        matrix.multiply(&Threads::new(1), &x, None, &mut all);
-        for rows in [1, 2, 3, 5, 6, 7, 97, 299] {
-            for threads in [1, 3] {
-                let mut some = vec![0.0; rows * outputs];
-                matrix.multiply(&Threads::new(threads), &x[..rows * inputs], None, &mut some);
-                assert_eq!(
-                    some,
-                    all[..rows * outputs],
-                    "{rows} rows on {threads} threads"
-                );
+        let matrix = packed::<T>(outputs, inputs, None, &w);
+        for layout in layouts {
+            let x = operand(*layout, inputs, &x);
+            let mut all = vec![0.0; 300 * outputs];
+            matrix.multiply(&Threads::new(1), &x, &mut all);
+            for rows in [1, 2, 3, 5, 6, 7, 17, 97, 299] {
+                for threads in [1, 3] {
+                    let mut some = vec![0.0; rows * outputs];
+                    matrix.multiply(&Threads::new(threads), &x, &mut some);
+                    assert_eq!(
+                        some,
+                        all[..rows * outputs],
+                        "{rows} rows on {threads} threads"
+                    );
+                }
             }
         }
     }
 
     #[test]
     fn a_row_does_not_depend_on_its_neighbours_or_threads() {
-        check_rows::<f32>();
-        check_rows::<bf16>();
-        check_rows::<f16>();
+        check_rows::<f32>(&[Layout::Plain]);
+        check_rows::<f16>(&[Layout::Plain]);
+        check_rows::<bf16>(&layouts());
     }
 
     #[derive(Clone)]
-    struct Whole<'a, T, A>(&'a Packed<T>, &'a [f32], usize, PhantomData<A>);
+    struct Whole<'a, T, A>(&'a Packed<T>, &'a Operand<T>, usize, PhantomData<A>);
 
     impl<T: Packable, A: Arithmetic<T>> Kernel for Whole<'_, T, A> {
         type Output = Vec<f32>;
         #[inline(always)]
         fn run<S: Simd>(self, s: S) -> Vec<f32> {
-            let mut out = vec![0.0; self.2 * self.0.outputs];
+            let Whole(matrix, x, rows, _) = self;
+            let mut out = vec![0.0; rows * matrix.outputs];
             let shared = Disjoint::new(&mut out);
             for panel in 0..2 {
-                let (matrix, x, rows) = (self.0, self.1, 0..self.2);
                 Product::<T, A> {
                     matrix,
-                    x,
-                    bias: None,
-                    out: &shared,
+                    x: x.words(),
                     panel,
                     next: panel + 1,
-                    rows,
+                    rows: 0..rows,
+                    sums: Sums {
+                        values: &shared,
+                        origin: 0,
+                        width: matrix.outputs,
+                        first: panel * PANEL,
+                    },
                     arithmetic: PhantomData,
                 }
                 .run(s);
@@ -485,48 +606,73 @@ mod tests {
         }
     }
 
-    fn check_instruction_sets<T: Packable + Clone, A: Arithmetic<T> + Clone>() {
+    fn check_instruction_sets<T: Packable, A: Arithmetic<T> + Clone>(layout: Layout) {
         let (rows, outputs, inputs) = (8, 70, 91);
         let (x, w) = (noise(rows * inputs, 6), noise(outputs * inputs, 7));
-        let matrix = packed::<T>(outputs, inputs, &w);
-        A::prepare(&Threads::new(1), &x, inputs, |x| {
-            let all = on_each(Whole::<T, A>(&matrix, x, rows, PhantomData));
-            for other in &all[1..] {
-                for (a, b) in all[0].iter().zip(other) {
-                    assert!((a - b).abs() < 1e-5, "{a} and {b}");
-                }
+        let matrix = packed::<T>(outputs, inputs, None, &w);
+        let x = operand(layout, inputs, &x);
+        let all = on_each(Whole::<T, A>(&matrix, &x, rows, PhantomData));
+        for other in &all[1..] {
+            for (a, b) in all[0].iter().zip(other) {
+                assert!((a - b).abs() < 1e-5, "{a} and {b}");
             }
-        });
+        }
     }
 
-    fn check_gates<T: Packable>() {
-        // Halves that are whole panels, and some that are not.
-        for (rows, half, inputs) in [(1, 64, 33), (100, 128, 70), (7, 65, 33)] {
+    #[test]
+    fn instruction_sets_agree() {
+        check_instruction_sets::<f32, Widened>(Layout::Plain);
+        check_instruction_sets::<f16, Widened>(Layout::Plain);
+        check_instruction_sets::<bf16, Widened>(Layout::Plain);
+        check_instruction_sets::<bf16, Rounded>(Layout::Paired);
+    }
+
+    /// What products take in, as they would compute it with the unit matrix.
+    fn read_back<T: Packable>(operand: &Operand<T>, rows: usize) -> Vec<f32> {
+        let width = operand.width();
+        let mut unit = vec![0.0; width * width];
+        (0..width).for_each(|i| unit[i * width + i] = 1.0);
+        let mut out = vec![0.0; rows * width];
+        let unit = packed::<T>(width, width, None, &unit);
+        unit.multiply(&Threads::new(1), operand, &mut out);
+        out
+    }
+
+    fn check_gates<T: Packable>(layouts: &[Layout]) {
+        // Halves that are whole panels of gates, and some that are not.
+        for (rows, half, inputs) in [(1, 32, 33), (100, 128, 70), (7, 65, 33), (40, 3, 2)] {
             let (x, w) = (noise(rows * inputs, 10), noise(2 * half * inputs, 11));
             let bias = noise(2 * half, 12);
-            let matrix = packed::<T>(2 * half, inputs, &w);
             let threads = &Threads::new(3);
-            let (mut plain, mut out) = (vec![0.0; rows * 2 * half], vec![0.0; rows * 2 * half]);
-            let (mut expected, mut activated) = (vec![0.0; rows * half], vec![0.0; rows * half]);
-            matrix.multiply(threads, &x, Some(&bias), &mut plain);
-            silu_multiply(threads, &plain, half, &mut expected);
-            matrix.multiply_gated(threads, &x, Some(&bias), &mut out, &mut activated);
-            assert_eq!(activated, expected);
+            for bias in [None, Some(bias.as_slice())] {
+                let plain = packed::<T>(2 * half, inputs, bias, &w);
+                let read = reader(inputs, &w);
+                let gated = Packed::<T>::gated(threads, 2 * half, inputs, bias, read);
+                for layout in layouts {
+                    let x = operand(*layout, inputs, &x);
+                    let mut sums = vec![0.0; rows * 2 * half];
+                    plain.multiply(threads, &x, &mut sums);
+                    let exact = |i: usize| {
+                        let (row, i) = (i / half * 2 * half, i % half);
+                        let [gate, up] = [sums[row + i], sums[row + half + i]].map(f64::from);
+                        gate / (1.0 + (-gate).exp()) * up
+                    };
+                    let mut activated = Operand::laid_out(*layout, rows, half).unwrap();
+                    gated.multiply_gated(threads, &x, rows, &mut activated);
+                    for (i, ours) in read_back(&activated, rows).into_iter().enumerate() {
+                        let (ours, exact) = (f64::from(ours), exact(i));
+                        let error = (ours - exact).abs();
+                        assert!(error <= 5e-3 * exact.abs() + 1e-6, "{ours} {exact}");
+                    }
+                }
+            }
         }
     }
 
     #[test]
     fn gates_are_activated_as_by_themselves() {
-        check_gates::<f32>();
-        check_gates::<bf16>();
-        check_gates::<f16>();
-    }
-
-    #[test]
-    fn instruction_sets_agree() {
-        check_instruction_sets::<f32, Widened>();
-        check_instruction_sets::<bf16, Widened>();
-        check_instruction_sets::<bf16, Rounded>();
-        check_instruction_sets::<f16, Widened>();
+        check_gates::<f32>(&[Layout::Plain]);
+        check_gates::<f16>(&[Layout::Plain]);
+        check_gates::<bf16>(&layouts());
     }
 }

@@ -11,6 +11,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::crew::Crew;
 
+/// Cores that the system lets us use.
+pub fn cores() -> u32 {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    cores.clamp(1, 1024) as u32
+}
+
+/// Ranges that every thread gets, so that all end together.
+const SHARES: usize = 4;
+
 /// The threads of a computation.
 #[derive(Clone)]
 pub struct Threads {
@@ -52,6 +61,21 @@ impl Threads {
             }
         };
         self.crew.run(&work);
+    }
+
+    /// Calls `task` with every number below `count` once, of which it gets up to `most` on end: as many as leave some
+    /// for every thread.
+    pub(super) fn run_in_ranges(
+        &self,
+        count: usize,
+        most: usize,
+        task: impl Fn(Range<usize>) + Sync,
+    ) {
+        let fair = count.div_ceil(SHARES * self.count as usize);
+        let length = fair.clamp(1, most);
+        self.run(count.div_ceil(length), |i| {
+            task(i * length..count.min((i + 1) * length));
+        });
     }
 
     /// Calls `f` once for every item, on any thread.
@@ -124,6 +148,16 @@ mod tests {
                 assert!(items.iter().all(|x| *x == 1));
             }
             threads.for_each(&mut [0; 0], |_| panic!("nothing to visit"));
+            for numbers in [0, 1, 7, 100, 1000] {
+                let visits: Vec<_> = (0..numbers).map(|_| AtomicUsize::new(0)).collect();
+                threads.run_in_ranges(numbers, 16, |range| {
+                    assert!((1..=16).contains(&range.len()));
+                    for visits in &visits[range] {
+                        visits.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+                assert!(visits.iter().all(|n| n.load(Ordering::Relaxed) == 1));
+            }
         }
     }
 }

@@ -2,9 +2,12 @@
 
 use super::attention::Attention;
 use super::element::Element;
-use super::norm::Norm;
+use super::norm::scale;
 use super::parallel::{Disjoint, Threads};
 use super::simd::{Kernel, LANES, Simd, dispatch};
+
+/// Tokens of a task, at most.
+const TOKENS: usize = 16;
 
 /// Cosines and sines of every position seen so far.
 pub struct Rotary {
@@ -75,7 +78,7 @@ pub fn rotate_and_store<T: Element>(
         Disjoint::new(values),
     );
     let (half, rotated) = (shape.head_dim / 2, shape.heads + shape.kv_heads);
-    threads.run(places.len(), |token| {
+    let one = |token: usize| {
         let place = places[token];
         let position = place.position as usize;
         let (block, slot) = (place.block as usize, position % LANES);
@@ -89,21 +92,59 @@ pub fn rotate_and_store<T: Element>(
             cos: &rotary.cos[position * half..][..half],
             sin: &rotary.sin[position * half..][..half],
         });
-        let new_keys = heads[shape.heads * shape.head_dim..].chunks_exact(shape.head_dim);
-        let new_values = new_values.chunks_exact(shape.head_dim);
+        dispatch(Store {
+            shape,
+            new_keys: &heads[shape.heads * shape.head_dim..],
+            new_values,
+            block,
+            slot,
+            keys: &keys,
+            values: &values,
+        });
+    };
+    threads.run_in_ranges(places.len(), TOKENS, |tokens| tokens.for_each(&one));
+}
+
+/// The keys and values of one token on their way to the arena.
+struct Store<'a, T> {
+    shape: &'a Attention,
+    new_keys: &'a [f32],
+    new_values: &'a [f32],
+    block: usize,
+    slot: usize,
+    keys: &'a Disjoint<'a, T>,
+    values: &'a Disjoint<'a, T>,
+}
+
+impl<T: Element> Kernel for Store<'_, T> {
+    type Output = ();
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (shape, slot) = (self.shape, self.slot);
+        let new_keys = self.new_keys.chunks_exact(shape.head_dim);
+        let new_values = self.new_values.chunks_exact(shape.head_dim);
+        let width = shape.value_width();
+        let mut rounded = [T::zeroed(); LANES];
         for (h, (key, value)) in new_keys.zip(new_values).enumerate() {
-            let start = shape.key_tile(block, h);
-            for (d, x) in key.iter().enumerate() {
-                // SAFETY: a token's slot of a block is written by that token alone.
-                unsafe { keys.put(start + T::key_place(d, slot), T::from_f32(*x)) };
-            }
-            let (start, width) = (shape.value_tile(block, h), shape.value_width());
-            for (d, x) in value.iter().enumerate() {
-                // SAFETY: as above.
-                unsafe { values.put(start + T::value_place(width, slot, d), T::from_f32(*x)) };
+            let keys = shape.key_tile(self.block, h);
+            let values = shape.value_tile(self.block, h);
+            for (part, (key, value)) in key.chunks(LANES).zip(value.chunks(LANES)).enumerate() {
+                let first = part * LANES;
+                let some = &mut rounded[..key.len()];
+                T::round(s, key, some);
+                for (i, x) in some.iter().enumerate() {
+                    // SAFETY: a token's slot of a block is written by that token alone.
+                    unsafe { self.keys.put(keys + T::key_place(first + i, slot), *x) };
+                }
+                T::round(s, value, some);
+                for (i, x) in some.iter().enumerate() {
+                    let place = T::value_place(width, slot, first + i);
+                    // SAFETY: as above.
+                    unsafe { self.values.put(values + place, *x) };
+                }
             }
         }
-    });
+    }
 }
 
 /// The query heads of one token and its key heads, in place.
@@ -122,17 +163,13 @@ impl Kernel for Rotate<'_> {
         let Attention {
             heads, head_dim, ..
         } = *self.shape;
-        let mut plain = vec![0.0; if self.norms.is_some() { head_dim } else { 0 }];
         for (number, head) in self.heads.chunks_exact_mut(head_dim).enumerate() {
             if let Some((queries, keys, eps)) = self.norms {
-                plain.copy_from_slice(head);
-                Norm {
-                    x: &plain,
-                    weight: if number < heads { queries } else { keys },
-                    eps,
-                    out: head,
+                let weight = if number < heads { queries } else { keys };
+                let scale = scale(s, head, eps);
+                for (x, w) in head.iter_mut().zip(weight) {
+                    *x = *x * scale * w;
                 }
-                .run(s);
             }
             // Dimension i is paired with i + half, as in the checkpoints of the hub.
             let (a, b) = head.split_at_mut(self.cos.len());

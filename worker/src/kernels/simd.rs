@@ -39,6 +39,7 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
     /// The larger of each lane; `b` where `a` is not a number.
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
     #[inline(always)]
@@ -116,6 +117,26 @@ pub(super) trait Simd: Copy + Send + Sync {
         }
         self.zero_below(self.scale(p, shifted), x, LOWEST)
     }
+    /// Two to the power of each lane within a few ulp, for lanes up to 127; 0 for those below -126, or far below where the
+    /// instruction set has such numbers.
+    #[inline(always)]
+    fn exp2(self, x: Self::V) -> Self::V {
+        let clamped = self.max(x, self.splat(LOWEST_OF_TWO));
+        let shifted = self.add(clamped, self.splat(ROUND));
+        let n = self.add(shifted, self.splat(-ROUND));
+        let r = self.mul_add(n, self.splat(-1.0), clamped);
+        self.zero_below(self.scale(power(self, r), shifted), x, LOWEST_OF_TWO)
+    }
+}
+
+/// Two to the power of lanes of half at most, up or down.
+#[inline(always)]
+fn power<S: Simd>(s: S, x: S::V) -> S::V {
+    let mut p = s.splat(TAYLOR_OF_TWO[0]);
+    for term in &TAYLOR_OF_TWO[1..] {
+        p = s.mul_add(p, x, s.splat(*term));
+    }
+    p
 }
 
 /// [`Simd::dot_bf16`] where there is no such instruction.
@@ -156,6 +177,18 @@ const TAYLOR: [f32; 8] = [
 ];
 /// Below this the exponential counts as 0.
 const LOWEST: f32 = -87.0;
+/// The same of powers of two.
+const LOWEST_OF_TWO: f32 = -126.0;
+/// (ln 2)^n / n! from n = 6 down.
+const TAYLOR_OF_TWO: [f32; 7] = [
+    1.540_353e-4,
+    1.333_355_8e-3,
+    9.618_129e-3,
+    5.550_410_9e-2,
+    2.402_265e-1,
+    std::f32::consts::LN_2,
+    1.0,
+];
 
 /// `e` to the power of `x` within a few ulp, exactly 0 below -87 and capped above 88. Free of
 /// branches, so that loops over it become vector code. Splits `x` into a multiple of ln 2 and a
@@ -276,6 +309,10 @@ impl Simd for Portable {
         std::array::from_fn(|i| a[i] * b[i])
     }
     #[inline(always)]
+    fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        std::array::from_fn(|i| a[i] / b[i])
+    }
+    #[inline(always)]
     fn max(self, a: Self::V, b: Self::V) -> Self::V {
         std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
     }
@@ -377,6 +414,39 @@ pub(super) mod tests {
         }
     }
 
+    #[test]
+    fn powers_of_two_are_close_to_the_library() {
+        for (x, lanes) in on_each(PowersOfTwo).into_iter().flatten() {
+            for (x, ours) in x.iter().zip(lanes) {
+                let theirs = f64::from(*x).exp2();
+                let theirs = if *x < LOWEST_OF_TWO { 0.0 } else { theirs };
+                assert!(
+                    (f64::from(ours) - theirs).abs() <= 4e-7 * theirs + 1e-37,
+                    "2^{x} = {ours}"
+                );
+            }
+        }
+    }
+
+    #[derive(Clone)]
+    struct PowersOfTwo;
+    impl Kernel for PowersOfTwo {
+        type Output = Vec<([f32; LANES], [f32; LANES])>;
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Self::Output {
+            let mut out = Vec::new();
+            for i in 0..2000 {
+                let mut x = [0.0; LANES];
+                for (lane, x) in x.iter_mut().enumerate() {
+                    *x = -130.0 + 0.0637 * i as f32 + 0.113 * lane as f32;
+                }
+                [x[0], x[1]] = [f32::NEG_INFINITY, -1e30];
+                out.push((x, s.to_array(s.exp2(s.load(&x)))));
+            }
+            out
+        }
+    }
+
     #[derive(Clone)]
     struct Everything;
     impl Kernel for Everything {
@@ -390,6 +460,7 @@ pub(super) mod tests {
             let mut out = Vec::new();
             out.extend(s.to_array(s.mul_add(v, s.splat(2.0), s.splat(1.0))));
             out.extend(s.to_array(s.add(s.mul(v, v), s.max(v, s.splat(0.0)))));
+            out.extend(s.to_array(s.div(v, s.splat(3.0))));
             out.extend(s.to_array(f16::load(s, &h)));
             out.extend(s.to_array(bf16::load(s, &b)));
             let pairs = s.load(&std::array::from_fn(|i| {

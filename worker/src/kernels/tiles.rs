@@ -9,7 +9,11 @@ use std::arch::asm;
 use std::marker::PhantomData;
 use std::sync::LazyLock;
 
+use bytemuck::{Pod, Zeroable};
 use half::bf16;
+
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
+mod emulator;
 
 /// Rows of a tile, and `f32` in a row.
 pub(super) const TILE: usize = 16;
@@ -20,7 +24,7 @@ pub(super) const DEPTH: usize = 32;
 pub(super) const TILES: usize = 4;
 
 /// Sixteen rows of as many `bf16` as an instruction takes in.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Zeroable, Pod)]
 #[repr(C, align(64))]
 pub(super) struct Rows(pub(super) [[bf16; DEPTH]; TILE]);
 
@@ -47,6 +51,17 @@ impl Tiles {
         // Asked for once: a virtual machine's CPU takes its time to describe itself.
         static FOUND: LazyLock<bool> = LazyLock::new(|| super::cpu::has_tiles() && permit());
         FOUND.then_some(Tiles(()))
+    }
+
+    /// The units of this CPU, or emulated ones where it has none; None where neither can be.
+    #[cfg(test)]
+    pub(super) fn of_any_cpu() -> Option<Tiles> {
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if !super::cpu::announces_tiles() {
+            emulator::install();
+            return Some(Tiles(()));
+        }
+        Tiles::detect()
     }
 
     /// Prepares the units of this thread.

@@ -25,8 +25,7 @@ use crate::config::{DType, DecoderConfig, Quantization};
 use crate::cuda::{self, Matrix, Room, Work};
 use crate::decoder::Forward;
 use crate::engine::Engine;
-use crate::kernels::{Attention, Threads};
-use crate::linear::cores;
+use crate::kernels::{Attention, Threads, cores};
 use crate::weights::random::Random;
 
 /// Parts of the roofline that decoding should reach, for each number of streams.

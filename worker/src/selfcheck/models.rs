@@ -19,8 +19,7 @@ use crate::config::{DType, DecoderConfig, Quantization};
 use crate::cuda::{self, Room};
 use crate::decoder::{Decoder, Forward, HEAD_ROWS, load_weights};
 use crate::engine::{Engine, ModelSource, Options};
-use crate::kernels::{Attention, Packable, Threads};
-use crate::linear::cores;
+use crate::kernels::{Attention, Packable, Threads, cores};
 use crate::weights::Weights;
 use crate::weights::random::Random;
 

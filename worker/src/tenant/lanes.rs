@@ -15,7 +15,7 @@ use std::time::Duration;
 use wasmtime::Engine;
 
 use super::guest::{begin_slice, made_way, make_way};
-use crate::linear::cores;
+use crate::kernels::cores;
 
 /// Most threads of a lane.
 const THREADS: u32 = 4;

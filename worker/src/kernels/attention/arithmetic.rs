@@ -28,12 +28,15 @@ pub(in crate::kernels) trait Arithmetic<T>: 'static {
         head_dim / 2 * Self::VALUES
     }
 
-    /// Prepares a query: its values go to every `step`-th of `tile` from the first on.
+    /// Prepares a query, one of `step`: its values go to every `step`-th place of `tile` from the first on.
     fn prepare<S: Simd>(s: S, query: &[f32], scale: f32, tile: &mut [f32], step: usize);
 
-    /// `sums` plus, for the tokens of `B` blocks and `Q` queries, what a pair of dimensions, the `number`-th, adds to
-    /// scores. `query` is what stands for those dimensions.
-    fn add_scores<S: Simd, const Q: usize, const B: usize>(
+    /// `sums` plus, for the tokens of `B` blocks and `Q` queries, what a pair of dimensions, the `number`-th,
+    /// adds to scores. `query` is what stands for those dimensions.
+    ///
+    /// # Safety
+    /// Keys must have that pair, and `query` all [values](Self::VALUES) of it.
+    unsafe fn add_scores<S: Simd, const Q: usize, const B: usize>(
         s: S,
         sums: [[S::V; B]; Q],
         query: &[[f32; Q]],
@@ -48,7 +51,7 @@ pub(in crate::kernels) trait Arithmetic<T>: 'static {
     /// `number`-th of a block. Both tokens are all of `pair`.
     ///
     /// # Safety
-    /// A group must have that block, and a block that pair.
+    /// A group must have that block, a block that pair, and a token those dimensions.
     unsafe fn add_pair<S: Simd, const Q: usize, const V: usize>(
         s: S,
         sums: [[S::V; V]; Q],
@@ -88,7 +91,7 @@ impl<T: Element> Arithmetic<T> for Widened {
     }
 
     #[inline(always)]
-    fn add_scores<S: Simd, const Q: usize, const B: usize>(
+    unsafe fn add_scores<S: Simd, const Q: usize, const B: usize>(
         s: S,
         mut sums: [[S::V; B]; Q],
         query: &[[f32; Q]],
@@ -97,11 +100,13 @@ impl<T: Element> Arithmetic<T> for Widened {
     ) -> [[S::V; B]; Q] {
         let (mut firsts, mut seconds) = ([s.splat(0.0); B], [s.splat(0.0); B]);
         for (keys, (first, second)) in keys.iter().zip(firsts.iter_mut().zip(&mut seconds)) {
-            [*first, *second] = T::keys(s, &keys[number]);
+            // SAFETY: the caller's promise.
+            [*first, *second] = T::keys(s, unsafe { keys.get_unchecked(number) });
         }
-        for (keys, query) in [firsts, seconds].iter().zip(query) {
+        for (half, keys) in [firsts, seconds].iter().enumerate() {
             for q in 0..Q {
-                let x = s.splat(query[q]);
+                // SAFETY: the caller's promise.
+                let x = s.splat(unsafe { query.get_unchecked(half)[q] });
                 for block in 0..B {
                     sums[q][block] = s.mul_add(x, keys[block], sums[q][block]);
                 }
@@ -182,22 +187,23 @@ impl Arithmetic<bf16> for Rounded {
 
     #[inline(always)]
     fn prepare<S: Simd>(s: S, query: &[f32], scale: f32, tile: &mut [f32], step: usize) {
-        let (vectors, rest) = query.as_chunks::<LANES>();
-        let (vector_tile, rest_tile) =
-            tile.split_at_mut(tile.len().min(vectors.len() * LANES / 2 * step));
-        for (x, tile) in vectors.iter().zip(vector_tile.chunks_mut(LANES / 2 * step)) {
-            let rounded = s.to_bf16(s.mul(s.load(x), s.splat(scale)));
-            for (to, pair) in tile.iter_mut().step_by(step).zip(rounded.as_chunks().0) {
-                *to = pack(*pair);
+        let mut places = tile.iter_mut().step_by(step);
+        let mut rounded = [bf16::ZERO; LANES];
+        for query in query.chunks(LANES) {
+            let mut scaled = [0.0; LANES];
+            for (to, x) in scaled.iter_mut().zip(query) {
+                *to = x * scale;
             }
-        }
-        for (to, [a, b]) in rest_tile.iter_mut().step_by(step).zip(rest.as_chunks().0) {
-            *to = pack([a, b].map(|x| Element::from_f32(x * scale)));
+            bf16::round(s, &scaled, &mut rounded);
+            let words: &[f32; LANES / 2] = bytemuck::cast_ref(&rounded);
+            for (to, word) in places.by_ref().take(query.len() / 2).zip(words) {
+                *to = *word;
+            }
         }
     }
 
     #[inline(always)]
-    fn add_scores<S: Simd, const Q: usize, const B: usize>(
+    unsafe fn add_scores<S: Simd, const Q: usize, const B: usize>(
         s: S,
         mut sums: [[S::V; B]; Q],
         query: &[[f32; Q]],
@@ -205,11 +211,13 @@ impl Arithmetic<bf16> for Rounded {
         number: usize,
     ) -> [[S::V; B]; Q] {
         let mut pairs = [s.splat(0.0); B];
-        for block in 0..B {
-            pairs[block] = paired(s, &keys[block][number]);
+        for (pairs, keys) in pairs.iter_mut().zip(keys) {
+            // SAFETY: the caller's promise.
+            *pairs = paired(s, unsafe { keys.get_unchecked(number) });
         }
         for q in 0..Q {
-            let x = s.splat(query[0][q]);
+            // SAFETY: the caller's promise.
+            let x = s.splat(unsafe { query.get_unchecked(0)[q] });
             for block in 0..B {
                 sums[q][block] = s.dot_bf16(x, pairs[block], sums[q][block]);
             }
@@ -236,7 +244,8 @@ impl Arithmetic<bf16> for Rounded {
         let (pair, _) = pair.as_chunks::<2>();
         let mut values = [s.splat(0.0); V];
         for (v, values) in values.iter_mut().enumerate() {
-            *values = paired(s, &pair[vector + v]);
+            // SAFETY: the caller's promise.
+            *values = paired(s, unsafe { pair.get_unchecked(vector + v) });
         }
         for q in 0..Q {
             // SAFETY: the caller's promise.
@@ -279,9 +288,3 @@ fn masked(pairs: &[[bf16; LANES]; 2], seen: u32) -> [f32; LANES] {
 /// The first and the second of a pair, in the bits of a value.
 const LOW: u32 = 0xffff;
 const HIGH: u32 = 0xffff_0000;
-
-/// Both in the bits of one value, the first in the low half.
-#[inline(always)]
-fn pack([first, second]: [bf16; 2]) -> f32 {
-    f32::from_bits(u32::from(first.to_bits()) | u32::from(second.to_bits()) << 16)
-}

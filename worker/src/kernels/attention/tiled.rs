@@ -77,7 +77,7 @@ impl Kernel for Tiled<'_> {
             }
         }
         drop(units);
-        task.finish(s, &softmax, &sums);
+        task.finish(s, &softmax, &mut sums);
     }
 }
 
@@ -85,7 +85,7 @@ impl Kernel for Tiled<'_> {
 #[inline(always)]
 fn prepared<S: Simd>(s: S, task: &Task<'_, bf16>, count: usize) -> Vec<Rows> {
     let head_dim = task.layer.shape.head_dim;
-    let scale = s.splat(1.0 / (head_dim as f32).sqrt());
+    let scale = s.splat(task.layer.shape.scale());
     let steps = head_dim / DEPTH;
     let mut queries = vec![Rows::ZERO; count.div_ceil(TILE) * steps];
     for q in 0..count {

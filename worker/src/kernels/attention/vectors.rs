@@ -4,7 +4,7 @@
 //! is loaded is multiplied by all queries, and each value of a query by all keys. What computes with vectors is in loops
 //! here, not in closures: only what is inlined is compiled for the instruction set, and closures are not always.
 
-use std::array::from_fn;
+use std::array::{from_fn, from_ref};
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -30,8 +30,11 @@ struct Queries {
     prepared: Vec<f32>,
     /// Values of each.
     width: usize,
-    positions: Vec<usize>,
+    /// The positions that each sees.
+    seen: Vec<Range<usize>>,
     softmax: Vec<Softmax>,
+    /// Room for the weights that a tile gives to a group.
+    weights: Weights<TILE>,
     /// `[query, dimension]`: weighted sums of the values so far.
     sums: Vec<f32>,
 }
@@ -45,19 +48,14 @@ struct Group<'a, E> {
     values: [&'a [E]; BLOCKS],
 }
 
-/// What is brought in while a tile is computed.
+/// What is brought in while a tile is computed. Where that is nothing, it is what is read at the same time: to ask for
+/// what is there takes less than to ask whether.
+#[derive(Clone, Copy)]
 struct Ahead<'a, E> {
-    /// Whether the values of its group are.
-    values: bool,
-    /// The keys of the next one.
-    keys: Option<&'a [&'a [E]; BLOCKS]>,
-}
-
-impl<E> Ahead<'_, E> {
-    const NOTHING: Self = Ahead {
-        values: false,
-        keys: None,
-    };
+    /// While scores are computed: the values of the group.
+    values: &'a [&'a [E]; BLOCKS],
+    /// While values are added: the keys of the next group.
+    keys: &'a [&'a [E]; BLOCKS],
 }
 
 impl<T: Element, A: Arithmetic<T>> Kernel for By<'_, T, A> {
@@ -70,7 +68,9 @@ impl<T: Element, A: Arithmetic<T>> Kernel for By<'_, T, A> {
         let seen = task.visible(span.context).start..last + 1;
         let mut group = task.group(seen.start / GROUP * GROUP, &seen);
         for keys in group.keys {
-            bring_in(s, keys, 0..keys.len());
+            for pair in 0..keys.len() / (2 * LANES) {
+                bring_in::<S, T, 1>(s, keys, pair);
+            }
         }
         let mut queries = task.queries::<S, A>(s);
         // Several tiles read the same keys and values: those are widened once for all of them.
@@ -91,7 +91,7 @@ impl<T: Element, A: Arithmetic<T>> Kernel for By<'_, T, A> {
                 None => break,
             }
         }
-        task.finish(s, &queries.softmax, &queries.sums);
+        task.finish(s, &queries.softmax, &mut queries.sums);
     }
 }
 
@@ -116,13 +116,13 @@ impl<E: Element> Group<'_, E> {
     }
 }
 
-/// Has the cache bring in some of what will be needed soon.
+/// Has the cache bring in some of what will be needed soon: `N` pairs of vectors from the `first`-th on.
 #[inline(always)]
-fn bring_in<S: Simd, E>(s: S, values: &[E], some: Range<usize>) {
+fn bring_in<S: Simd, E, const N: usize>(s: S, values: &[E], first: usize) {
     const LINE: usize = 64;
-    let start = values.as_ptr().wrapping_add(some.start).cast::<u8>();
-    for at in (0..some.len() * size_of::<E>()).step_by(LINE) {
-        s.prefetch(start.wrapping_add(at));
+    let pairs = values.as_ptr().cast::<[E; 2 * LANES]>().wrapping_add(first);
+    for line in 0..N * size_of::<[E; 2 * LANES]>() / LINE {
+        s.prefetch(pairs.cast::<u8>().wrapping_add(line * LINE));
     }
 }
 
@@ -145,7 +145,7 @@ impl<T: Element> Task<'_, T> {
     #[inline(always)]
     fn queries<S: Simd, A: Arithmetic<T>>(&self, s: S) -> Queries {
         let head_dim = self.layer.shape.head_dim;
-        let scale = 1.0 / (head_dim as f32).sqrt();
+        let scale = self.layer.shape.scale();
         let count = self.count();
         let width = A::width(head_dim);
         let mut prepared = vec![0.0; count * width];
@@ -161,8 +161,9 @@ impl<T: Element> Task<'_, T> {
         Queries {
             prepared,
             width,
-            positions: (0..count).map(|i| self.query(i).1).collect(),
+            seen: (0..count).map(|q| self.visible(self.query(q).1)).collect(),
             softmax: vec![Softmax::NOTHING; count],
+            weights: [[[0.0; LANES]; BLOCKS]; TILE],
             sums: vec![0.0; count * self.layer.shape.value_width()],
         }
     }
@@ -179,9 +180,13 @@ impl<T: Element> Task<'_, T> {
     ) {
         let count = queries.softmax.len();
         let mut first = 0;
+        let nothing = Ahead {
+            values: &group.keys,
+            keys: &group.values,
+        };
         let mut ahead = Ahead {
-            values: true,
-            keys: following.map(|group| &group.keys),
+            values: &group.values,
+            keys: following.map_or(nothing.keys, |group| &group.keys),
         };
         while first < count {
             let number = tile_of(count - first);
@@ -193,7 +198,7 @@ impl<T: Element> Task<'_, T> {
                 _ => self.tile::<S, E, A, TILE>(s, group, &ahead, first, queries),
             }
             first += number;
-            ahead = Ahead::NOTHING;
+            ahead = nothing;
         }
     }
 
@@ -207,42 +212,46 @@ impl<T: Element> Task<'_, T> {
         first: usize,
         queries: &mut Queries,
     ) {
-        let seen: [Range<usize>; Q] = from_fn(|q| {
-            let seen = self.visible(queries.positions[first + q]);
-            seen.start.max(group.first)..seen.end.min(group.first + GROUP)
-        });
+        let Queries {
+            prepared,
+            width,
+            seen,
+            softmax,
+            weights,
+            sums,
+        } = queries;
+        let seen = &seen[first..][..Q];
+        let end = group.first + GROUP;
         // The first query sees the lowest positions, the last one the highest.
-        let seen_by_any = seen[0].start..seen[Q - 1].end;
-        if seen_by_any.is_empty() {
+        let tokens = seen[0].start.max(group.first)..seen[Q - 1].end.min(end);
+        if tokens.is_empty() {
             return;
         }
-        let within = |seen: &Range<usize>| seen.start - group.first..seen.end - group.first;
-        let prepared = &queries.prepared[first * queries.width..][..Q * queries.width];
-        let prepared = prepared.as_chunks().0;
-        let values = ahead.values.then_some(&group.values);
-        let scores = scores::<S, E, A, Q>(s, prepared, &group.keys, values);
+        let prepared = prepared[first * *width..][..Q * *width].as_chunks().0;
+        let scores = scores::<S, E, A, Q>(s, prepared, &group.keys, ahead.values);
         let width = self.layer.shape.value_width() / LANES;
-        let sums = queries.sums.as_chunks_mut::<LANES>().0;
-        let sums = &mut sums[first * width..][..Q * width];
-        let mut weights: Weights<Q> = [[[0.0; LANES]; BLOCKS]; Q];
-        for (q, softmax) in queries.softmax[first..][..Q].iter_mut().enumerate() {
-            if seen[q].is_empty() {
+        let sums = &mut sums.as_chunks_mut::<LANES>().0[first * width..][..Q * width];
+        let Some(weights) = weights.first_chunk_mut::<Q>() else {
+            unreachable!("a tile has at most {TILE} queries");
+        };
+        for (q, softmax) in softmax[first..][..Q].iter_mut().enumerate() {
+            let seen = seen[q].start.max(group.first)..seen[q].end.min(end);
+            if seen.is_empty() {
+                weights[q] = [[0.0; LANES]; BLOCKS];
                 continue;
             }
-            let mut scored = [s.splat(0.0); BLOCKS];
-            for (scored, scores) in scored.iter_mut().zip(&scores[q]) {
-                *scored = s.load(scores);
+            let mut scores = scores[q];
+            if seen.len() < GROUP {
+                let seen = seen.start - group.first..seen.end - group.first;
+                hide(s, &mut scores, seen);
             }
-            if seen[q].len() < GROUP {
-                hide(s, &mut scored, within(&seen[q]));
-            }
-            let weighed = softmax.weigh(s, scored, &mut sums[q * width..][..width]);
+            let weighed = softmax.weigh(s, scores, &mut sums[q * width..][..width]);
             for (weighed, weights) in weighed.into_iter().zip(&mut weights[q]) {
                 A::weights(s, weighed, weights);
             }
         }
-        let tokens = within(&seen_by_any);
-        add_values::<S, E, A, Q>(s, &weights, tokens, &group.values, ahead.keys, sums);
+        let tokens = tokens.start - group.first..tokens.end - group.first;
+        add_values::<S, E, A, Q>(s, weights, tokens, &group.values, ahead.keys, sums);
     }
 }
 
@@ -257,65 +266,61 @@ fn tile_of(queries: usize) -> usize {
     }
 }
 
-/// Scores of the tokens of a group against `Q` queries, whose values are brought in meanwhile, if any are given.
+/// Scores of the tokens of a group against `Q` queries. Of what is `ahead` as much is brought in.
 #[inline(always)]
 fn scores<S: Simd, E: Element, A: Arithmetic<E>, const Q: usize>(
     s: S,
     queries: &[[f32; Q]],
     keys: &[&[E]; BLOCKS],
-    values: Option<&[&[E]; BLOCKS]>,
-) -> Weights<Q> {
-    let mut scores = [[[0.0; LANES]; BLOCKS]; Q];
+    ahead: &[&[E]; BLOCKS],
+) -> [[S::V; BLOCKS]; Q] {
     if S::WIDE {
-        scores_of::<S, E, A, Q, BLOCKS>(s, queries, keys, values, 0, &mut scores);
-    } else {
-        for block in 0..BLOCKS {
-            scores_of::<S, E, A, Q, 1>(s, queries, keys, values, block, &mut scores);
+        return scores_of::<S, E, A, Q, BLOCKS>(s, queries, keys, ahead);
+    }
+    let mut scores = [[s.splat(0.0); BLOCKS]; Q];
+    for block in 0..BLOCKS {
+        let (keys, ahead) = (from_ref(&keys[block]), from_ref(&ahead[block]));
+        let some = scores_of::<S, E, A, Q, 1>(s, queries, keys, ahead);
+        for q in 0..Q {
+            scores[q][block] = some[q][0];
         }
     }
     scores
 }
 
-/// The same of `B` blocks from the `block`-th on.
+/// The same of `B` blocks.
 #[inline(always)]
 fn scores_of<S: Simd, E: Element, A: Arithmetic<E>, const Q: usize, const B: usize>(
     s: S,
     queries: &[[f32; Q]],
-    keys: &[&[E]; BLOCKS],
-    values: Option<&[&[E]; BLOCKS]>,
-    block: usize,
-    scores: &mut Weights<Q>,
-) {
+    keys: &[&[E]; B],
+    ahead: &[&[E]; B],
+) -> [[S::V; B]; Q] {
     let pairs = queries.len() / A::VALUES;
     let mut some: [&[[[E; LANES]; 2]]; B] = [&[]; B];
-    for (some, keys) in some.iter_mut().zip(&keys[block..]) {
+    for (some, keys) in some.iter_mut().zip(keys) {
         *some = &keys.as_chunks().0.as_chunks().0[..pairs];
     }
     let mut sums = [[s.splat(0.0); B]; Q];
     for (pair, query) in queries.chunks_exact(A::VALUES).enumerate() {
-        if let Some(values) = values {
-            for values in &values[block..][..B] {
-                bring_in(s, values, pair * 2 * LANES..(pair + 1) * 2 * LANES);
-            }
+        for ahead in ahead {
+            bring_in::<S, E, 1>(s, ahead, pair);
         }
-        sums = A::add_scores(s, sums, query, &some, pair);
+        // SAFETY: keys have as many pairs as queries, and this is all of one.
+        sums = unsafe { A::add_scores(s, sums, query, &some, pair) };
     }
-    for q in 0..Q {
-        for b in 0..B {
-            s.store(sums[q][b], &mut scores[q][block + b]);
-        }
-    }
+    sums
 }
 
 /// Adds the weighted values of some tokens of a group to the sums of `Q` queries. Tokens outside of `tokens` are not even
-/// multiplied by zero: what an earlier sequence left there may be NaN. `keys` are brought in meanwhile.
+/// multiplied by zero: what an earlier sequence left there may be NaN. Of what is `ahead` as much is brought in.
 #[inline(always)]
 fn add_values<S: Simd, E: Element, A: Arithmetic<E>, const Q: usize>(
     s: S,
     weights: &Weights<Q>,
     tokens: Range<usize>,
     values: &[&[E]; BLOCKS],
-    keys: Option<&[&[E]; BLOCKS]>,
+    ahead: &[&[E]; BLOCKS],
     sums: &mut [[f32; LANES]],
 ) {
     let width = sums.len() / Q;
@@ -327,7 +332,7 @@ fn add_values<S: Simd, E: Element, A: Arithmetic<E>, const Q: usize>(
         weights,
         pairs: tokens.start.div_ceil(2)..tokens.end / 2,
         values,
-        keys,
+        ahead,
         vector: 0,
     };
     while part.vector < width {
@@ -337,7 +342,6 @@ fn add_values<S: Simd, E: Element, A: Arithmetic<E>, const Q: usize>(
             2.. if S::WIDE => part.add::<S, A, 2>(s, sums),
             _ => part.add::<S, A, 1>(s, sums),
         }
-        part.keys = None;
     }
     if tokens.end % 2 == 1 {
         add_alone::<S, E, A, Q>(s, weights, tokens.end - 1, values, sums);
@@ -364,7 +368,7 @@ struct Part<'a, E, const Q: usize> {
     weights: &'a Weights<Q>,
     pairs: Range<usize>,
     values: &'a [&'a [E]; BLOCKS],
-    keys: Option<&'a [&'a [E]; BLOCKS]>,
+    ahead: &'a [&'a [E]; BLOCKS],
     vector: usize,
 }
 
@@ -373,7 +377,6 @@ impl<E: Element, const Q: usize> Part<'_, E, Q> {
     #[inline(always)]
     fn add<S: Simd, A: Arithmetic<E>, const V: usize>(&mut self, s: S, sums: &mut [[f32; LANES]]) {
         let (width, vector) = (sums.len() / Q, self.vector);
-        let pair = 2 * width * LANES;
         let mut sum = [[s.splat(0.0); V]; Q];
         for q in 0..Q {
             for v in 0..V {
@@ -382,18 +385,13 @@ impl<E: Element, const Q: usize> Part<'_, E, Q> {
         }
         for block in self.pairs.start / PAIRS..self.pairs.end.div_ceil(PAIRS) {
             let first = block * PAIRS;
-            let (start, end) = (
-                self.pairs.start.max(first),
-                self.pairs.end.min(first + PAIRS),
-            );
-            for number in start - first..end - first {
-                if let Some(keys) = self.keys {
-                    bring_in(s, keys[block], number * pair..(number + 1) * pair);
-                }
-                let values = &self.values[block][number * pair..(number + 1) * pair];
-                let values = values.as_chunks().0;
-                // SAFETY: a group has that block, and a block that pair.
-                sum = unsafe { A::add_pair(s, sum, self.weights, block, number, values, vector) };
+            let start = self.pairs.start.max(first) - first;
+            let end = self.pairs.end.min(first + PAIRS) - first;
+            let pairs = &self.values[block].as_chunks().0[start * 2 * width..end * 2 * width];
+            for (number, pair) in (start..end).zip(pairs.chunks_exact(2 * width)) {
+                bring_in::<S, E, V>(s, self.ahead[block], number * width + vector);
+                // SAFETY: a group has that block, a block that pair, and there are as many vectors.
+                sum = unsafe { A::add_pair(s, sum, self.weights, block, number, pair, vector) };
             }
         }
         for q in 0..Q {

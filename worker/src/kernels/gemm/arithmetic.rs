@@ -3,42 +3,27 @@
 //! Which of them it is depends on the type of the weights and on the CPU, and on nothing else:
 //! not on the number of rows, so that a row is computed the same in every company.
 
-use std::cell::Cell;
-
 use half::bf16;
 
 use super::panels::{Line, Packable};
-use crate::kernels::element::round;
-use crate::kernels::parallel::{Disjoint, Threads};
-use crate::kernels::simd::{Kernel, Simd, dispatch};
-
-/// Rows that one task rounds. What they take is little beside the multiplication of as many, and
-/// so few are not worth waking threads for.
-const ROWS: usize = 16;
+use crate::kernels::simd::Simd;
 
 /// What happens between a row of activations and the weights of type `T`.
 pub(super) trait Arithmetic<T> {
     /// Rows whose sums are held in registers, at most 6: what is left of thirty-two must do for the rest.
     const ROWS: usize;
 
-    /// Values of a prepared row that stand for a pair of inputs.
-    const VALUES: usize;
-
-    /// Values of a prepared row of so many inputs.
-    fn width(inputs: usize) -> usize;
-
-    /// Calls `product` with the rows of `x`, each of `inputs` values, as [`add`](Self::add) takes
-    /// them.
-    fn prepare(threads: &Threads, x: &[f32], inputs: usize, product: impl FnOnce(&[f32]));
+    /// Words of a row that stand for a pair of inputs.
+    const WORDS: usize;
 
     /// `sums` plus the products of a pair of inputs, for `R` rows by `V` vectors of outputs. The
-    /// rows `x` are prepared ones, and the pair is their `number`-th.
+    /// rows `x` lie as this arithmetic takes them, and the pair is their `number`-th.
     ///
     /// By value, and without closures: so the sums stay in registers, and everything is compiled
     /// for the instruction set.
     ///
     /// # Safety
-    /// Every `x` must have a value at `number * VALUES`, and all must be equally long.
+    /// Every `x` must have a word at `number * WORDS`, and all must be equally long.
     unsafe fn add<S: Simd, const R: usize, const V: usize>(
         s: S,
         sums: [[S::V; V]; R],
@@ -57,15 +42,7 @@ impl<T: Packable> Arithmetic<T> for Widened {
     // With 6, half of the sums go through memory.
     const ROWS: usize = 4;
 
-    const VALUES: usize = 2;
-
-    fn width(inputs: usize) -> usize {
-        inputs
-    }
-
-    fn prepare(_: &Threads, x: &[f32], _: usize, product: impl FnOnce(&[f32])) {
-        product(x);
-    }
+    const WORDS: usize = 2;
 
     #[inline(always)]
     unsafe fn add<S: Simd, const R: usize, const V: usize>(
@@ -115,46 +92,18 @@ unsafe fn add_half<S: Simd, T: Packable, const R: usize, const V: usize, const H
     sums
 }
 
-/// Activations are rounded to `bf16`, to nearest even, once for each product, and multiplied by
-/// [`Simd::dot_bf16`], which says what that does to the sums.
+/// Activations are rounded to `bf16`, to nearest even, once, and multiplied by [`Simd::dot_bf16`], which says what
+/// that does to the sums.
 ///
-/// A prepared row has both inputs of a pair in the bits of one value, as lines have weights, with
-/// zero for an input that is missing.
+/// A row has both inputs of a pair in the bits of a word, as lines have weights, with zero for an input that is
+/// missing.
 #[derive(Clone)]
 pub struct Rounded;
-
-thread_local! {
-    /// Room for rounded rows, kept from one product to the next.
-    static ROOM: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-}
 
 impl Arithmetic<bf16> for Rounded {
     const ROWS: usize = 6;
 
-    const VALUES: usize = 1;
-
-    fn width(inputs: usize) -> usize {
-        inputs.div_ceil(2)
-    }
-
-    fn prepare(threads: &Threads, x: &[f32], inputs: usize, product: impl FnOnce(&[f32])) {
-        let (rows, width) = (x.len() / inputs.max(1), Self::width(inputs));
-        let mut room = ROOM.take();
-        if room.len() < rows * width {
-            room.resize(rows * width, 0.0);
-        }
-        let rounded = Disjoint::new(&mut room[..rows * width]);
-        threads.run(rows.div_ceil(ROWS), |task| {
-            for row in task * ROWS..rows.min((task + 1) * ROWS) {
-                // SAFETY: each row is written by one task.
-                let into = unsafe { rounded.slice(row * width..(row + 1) * width) };
-                let x = &x[row * inputs..][..inputs];
-                dispatch(Round { x, into });
-            }
-        });
-        product(&room[..rows * width]);
-        ROOM.set(room);
-    }
+    const WORDS: usize = 1;
 
     #[inline(always)]
     unsafe fn add<S: Simd, const R: usize, const V: usize>(
@@ -177,21 +126,5 @@ impl Arithmetic<bf16> for Rounded {
             }
         }
         sums
-    }
-}
-
-/// Rounds a row.
-struct Round<'a> {
-    x: &'a [f32],
-    into: &'a mut [f32],
-}
-
-impl Kernel for Round<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let (into, padding) = bytemuck::cast_slice_mut(self.into).split_at_mut(self.x.len());
-        round(s, self.x, into);
-        padding.fill(bf16::ZERO);
     }
 }

@@ -1,12 +1,11 @@
-//! Products on matrix units. Activations are rounded to `bf16`, to nearest even, once for each product, as dot
-//! products have them; which rows share a tile changes nothing for any of them.
+//! Products on matrix units, of activations in tiles; which rows share a tile changes nothing for any of them.
 
-use std::cell::Cell;
 use std::ops::Range;
 
-use super::panels::{Line, PANEL, Packable, Packed};
-use crate::kernels::element;
-use crate::kernels::parallel::{Disjoint, Threads};
+use super::panels::{GATES, Line, PANEL, Packable, Packed};
+use super::{Outputs, activate, add};
+use crate::kernels::operand::Operand;
+use crate::kernels::parallel::Threads;
 use crate::kernels::simd::{Kernel, LANES, Simd, dispatch};
 use crate::kernels::tiles::{Configured, DEPTH, Product, Rows, Shapes, TILE, Tiles};
 
@@ -20,87 +19,38 @@ const MANY: usize = 64;
 const STEP: usize = PANEL / LANES * TILE;
 /// How far ahead a panel is brought in that is not multiplied with enough rows for that.
 const AHEAD: usize = 16 << 10;
+/// Outputs of half a panel.
+const HALF: usize = PANEL / 2;
 
-thread_local! {
-    /// Room for rounded rows, kept from one product to the next.
-    static ROOM: Cell<Vec<Rows>> = const { Cell::new(Vec::new()) };
-}
+const _: () = assert!(GATES == HALF, "gates are a half of a panel");
 
 impl<T: Packable> Packed<T> {
-    /// What [`multiply`](Self::multiply) computes.
+    /// What products compute.
     pub(super) fn multiply_on(
         &self,
         tiles: Tiles,
         threads: &Threads,
-        x: &[f32],
-        bias: Option<&[f32]>,
-        out: &mut [f32],
+        x: &Operand<T>,
+        rows: usize,
+        out: &Outputs<'_>,
     ) {
-        let rows = x.len() / self.inputs.max(1);
-        let mut rounded = ROOM.take();
-        round(threads, x, self.inputs, &mut rounded);
-        let panels = self.outputs.div_ceil(PANEL);
+        let panels = self.panels();
         let mut most = ROWS;
         while most > 2 * TILE && panels * rows.div_ceil(most) < TASKS * threads.count() as usize {
             most /= 2;
         }
-        let out = Disjoint::new(out);
         threads.run(panels * rows.div_ceil(most), |task| {
             let (chunk, panel) = (task / panels, task % panels);
             dispatch(Part {
                 tiles,
                 matrix: self,
-                rounded: &rounded,
-                bias,
-                out: &out,
+                x: x.tiles(),
+                out,
                 panel,
                 next: panel + threads.count() as usize,
                 rows: chunk * most..rows.min((chunk + 1) * most),
             });
         });
-        ROOM.set(rounded);
-    }
-}
-
-/// Rounds rows into tiles: of each sixteen rows one for every step. Rows that are missing in the last ones are
-/// whatever they were, and nobody reads what is computed for them.
-fn round(threads: &Threads, x: &[f32], inputs: usize, into: &mut Vec<Rows>) {
-    let steps = inputs.div_ceil(DEPTH);
-    let blocks = (x.len() / inputs.max(1)).div_ceil(TILE);
-    if into.len() < blocks * steps {
-        into.resize(blocks * steps, Rows::ZERO);
-    }
-    let mut blocks: Vec<_> = into
-        .chunks_mut(steps.max(1))
-        .zip(x.chunks(TILE * inputs))
-        .collect();
-    threads.for_each(&mut blocks, |(into, x)| {
-        for (row, x) in x.chunks(inputs).enumerate() {
-            dispatch(Round { x, row, into });
-        }
-    });
-}
-
-/// Rounds a row.
-struct Round<'a> {
-    x: &'a [f32],
-    row: usize,
-    into: &'a mut [Rows],
-}
-
-impl Kernel for Round<'_> {
-    type Output = ();
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let (steps, rest) = self.x.as_chunks::<DEPTH>();
-        for (step, into) in steps.iter().zip(&mut *self.into) {
-            element::round(s, step, &mut into.0[self.row]);
-        }
-        if !rest.is_empty() {
-            let mut last = [0.0; DEPTH];
-            last[..rest.len()].copy_from_slice(rest);
-            element::round(s, &last, &mut self.into[steps.len()].0[self.row]);
-        }
     }
 }
 
@@ -108,9 +58,8 @@ impl Kernel for Round<'_> {
 struct Part<'a, T> {
     tiles: Tiles,
     matrix: &'a Packed<T>,
-    rounded: &'a [Rows],
-    bias: Option<&'a [f32]>,
-    out: &'a Disjoint<'a, f32>,
+    x: &'a [Rows],
+    out: &'a Outputs<'a>,
     panel: usize,
     /// The panel that this thread is likely to take next; there may be none of that number.
     next: usize,
@@ -123,14 +72,21 @@ impl<T: Packable> Kernel for Part<'_, T> {
     fn run<S: Simd>(self, s: S) {
         let units = self.tiles.configure(&Shapes::WHOLE);
         let mut ahead = self.ahead();
+        let mut sums = Sums([[0.0; HALF]; 4 * TILE]);
         for row in self.rows.clone().step_by(2 * TILE) {
-            if self.rows.end - row > TILE {
+            let rows = row..self.rows.end.min(row + 2 * TILE);
+            if rows.len() > TILE {
                 for half in 0..2 {
-                    let columns = half * PANEL / 2..(half + 1) * PANEL / 2;
-                    self.pass(s, &units, row, 2 * TILE, columns, &mut ahead);
+                    self.pass(&units, row, 2 * TILE, half, &mut ahead, &mut sums);
+                }
+                for (r, row) in rows.enumerate() {
+                    self.write(s, row, [&sums.0[r], &sums.0[2 * TILE + r]]);
                 }
             } else {
-                self.pass(s, &units, row, TILE, 0..PANEL, &mut ahead);
+                self.pass(&units, row, TILE, 0, &mut ahead, &mut sums);
+                for (r, row) in rows.enumerate() {
+                    self.write(s, row, [&sums.0[2 * r], &sums.0[2 * r + 1]]);
+                }
             }
         }
         drop(units);
@@ -156,81 +112,102 @@ impl<T: Packable> Part<'_, T> {
         }
     }
 
-    /// `rows` rows from `row` on by some columns of the panel: as many as units multiply at once.
+    /// As many rows from `row` on as units multiply at once: two tiles of rows by one `half` of the panel, whose sums go
+    /// to one half of `sums`, or one tile by all of it.
     #[inline(always)]
-    fn pass<S: Simd>(
+    fn pass(
         &self,
-        s: S,
         units: &Configured,
         row: usize,
         rows: usize,
-        columns: Range<usize>,
+        half: usize,
         ahead: &mut Ahead,
+        sums: &mut Sums,
     ) {
         let steps = self.matrix.inputs.div_ceil(DEPTH);
-        let block = |block: usize| self.rounded[block * steps..][..steps].as_ptr();
+        let tiles = |tile: usize| self.x[tile * steps..][..steps].as_ptr();
         let first = row / TILE;
-        let panel = &self.matrix.panel(self.panel)[columns.start / LANES..];
+        let panel = &self.matrix.panel(self.panel)[half * HALF / LANES..];
         let (line, lines) = ahead.next(steps);
-        let mut sums = Sums([0.0; 2 * TILE * PANEL / 2]);
-        let sums = &mut sums.0[..rows * columns.len()];
+        let sums = &mut sums.0[half * 2 * TILE..][..2 * TILE];
         let product = Product {
-            rows: [block(first), block(first + rows / TILE - 1)],
+            rows: [tiles(first), tiles(first + rows / TILE - 1)],
             panel: panel.as_ptr().cast(),
             steps,
-            sums: sums.as_mut_ptr(),
+            sums: sums.as_flattened_mut().as_mut_ptr(),
             ahead: line.cast(),
             lines,
         };
-        // SAFETY: the units are configured for whole tiles; rows and panel have all steps, and the sums are those of
-        // all rows and columns.
+        // SAFETY: the units are configured for whole tiles; rows and panel have all steps, and there is room for 32 rows
+        // of half a panel, or half as many of a whole one.
         unsafe {
             match rows {
                 TILE => units.by_panel(&product),
                 _ => units.by_half_panel(&product),
             }
         }
-        self.write(s, row, &columns, sums);
     }
 
-    /// Writes sums to the output, but those of rows or columns that it does not have.
+    /// Writes the sums of a row, of both halves of the panel, to where they go.
     #[inline(always)]
-    fn write<S: Simd>(&self, s: S, row: usize, columns: &Range<usize>, sums: &[f32]) {
+    fn write<S: Simd>(&self, s: S, row: usize, sums: [&[f32; HALF]; 2]) {
+        let Some(bias) = &self.matrix.bias else {
+            return self.write_whole(s, row, sums);
+        };
+        let (bias, _) = bias[self.panel].as_chunks::<HALF>();
+        let mut whole = [*sums[0], *sums[1]];
+        for (sums, bias) in whole.iter_mut().zip(bias) {
+            for (sum, bias) in sums.iter_mut().zip(bias) {
+                *sum += bias;
+            }
+        }
+        self.write_whole(s, row, [&whole[0], &whole[1]]);
+    }
+
+    #[inline(always)]
+    fn write_whole<S: Simd>(&self, s: S, row: usize, sums: [&[f32; HALF]; 2]) {
         let outputs = self.matrix.outputs;
-        let first = self.panel * PANEL + columns.start;
-        let width = columns.len().min(outputs.saturating_sub(first));
-        let many = self.rows.len() >= MANY;
-        for (r, sums) in sums.chunks_exact(columns.len()).enumerate() {
-            if row + r == self.rows.end || width == 0 {
+        let out = match self.out {
+            Outputs::Plain(out) => out,
+            Outputs::Added(out) => {
+                for (half, sums) in sums.into_iter().enumerate() {
+                    let first = self.panel * PANEL + half * HALF;
+                    if first < outputs {
+                        add(out, row * outputs + first, outputs - first, sums);
+                    }
+                }
                 return;
             }
-            let start = (row + r) * outputs + first;
+            Outputs::Gated(target) => {
+                return activate(s, target, row, self.panel, sums[0], sums[1]);
+            }
+        };
+        let many = self.rows.len() >= MANY;
+        for (half, sums) in sums.into_iter().enumerate() {
+            let first = self.panel * PANEL + half * HALF;
+            if first >= outputs {
+                return;
+            }
+            let width = HALF.min(outputs - first);
+            let start = row * outputs + first;
             // SAFETY: a task owns the outputs of its rows in its panel.
-            let out = unsafe { self.out.slice(start..start + width) };
+            let out = unsafe { out.slice(start..start + width) };
             let (vectors, rest) = out.as_chunks_mut::<LANES>();
             let (from, last) = sums[..width].as_chunks::<LANES>();
-            for (i, (from, to)) in from.iter().zip(vectors).enumerate() {
-                let mut sum = s.load(from);
-                if let Some(bias) = self.bias {
-                    let bias = bias[first + i * LANES..].first_chunk();
-                    sum = bias.map_or(sum, |bias| s.add(sum, s.load(bias)));
-                }
+            for (from, to) in from.iter().zip(vectors) {
                 match many {
-                    true => s.store_past_caches(sum, to),
-                    false => s.store(sum, to),
+                    true => s.store_past_caches(s.load(from), to),
+                    false => s.store(s.load(from), to),
                 }
             }
-            for (i, (from, to)) in last.iter().zip(rest).enumerate() {
-                let bias = self.bias.map(|bias| bias[first + width - last.len() + i]);
-                *to = from + bias.unwrap_or(0.0);
-            }
+            rest.copy_from_slice(last);
         }
     }
 }
 
-/// What a pass computes: a row after the other.
+/// What passes compute.
 #[repr(align(64))]
-struct Sums([f32; 2 * TILE * PANEL / 2]);
+struct Sums([[f32; HALF]; 4 * TILE]);
 
 /// Memory to bring in.
 struct Ahead {

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 
 use half::{bf16, f16};
 
-use super::{Element, Kernel, LANES, Simd, dot_widened};
+use super::{Element, Kernel, LANES, Simd, dot_widened, power};
 
 /// The upper sixteen of a lane's bits.
 const HIGH_HALF: i32 = 0xffff_0000_u32 as i32;
@@ -108,6 +108,11 @@ impl<const DOTS: bool> Simd for Avx512<DOTS> {
         unsafe { _mm512_mul_ps(a, b) }
     }
     #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: see the impl.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+    #[inline(always)]
     fn max(self, a: __m512, b: __m512) -> __m512 {
         // SAFETY: see the impl.
         unsafe { _mm512_max_ps(a, b) }
@@ -127,6 +132,16 @@ impl<const DOTS: bool> Simd for Avx512<DOTS> {
         unsafe {
             let keep = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, _mm512_set1_ps(limit));
             _mm512_maskz_mov_ps(keep, v)
+        }
+    }
+    #[inline(always)]
+    fn exp2(self, x: __m512) -> __m512 {
+        // Low enough for 0, and no infinity, whose difference to itself is none.
+        let x = self.max(x, self.splat(-200.0));
+        // SAFETY: see the impl.
+        unsafe {
+            let n = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+            _mm512_scalef_ps(power(self, _mm512_sub_ps(x, n)), n)
         }
     }
     #[inline(always)]
@@ -175,6 +190,16 @@ impl<const DOTS: bool> Simd for Avx512<DOTS> {
         }
         // SAFETY: see the impl; both types are 32 bytes of `bf16`.
         unsafe { transmute::<__m256bh, [bf16; LANES]>(_mm512_cvtneps_pbh(v)) }
+    }
+    #[inline(always)]
+    fn sum(self, v: __m512) -> f32 {
+        // SAFETY: see the impl.
+        unsafe { _mm512_reduce_add_ps(v) }
+    }
+    #[inline(always)]
+    fn largest(self, v: __m512) -> f32 {
+        // SAFETY: see the impl.
+        unsafe { _mm512_reduce_max_ps(v) }
     }
     #[inline(always)]
     fn any_above(self, v: __m512, limit: f32) -> bool {
@@ -265,6 +290,11 @@ impl Simd for Avx2 {
     fn mul(self, a: Self::V, b: Self::V) -> Self::V {
         // SAFETY: see the impl.
         unsafe { (_mm256_mul_ps(a.0, b.0), _mm256_mul_ps(a.1, b.1)) }
+    }
+    #[inline(always)]
+    fn div(self, a: Self::V, b: Self::V) -> Self::V {
+        // SAFETY: see the impl.
+        unsafe { (_mm256_div_ps(a.0, b.0), _mm256_div_ps(a.1, b.1)) }
     }
     #[inline(always)]
     fn max(self, a: Self::V, b: Self::V) -> Self::V {
