@@ -324,7 +324,7 @@ impl<T: Packable> Forward for Decoder<T> {
         weights.embedding.gather(threads, tokens, hidden);
         if let Some(first) = weights.layers.first() {
             let (hidden, normed) = (work.hidden.rows(rows), work.normed.target());
-            rms_norm(threads, hidden, &first.attention_norm, eps, &normed);
+            rms_norm(threads, hidden, &first.attention_norm, eps, normed);
         }
         for (i, layer) in weights.layers.iter().enumerate() {
             let (keys, values) = arena.layer(i);
@@ -345,7 +345,7 @@ impl<T: Packable> Forward for Decoder<T> {
                 keys,
                 values,
             };
-            attend(threads, &attention, &work.attended.target());
+            attend(threads, &attention, work.attended.target());
             if last {
                 // What follows is only needed where logits are.
                 work.attended.keep(wanted);
@@ -354,7 +354,7 @@ impl<T: Packable> Forward for Decoder<T> {
             }
             let hidden = work.hidden.rows_mut(rows);
             layer.output.multiply_add(threads, &work.attended, hidden);
-            rms_norm(threads, hidden, &layer.mlp_norm, eps, &work.normed.target());
+            rms_norm(threads, hidden, &layer.mlp_norm, eps, work.normed.target());
             let gate_up = &layer.gate_up;
             gate_up.multiply_gated(threads, &work.normed, rows, &mut work.activated);
             layer.down.multiply_add(threads, &work.activated, hidden);
@@ -365,7 +365,7 @@ impl<T: Packable> Forward for Decoder<T> {
                     (&weights.norm, Target::plain(states, config.hidden))
                 }
             };
-            rms_norm(threads, hidden, norm, eps, &out);
+            rms_norm(threads, hidden, norm, eps, out);
         }
         Ok(())
     }
@@ -381,6 +381,7 @@ impl<T: Packable> Forward for Decoder<T> {
         let states = &work.states.rows(rows.end)[rows.start * width..];
         work.head.fill(threads, states);
         let head = weights.head.as_ref().unwrap_or(&weights.embedding);
+        assert!(out.len() == rows.len() * head.outputs());
         head.multiply(threads, &work.head, out);
         Ok(())
     }

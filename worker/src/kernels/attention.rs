@@ -109,9 +109,11 @@ pub struct Attended<'a, T> {
 
 /// Attention of every token to the tokens of its sequence up to itself that it sees: rows of `heads * head_dim` values.
 ///
+/// No token may be in two spans.
+///
 /// # Panics
 /// If a span reaches beyond `qkv`, its block table or the arena, or `out` has no such rows.
-pub fn attend<T: Element>(threads: &Threads, layer: &Attended<'_, T>, out: &Target<'_>) {
+pub fn attend<T: Element>(threads: &Threads, layer: &Attended<'_, T>, out: Target<'_>) {
     match T::tiles() {
         Some(tiles) if tiled::fits(layer.shape.head_dim) => {
             // The same type, for no other has units.
@@ -130,14 +132,14 @@ pub fn attend<T: Element>(threads: &Threads, layer: &Attended<'_, T>, out: &Targ
     }
 }
 
-fn attend_on(tiles: Tiles, threads: &Threads, layer: &Attended<'_, bf16>, out: &Target<'_>) {
+fn attend_on(tiles: Tiles, threads: &Threads, layer: &Attended<'_, bf16>, out: Target<'_>) {
     for_each_task(threads, layer, out, |task| dispatch(Tiled { task, tiles }));
 }
 
 fn attend_by<T: Element, A: Arithmetic<T>>(
     threads: &Threads,
     layer: &Attended<'_, T>,
-    out: &Target<'_>,
+    out: Target<'_>,
 ) {
     for_each_task(threads, layer, out, |task| {
         dispatch(By::<_, A>(task, PhantomData));
@@ -147,7 +149,7 @@ fn attend_by<T: Element, A: Arithmetic<T>>(
 fn for_each_task<T: Element>(
     threads: &Threads,
     layer: &Attended<'_, T>,
-    out: &Target<'_>,
+    out: Target<'_>,
     compute: impl Fn(Task<'_, T>) + Sync,
 ) {
     let Attention {
@@ -172,14 +174,17 @@ fn for_each_task<T: Element>(
             break;
         }
     }
-    // The longest first: one that is left to the end would be waited for.
+    // As many long ones for every thread, which begins with them: one that is left to the end would be waited for.
     parts.sort_by_key(|part| std::cmp::Reverse(part.len * (part.context + part.len)));
+    let count = threads.count() as usize;
+    let of = |thread| parts.iter().skip(thread).step_by(count);
+    let parts: Vec<_> = (0..count).flat_map(of).collect();
     threads.run(parts.len() * kv_heads, |task| {
         compute(Task {
             layer,
-            span: parts[task / kv_heads],
+            span: *parts[task / kv_heads],
             kv_head: task % kv_heads,
-            out,
+            out: &out,
         });
     });
 }
@@ -386,7 +391,7 @@ mod tests {
         shapes: &[(usize, usize, usize, Option<usize>)],
         most: f32,
         error: f64,
-        attend: impl Fn(&Threads, &Attended<'_, T>, &Target<'_>),
+        attend: impl Fn(&Threads, &Attended<'_, T>, Target<'_>),
     ) {
         for &(heads, kv_heads, head_dim, window) in shapes {
             let shape = Attention {
@@ -447,7 +452,7 @@ mod tests {
                         keys: &keys,
                         values: &values,
                     };
-                    attend(threads, &layer, &Target::plain(out, width));
+                    attend(threads, &layer, Target::plain(out, width));
                 }
                 for (ours, exact) in out.iter().zip(&expected) {
                     assert!((f64::from(*ours) - exact).abs() < error, "{ours} {exact}");

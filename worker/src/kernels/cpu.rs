@@ -44,7 +44,7 @@ pub(super) fn has_tiles() -> bool {
 }
 
 /// Whether the CPU says that it has matrix units, usable or not.
-#[cfg(all(test, target_arch = "x86_64"))]
+#[cfg(all(test, target_arch = "x86_64", target_os = "linux"))]
 pub(super) fn announces_tiles() -> bool {
     __cpuid_count(FEATURES, 0).edx & (AMX_TILE | AMX_BF16) != 0
 }

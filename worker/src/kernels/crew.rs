@@ -35,7 +35,7 @@ const REGION: u64 = 1 << 34;
 /// What a region runs: a function and what it is called with.
 #[derive(Clone, Copy)]
 struct Region {
-    call: unsafe fn(*const ()),
+    call: unsafe fn(*const (), usize),
     work: *const (),
 }
 
@@ -67,7 +67,7 @@ pub(super) struct Crew {
 impl Crew {
     /// Starts up to `helpers` threads; fewer if the system refuses.
     pub(super) fn new(helpers: u32) -> Crew {
-        unsafe fn nothing(_: *const ()) {}
+        unsafe fn nothing(_: *const (), _: usize) {}
         let region = UnsafeCell::new(Region {
             call: nothing,
             work: std::ptr::null(),
@@ -76,11 +76,13 @@ impl Crew {
             gate: AtomicU64::new(0),
             region,
         });
-        let start = |i| {
+        let start = |i: u32| {
             let (shared, asleep) = (shared.clone(), Arc::new(AtomicBool::new(false)));
             let flag = asleep.clone();
             let builder = std::thread::Builder::new().name(format!("compute {i}"));
-            let handle = builder.spawn(move || help(&shared, &flag)).ok()?;
+            let handle = builder
+                .spawn(move || help(&shared, &flag, i as usize))
+                .ok()?;
             Some(Helper {
                 asleep,
                 thread: handle.thread().clone(),
@@ -95,11 +97,12 @@ impl Crew {
         }
     }
 
-    /// Calls `work` on this thread, and on every helper that is there before it returns here.
-    pub(super) fn run<F: Fn() + Sync>(&self, work: &F) {
-        unsafe fn call<F: Fn()>(work: *const ()) {
+    /// Calls `work` on this thread, and on every helper that is there before it returns here, each with its number:
+    /// this one's is 0.
+    pub(super) fn run<F: Fn(usize) + Sync>(&self, work: &F) {
+        unsafe fn call<F: Fn(usize)>(work: *const (), number: usize) {
             // SAFETY: the `work` of `run`, which does not return while a helper is inside.
-            unsafe { (*work.cast::<F>())() }
+            unsafe { (*work.cast::<F>())(number) }
         }
         // One region at a time. A panic of an earlier caller left the gate closed.
         let _turn = self.caller.lock().unwrap_or_else(PoisonError::into_inner);
@@ -116,7 +119,7 @@ impl Crew {
         self.wake();
         // Also on a panic, which must not end the borrow of `work` while a helper is inside.
         let _close = Close(&self.shared.gate);
-        work();
+        work(0);
     }
 
     fn wake(&self) {
@@ -176,7 +179,7 @@ impl Drop for Leave<'_> {
 }
 
 /// The life of a helper.
-fn help(shared: &Shared, asleep: &AtomicBool) {
+fn help(shared: &Shared, asleep: &AtomicBool, number: usize) {
     let mut done = 0;
     loop {
         let gate = wait(shared, asleep, done);
@@ -199,7 +202,7 @@ fn help(shared: &Shared, asleep: &AtomicBool) {
                     // SAFETY: we are inside, so the region is set and stays.
                     let Region { call, work } = unsafe { *shared.region.get() };
                     // SAFETY: both were set together by `run`.
-                    unsafe { call(work) };
+                    unsafe { call(work, number) };
                     break;
                 }
                 Err(now) => seen = now,
@@ -243,7 +246,7 @@ mod tests {
         let crew = Crew::new(3);
         for round in 0..2000 {
             let (entered, left) = (AtomicUsize::new(0), AtomicUsize::new(0));
-            crew.run(&|| {
+            crew.run(&|_| {
                 entered.fetch_add(1, Ordering::Relaxed);
                 if round % 100 == 0 {
                     // Long enough for helpers to fall asleep in between.
@@ -266,7 +269,7 @@ mod tests {
                 scope.spawn(|| {
                     for _ in 0..200 {
                         let mine = AtomicBool::new(false);
-                        crew.run(&|| mine.store(true, Ordering::Relaxed));
+                        crew.run(&|_| mine.store(true, Ordering::Relaxed));
                         assert!(mine.into_inner());
                         total.fetch_add(1, Ordering::Relaxed);
                     }
@@ -281,11 +284,11 @@ mod tests {
         let crew = Crew::new(2);
         let caller = std::thread::current().id();
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-            crew.run(&|| assert!(std::thread::current().id() != caller, "the caller panics"));
+            crew.run(&|_| assert!(std::thread::current().id() != caller, "the caller panics"));
         }));
         assert!(result.is_err());
         let ran = AtomicUsize::new(0);
-        crew.run(&|| {
+        crew.run(&|_| {
             ran.fetch_add(1, Ordering::Relaxed);
         });
         assert!(ran.into_inner() >= 1);

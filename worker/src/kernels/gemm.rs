@@ -121,7 +121,7 @@ impl<T: Packable> Packed<T> {
                     matrix: self,
                     x: x.words(),
                     panel,
-                    next: panel + threads.count() as usize,
+                    next: (panel + 1) % panels,
                     rows: rows.clone(),
                     sums,
                     arithmetic: PhantomData,
@@ -177,10 +177,11 @@ impl Kernel for Finish<'_> {
                     let (gates, ups) = sums.split_at(GATES);
                     activate(s, target, row, self.panel, gates, ups);
                 }
-                Outputs::Plain(out) | Outputs::Added(out) => {
+                Outputs::Added(out) => {
                     let first = self.panel * PANEL;
                     add(out, row * self.outputs + first, self.outputs - first, sums);
                 }
+                Outputs::Plain(_) => unreachable!("these are where they belong at once"),
             }
         }
     }
@@ -233,7 +234,7 @@ struct Product<'a, T, A> {
     /// Rows as the arithmetic takes them.
     x: &'a [f32],
     panel: usize,
-    /// The panel that this thread is likely to take next; there may be none of that number.
+    /// The panel that this thread is likely to take next.
     next: usize,
     rows: Range<usize>,
     sums: Sums<'a>,
@@ -267,7 +268,7 @@ impl<T: Packable, A: Arithmetic<T>> Kernel for Product<'_, T, A> {
             let depth = start..pairs.min(start + DEPTH / T::LINES);
             let last = depth.end == pairs;
             let next = match last {
-                true => self.matrix.start(self.next),
+                true => self.matrix.panel(self.next).as_ptr(),
                 false => self.slice(depth.end..pairs).as_ptr(),
             };
             for number in 0..passes {
@@ -366,7 +367,8 @@ impl<T: Packable, A: Arithmetic<T>> Product<'_, T, A> {
             return self.put_edge(s, sums, row, vector);
         }
         for r in 0..R {
-            let (out, _) = self.part(row + r, vector, V).as_chunks_mut::<LANES>();
+            // SAFETY: this row's, of this task.
+            let (out, _) = unsafe { self.part(row + r, vector, V) }.as_chunks_mut::<LANES>();
             for v in 0..V {
                 s.store(sums[r][v], &mut out[v]);
             }
@@ -374,8 +376,12 @@ impl<T: Packable, A: Arithmetic<T>> Product<'_, T, A> {
     }
 
     /// Where the sums of a row go, of some vectors from one on; those beyond the right edge of the matrix are left out.
+    ///
+    /// # Safety
+    /// No two that are alive at once may overlap; a task owns those of its rows in its panel.
     #[inline(always)]
-    fn part(&self, row: usize, vector: usize, vectors: usize) -> &mut [f32] {
+    #[allow(clippy::mut_from_ref)]
+    unsafe fn part(&self, row: usize, vector: usize, vectors: usize) -> &mut [f32] {
         let Sums {
             values,
             origin,
@@ -384,7 +390,7 @@ impl<T: Packable, A: Arithmetic<T>> Product<'_, T, A> {
         } = self.sums;
         let [first, end] = [vector, vector + vectors].map(|v| width.min(first + v * LANES));
         let start = (row - origin) * width;
-        // SAFETY: a task owns the sums of its rows in its panel.
+        // SAFETY: the caller's promise.
         unsafe { values.slice(start + first..start + end) }
     }
 
@@ -399,7 +405,8 @@ impl<T: Packable, A: Arithmetic<T>> Product<'_, T, A> {
         let mut sums = [[s.splat(0.0); V]; R];
         for (r, sums) in sums.iter_mut().enumerate() {
             let mut lanes = [[0.0; LANES]; V];
-            let part = self.part(row + r, vector, V);
+            // SAFETY: this row's, of this task.
+            let part = unsafe { self.part(row + r, vector, V) };
             lanes.as_flattened_mut()[..part.len()].copy_from_slice(part);
             for (sum, lanes) in sums.iter_mut().zip(&lanes) {
                 *sum = s.load(lanes);
@@ -422,7 +429,8 @@ impl<T: Packable, A: Arithmetic<T>> Product<'_, T, A> {
             for (lanes, sum) in lanes.iter_mut().zip(sums) {
                 s.store(*sum, lanes);
             }
-            let part = self.part(row + r, vector, V);
+            // SAFETY: this row's, of this task.
+            let part = unsafe { self.part(row + r, vector, V) };
             part.copy_from_slice(&lanes.as_flattened()[..part.len()]);
         }
     }
@@ -590,7 +598,7 @@ mod tests {
                     matrix,
                     x: x.words(),
                     panel,
-                    next: panel + 1,
+                    next: 0,
                     rows: 0..rows,
                     sums: Sums {
                         values: &shared,

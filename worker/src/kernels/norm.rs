@@ -11,7 +11,7 @@ const ROWS: usize = 16;
 ///
 /// # Panics
 /// If `x` is not of whole rows, or `out` has not as many of as many values.
-pub fn rms_norm(threads: &Threads, x: &[f32], weight: &[f32], eps: f32, out: &Target<'_>) {
+pub fn rms_norm(threads: &Threads, x: &[f32], weight: &[f32], eps: f32, out: Target<'_>) {
     let width = weight.len();
     assert!(x.len().is_multiple_of(width) && out.width() == width);
     threads.run_in_ranges(x.len() / width, ROWS, |rows| {
@@ -20,7 +20,7 @@ pub fn rms_norm(threads: &Threads, x: &[f32], weight: &[f32], eps: f32, out: &Ta
                 x: &x[row * width..][..width],
                 weight,
                 eps,
-                out,
+                out: &out,
                 row,
             });
         }
@@ -85,7 +85,7 @@ mod tests {
         let weight: Vec<f32> = (0..width).map(|i| 1.0 + i as f32 * 0.1).collect();
         let mut out = vec![0.0; rows * width];
         let target = Target::plain(&mut out, width);
-        rms_norm(threads, &x, &weight, 1e-5, &target);
+        rms_norm(threads, &x, &weight, 1e-5, target);
         for (x, out) in x.chunks(width).zip(out.chunks(width)) {
             let mean = x.iter().map(|x| x * x).sum::<f32>() / width as f32;
             for i in 0..width {

@@ -207,11 +207,11 @@ impl<'a> Target<'a> {
     /// No two tasks may write the same value at once.
     ///
     /// # Panics
-    /// If there is no such row.
+    /// If there is no such row, or it has not as many.
     #[inline(always)]
     pub(super) unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, values: &[f32]) {
         let (width, len) = (self.width, values.len());
-        debug_assert!(column + len <= width);
+        assert!(column + len <= width);
         // SAFETY, here and below: the caller's promise, and columns of a row have places of their own.
         match &self.values {
             Values::Plain(rows) => {

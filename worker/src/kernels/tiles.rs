@@ -1,7 +1,7 @@
 //! Matrix units: Intel's AMX, whose registers are tiles of sixteen rows of 64 bytes.
 //!
 //! One instruction multiplies sixteen rows of 32 `bf16` with 32 by sixteen of them: for each of 256 outputs it
-//! adds the products of sixteen pairs to a sum in `f32`, pair after pair. An output depends on its own row and
+//! adds the products of sixteen pairs to a sum in `f32`, in an order of its own. An output depends on its own row and
 //! column alone. Rust's intrinsics for it are not stable, so the few loops that are needed are assembly.
 
 #[cfg(target_arch = "x86_64")]

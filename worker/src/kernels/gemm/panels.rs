@@ -248,12 +248,6 @@ impl<T: Packable> Packed<T> {
         &self.lines[panel * lines..][..lines]
     }
 
-    /// Where a panel begins, also one beyond the last.
-    pub(super) fn start(&self, panel: usize) -> *const Line {
-        let lines = Self::panel_lines(self.inputs);
-        self.lines.as_ptr().wrapping_add(panel * lines)
-    }
-
     /// Copies rows of the matrix one after the other, which is how tied embeddings are looked up.
     ///
     /// # Panics

@@ -47,7 +47,7 @@ impl<T: Packable> Packed<T> {
                 x: x.tiles(),
                 out,
                 panel,
-                next: panel + threads.count() as usize,
+                next: (panel + 1) % panels,
                 rows: chunk * most..rows.min((chunk + 1) * most),
             });
         });
@@ -61,7 +61,7 @@ struct Part<'a, T> {
     x: &'a [Rows],
     out: &'a Outputs<'a>,
     panel: usize,
-    /// The panel that this thread is likely to take next; there may be none of that number.
+    /// The panel that this thread is likely to take next.
     next: usize,
     rows: Range<usize>,
 }
@@ -98,14 +98,15 @@ impl<T: Packable> Part<'_, T> {
     /// What to bring in meanwhile: the rest of the panel where it is passed over once or twice, and the next one
     /// where it stays in a cache.
     fn ahead(&self) -> Ahead {
+        let panel = |panel| self.matrix.panel(panel).as_ptr();
         match self.rows.len().div_ceil(2 * TILE) {
             ..=1 => Ahead {
-                line: self.matrix.start(self.panel).wrapping_byte_add(AHEAD),
+                line: panel(self.panel).wrapping_byte_add(AHEAD),
                 lines: STEP,
                 passes: 1,
             },
             pairs => Ahead {
-                line: self.matrix.start(self.next),
+                line: panel(self.next),
                 lines: STEP.div_ceil(2 * pairs),
                 passes: 2 * pairs,
             },

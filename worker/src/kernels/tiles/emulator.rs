@@ -2,11 +2,12 @@
 //!
 //! Such a CPU refuses each instruction on tiles; the system makes a signal of that, whose handler here does what the
 //! instruction would have done and goes on behind it. Encodings and operations are those of Intel's Software
-//! Developer's Manual, volume 2, of the few instructions that are used.
+//! Developer's Manual, volume 2, of the few instructions that are used; but numbers below the least normal one, which
+//! units take for zero, stay what they are.
 
 use std::cell::Cell;
 use std::ffi::c_void;
-use std::sync::Once;
+use std::sync::{Once, OnceLock};
 
 use half::bf16;
 
@@ -14,6 +15,9 @@ use super::{DEPTH, Shapes, TILE};
 
 /// Bytes of a row of a tile.
 const ROW: usize = 64;
+
+/// With which the encodings of all these instructions begin.
+const PREFIX: u8 = 0xc4;
 
 /// The tiles of a thread.
 #[derive(Clone, Copy)]
@@ -34,29 +38,41 @@ thread_local! {
     static UNITS: Cell<Units> = const { Cell::new(RELEASED) };
 }
 
+/// Who handled refused instructions before: for WebAssembly they are how its code traps.
+static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
+
 /// Has the instructions of this process emulated that the CPU refuses.
 pub(super) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // SAFETY: a zeroed action is a valid one, and the handler is of the kind that its flag says.
-        let result = unsafe {
-            let mut action: libc::sigaction = std::mem::zeroed();
-            action.sa_sigaction = refused as *const () as usize;
-            action.sa_flags = libc::SA_SIGINFO;
-            libc::sigaction(libc::SIGILL, &action, std::ptr::null_mut())
-        };
-        assert_eq!(result, 0, "no handler for refused instructions");
+        // SAFETY: a zeroed action is a valid one, which is filled in or replaced.
+        let (mut before, mut action): (libc::sigaction, libc::sigaction) =
+            unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
+        // SAFETY: it only tells what there is.
+        let told = unsafe { libc::sigaction(libc::SIGILL, std::ptr::null(), &mut before) };
+        BEFORE.get_or_init(|| before);
+        action.sa_sigaction = refused as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | libc::SA_NODEFER;
+        // SAFETY: the handler is of the kind that its flag says.
+        let set = unsafe { libc::sigaction(libc::SIGILL, &action, std::ptr::null_mut()) };
+        assert_eq!((told, set), (0, 0), "no handler for refused instructions");
     });
 }
 
-extern "C" fn refused(signal: i32, _: *mut libc::siginfo_t, context: *mut c_void) {
-    // SAFETY: with such a handler the system passes the registers of the thread as they were, and it
-    // is at an instruction, which is fifteen bytes long at most and followed by others in all code that is tested.
-    let (registers, code) = unsafe {
-        let registers = &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs;
-        let at = registers[libc::REG_RIP as usize] as *const [u8; 15];
-        (registers, at.read_unaligned())
-    };
+type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut c_void);
+
+extern "C" fn refused(signal: i32, info: *mut libc::siginfo_t, context: *mut c_void) {
+    // SAFETY: with such a handler the system passes the registers of the thread as they were.
+    let registers = unsafe { &mut (*context.cast::<libc::ucontext_t>()).uc_mcontext.gregs };
+    let at = registers[libc::REG_RIP as usize] as *const u8;
+    let mut code = [0; 15];
+    // SAFETY: the thread is at an instruction. One that begins so is the emulated code's, which is in the middle of more;
+    // of any other there may be no further bytes.
+    unsafe {
+        if at.read() == PREFIX {
+            at.copy_to_nonoverlapping(code.as_mut_ptr(), code.len());
+        }
+    }
     match Instruction::decode(&code, registers) {
         Some((instruction, length)) => {
             let mut units = UNITS.get();
@@ -65,11 +81,18 @@ extern "C" fn refused(signal: i32, _: *mut libc::siginfo_t, context: *mut c_void
             UNITS.set(units);
             registers[libc::REG_RIP as usize] += length as i64;
         }
-        // Another instruction: it is met again without this handler.
-        None => {
-            // SAFETY: any signal may be left to the system.
-            unsafe { libc::signal(signal, libc::SIG_DFL) };
-        }
+        // Another instruction, for another handler. Without one it is met again without this one.
+        None => match BEFORE.get() {
+            Some(before) if before.sa_flags & libc::SA_SIGINFO != 0 => {
+                // SAFETY: with this flag it is the address of such a handler, which was there for this signal.
+                let handler: Handler = unsafe { std::mem::transmute(before.sa_sigaction) };
+                handler(signal, info, context);
+            }
+            _ => {
+                // SAFETY: any signal may be left to the system.
+                unsafe { libc::signal(signal, libc::SIG_DFL) };
+            }
+        },
     }
 }
 
@@ -99,9 +122,9 @@ enum Instruction {
 impl Instruction {
     /// The instruction at the start of `code`, and its length.
     fn decode(code: &[u8; 15], registers: &[i64]) -> Option<(Instruction, usize)> {
-        // The three-byte prefix: inverted high bits of registers and the opcode map; an inverted third register, the
+        // Behind the first byte of the prefix: inverted high bits of registers and the opcode map; an inverted third register, the
         // vector length and the prefix that is implied.
-        let [0xc4, map, prefix, opcode, operands, ..] = *code else {
+        let [PREFIX, map, prefix, opcode, operands, ..] = *code else {
             return None;
         };
         let (map, high) = (map & 0x1f, [map & 0x20 == 0, map & 0x40 == 0]);
