@@ -357,20 +357,20 @@ impl<T: Packable, A: Arithmetic<T>> Product<'_, T, A> {
         }
         if last && let Some(bias) = &self.matrix.bias {
             let bias = &bias[self.panel].as_chunks::<LANES>().0[vector..];
-            for r in 0..R {
-                for v in 0..V {
-                    sums[r][v] = s.add(sums[r][v], s.load(&bias[v]));
+            for sums in &mut sums {
+                for (sum, bias) in sums.iter_mut().zip(bias) {
+                    *sum = s.add(*sum, s.load(bias));
                 }
             }
         }
         if self.sums.first + (vector + V) * LANES > self.sums.width {
             return self.put_edge(s, sums, row, vector);
         }
-        for r in 0..R {
+        for (r, sums) in sums.iter().enumerate() {
             // SAFETY: this row's, of this task.
             let (out, _) = unsafe { self.part(row + r, vector, V) }.as_chunks_mut::<LANES>();
-            for v in 0..V {
-                s.store(sums[r][v], &mut out[v]);
+            for (sum, out) in sums.iter().zip(out) {
+                s.store(*sum, out);
             }
         }
     }

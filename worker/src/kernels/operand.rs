@@ -212,14 +212,16 @@ impl<'a> Target<'a> {
     pub(super) unsafe fn put<S: Simd>(&self, s: S, row: usize, column: usize, values: &[f32]) {
         let (width, len) = (self.width, values.len());
         assert!(column + len <= width);
-        // SAFETY, here and below: the caller's promise, and columns of a row have places of their own.
+        // Columns of a row have places of their own in every layout.
         match &self.values {
             Values::Plain(rows) => {
                 let start = row * width + column;
+                // SAFETY: the caller's promise.
                 unsafe { rows.slice(start..start + len) }.copy_from_slice(values);
             }
             Values::Paired(rows) => {
                 let start = row * width.next_multiple_of(2) + column;
+                // SAFETY: the caller's promise.
                 round(s, values, unsafe { rows.slice(start..start + len) });
             }
             Values::Tiled(rows) => {
@@ -230,6 +232,7 @@ impl<'a> Target<'a> {
                     let (some, others) = rest.split_at(rest.len().min(DEPTH - column % DEPTH));
                     let tile = row / TILE * steps + column / DEPTH;
                     let start = (tile * TILE + row % TILE) * DEPTH + column % DEPTH;
+                    // SAFETY: the caller's promise.
                     round(s, some, unsafe { rows.slice(start..start + some.len()) });
                     rest = others;
                 }

@@ -104,9 +104,10 @@ impl<T: Element> Arithmetic<T> for Widened {
             [*first, *second] = T::keys(s, unsafe { keys.get_unchecked(number) });
         }
         for (half, keys) in [firsts, seconds].iter().enumerate() {
+            // SAFETY: the caller's promise.
+            let query = unsafe { query.get_unchecked(half) };
             for q in 0..Q {
-                // SAFETY: the caller's promise.
-                let x = s.splat(unsafe { query.get_unchecked(half)[q] });
+                let x = s.splat(query[q]);
                 for block in 0..B {
                     sums[q][block] = s.mul_add(x, keys[block], sums[q][block]);
                 }
@@ -215,9 +216,10 @@ impl Arithmetic<bf16> for Rounded {
             // SAFETY: the caller's promise.
             *pairs = paired(s, unsafe { keys.get_unchecked(number) });
         }
+        // SAFETY: the caller's promise.
+        let query = unsafe { query.get_unchecked(0) };
         for q in 0..Q {
-            // SAFETY: the caller's promise.
-            let x = s.splat(unsafe { query.get_unchecked(0)[q] });
+            let x = s.splat(query[q]);
             for block in 0..B {
                 sums[q][block] = s.dot_bf16(x, pairs[block], sums[q][block]);
             }

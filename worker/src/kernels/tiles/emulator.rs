@@ -315,10 +315,12 @@ impl Units {
                     }
                 }
             }
-            for n in 0..outputs {
-                let sum: &mut [u8; 4] =
-                    (&mut self.tiles[sums][m][4 * n..][..4]).try_into().unwrap();
-                *sum = (f32::from_le_bytes(*sum) + (added[0][n] + added[1][n])).to_le_bytes();
+            let [firsts, seconds] = added;
+            let added = firsts.iter().zip(seconds).take(outputs);
+            for (sum, (first, second)) in
+                self.tiles[sums][m].as_chunks_mut().0.iter_mut().zip(added)
+            {
+                *sum = (f32::from_le_bytes(*sum) + (first + second)).to_le_bytes();
             }
         }
     }
