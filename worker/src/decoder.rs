@@ -13,8 +13,8 @@ use crate::arena::Arena;
 use crate::batch::Batch;
 use crate::config::DecoderConfig;
 use crate::kernels::{
-    Attended, Attention, Buffer, Operand, Packable, Packed, Place, Rotary, Span, Target, Threads,
-    attend, rms_norm, rotate_and_store,
+    Attended, Attention, Buffer, Operand, Order, Packable, Packed, Place, Rotary, Span, Target,
+    Threads, attend, rms_norm, rotate_and_store,
 };
 use crate::parameters::{DecoderWeights, Hold, Stack};
 use crate::weights::{View, Weights, WeightsError};
@@ -163,27 +163,11 @@ impl<T: Packable> Hold for Pack<'_, T> {
     type Error = WeightsError;
 
     fn matrix(&mut self, stack: &Stack<'_>) -> Result<Packed<T>, WeightsError> {
-        let read = |row, column, into: &mut [T]| stack.read(row, column, into);
-        let (outputs, inputs, bias) = (stack.outputs, stack.inputs, bias(stack));
-        Ok(Packed::new(
-            self.threads,
-            outputs,
-            inputs,
-            bias.as_deref(),
-            read,
-        ))
+        Ok(self.pack(Order::Plain, stack))
     }
 
     fn gated(&mut self, stack: &Stack<'_>) -> Result<Packed<T>, WeightsError> {
-        let read = |row, column, into: &mut [T]| stack.read(row, column, into);
-        let (outputs, inputs, bias) = (stack.outputs, stack.inputs, bias(stack));
-        Ok(Packed::gated(
-            self.threads,
-            outputs,
-            inputs,
-            bias.as_deref(),
-            read,
-        ))
+        Ok(self.pack(Order::Gated, stack))
     }
 
     fn vector(&mut self, values: View<'_>) -> Result<Vec<f32>, WeightsError> {
@@ -191,9 +175,27 @@ impl<T: Packable> Hold for Pack<'_, T> {
     }
 }
 
-fn bias(stack: &Stack<'_>) -> Option<Vec<f32>> {
-    let parts = stack.bias.iter();
-    (!stack.bias.is_empty()).then(|| parts.flat_map(|(_, part)| floats(part)).collect())
+impl<T: Packable> Pack<'_, T> {
+    fn pack(&self, order: Order, stack: &Stack<'_>) -> Packed<T> {
+        let bias: Option<Vec<_>> = (!stack.bias.is_empty()).then(|| {
+            stack
+                .bias
+                .iter()
+                .flat_map(|(_, part)| floats(part))
+                .collect()
+        });
+        let (outputs, inputs, bias) = (stack.outputs, stack.inputs, bias.as_deref());
+        Packed::new(
+            self.threads,
+            order,
+            outputs,
+            inputs,
+            bias,
+            |row, column, into| {
+                stack.read(row, column, into);
+            },
+        )
+    }
 }
 
 fn floats(view: &View<'_>) -> Vec<f32> {

@@ -27,7 +27,7 @@ mod tiles;
 pub use attention::{Attended, Attention, Span, attend};
 pub use buffer::Buffer;
 pub use element::Element;
-pub use gemm::{Packable, Packed};
+pub use gemm::{Order, Packable, Packed};
 pub use mapping::{Mapping, Zeroed};
 pub use norm::rms_norm;
 pub use operand::{Operand, Target};

@@ -102,7 +102,7 @@ impl Packable for f16 {
 
 /// Which outputs a panel has.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Order {
+pub enum Order {
     /// The next 64.
     Plain,
     /// The next 32 of the first half of the matrix, and those of the second half that belong to them.
@@ -126,40 +126,16 @@ impl<T: Packable> Packed<T> {
     /// `column` on; it is called for every part of the matrix once, on any thread.
     ///
     /// # Panics
-    /// If there are not as many biases as outputs.
+    /// If there are not as many biases as outputs, or gated outputs have no halves.
     pub fn new(
         threads: &Threads,
-        outputs: usize,
-        inputs: usize,
-        bias: Option<&[f32]>,
-        read: impl Fn(usize, usize, &mut [T]) + Sync,
-    ) -> Self {
-        Self::ordered(Order::Plain, threads, outputs, inputs, bias, read)
-    }
-
-    /// Packs a matrix whose first half of outputs are gates of the second half.
-    ///
-    /// # Panics
-    /// As above, or if the outputs have no halves.
-    pub fn gated(
-        threads: &Threads,
-        outputs: usize,
-        inputs: usize,
-        bias: Option<&[f32]>,
-        read: impl Fn(usize, usize, &mut [T]) + Sync,
-    ) -> Self {
-        assert!(outputs.is_multiple_of(2));
-        Self::ordered(Order::Gated, threads, outputs, inputs, bias, read)
-    }
-
-    fn ordered(
         order: Order,
-        threads: &Threads,
         outputs: usize,
         inputs: usize,
         bias: Option<&[f32]>,
         read: impl Fn(usize, usize, &mut [T]) + Sync,
     ) -> Self {
+        assert!(order == Order::Plain || outputs.is_multiple_of(2));
         let panel_lines = Self::panel_lines(inputs);
         let mut packed = Packed {
             lines: Vec::new(),
