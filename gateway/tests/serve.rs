@@ -29,6 +29,26 @@ fn answers_and_shows_its_health() {
     );
 }
 
+/// As models of the Hugging Face hub are called. Clients differ in how they write that into a path.
+#[test]
+fn a_models_name_may_have_a_slash() {
+    let server = Server::start(&["--model", "org/name=embedded"]);
+    for path in ["/v1/models/org/name", "/v1/models/org%2Fname"] {
+        let answer = server.get(path);
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        assert_eq!(answer.json()["id"], "org/name");
+    }
+    for path in [
+        "/v1/models/org%252Fname",
+        "/v1/models/org",
+        "/v1/models/%FF",
+    ] {
+        let answer = server.get(path);
+        assert_eq!(answer.status, 404, "{path}: {}", answer.body);
+        assert_eq!(answer.json()["error"]["code"], "model_not_found");
+    }
+}
+
 #[test]
 fn a_stream_survives_the_death_of_its_worker() {
     let server = Server::start(&[]);

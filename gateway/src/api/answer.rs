@@ -135,7 +135,7 @@ pub(super) async fn respond<F: Format>(
 ) -> Response<Body> {
     let run = run.with_form(params.form.as_ref().map(|form| form.param));
     let response = if params.stream {
-        respond_stream(run, generation, params.include_usage).await
+        respond_stream(run, generation).await
     } else {
         respond_whole(run, generation).await
     };

@@ -6,11 +6,12 @@ use bytes::Bytes;
 use http::Response;
 use realm_shared::wire::MAX_TOP_LOGPROBS;
 use serde::Serialize;
+use serde_json::{Map, Value};
 
 use super::answer::{Head, finish_name, limits, off_reactor, submit};
 use super::body::{self, Body};
-use super::calls::{ChunkCall, ToolCall};
-use super::choice::{Choice, Delta};
+use super::calls::{Call, ChunkCall, ToolCall};
+use super::choice::{Choice, Delta, Scored};
 use super::error::ApiError;
 use super::fields::Fields;
 use super::logprobs::ChatLogprobs;
@@ -18,6 +19,7 @@ use super::messages::{self, Message};
 use super::params::{MAX_COUNT, Params, count};
 use super::program::{self, Asked};
 use super::run::{Events, Format, Run, Usage};
+use super::template;
 use super::tools::Tools;
 use super::unsupported::{CHAT, refuse};
 use crate::batching::sequence::{FinishReason, Sequence};
@@ -32,6 +34,8 @@ struct Request {
     model: String,
     messages: Vec<Message>,
     tools: Tools,
+    /// What the chat template is told beside these.
+    variables: Map<String, Value>,
     params: Params,
     /// `top_logprobs` as given, which is an error unless `logprobs` is on.
     alternatives: Option<u32>,
@@ -46,6 +50,7 @@ impl Request {
         let model = model.ok_or_else(|| ApiError::missing("model"))?;
         let messages = messages::take(&mut fields)?;
         let tools = Tools::take(&mut fields)?;
+        let variables = template::take(&mut fields)?;
         refuse(&mut fields, CHAT)?;
         let mut params = Params::take(&mut fields, 1)?;
         let newer = count(&mut fields, "max_completion_tokens", 1..=MAX_COUNT)?;
@@ -61,6 +66,7 @@ impl Request {
             model,
             messages,
             tools,
+            variables,
             params,
             alternatives,
             args,
@@ -118,6 +124,7 @@ pub(super) async fn respond(
     let Request {
         messages,
         tools,
+        variables,
         params,
         args,
         ..
@@ -125,7 +132,7 @@ pub(super) async fn respond(
     let tier = params.urgency.tier(caller.tenant.settings().priority());
     let text = model.text.clone();
     let encoding = move || {
-        let prompt = encode(&text, &messages, &tools)?;
+        let prompt = encode(&text, &messages, &tools, &variables)?;
         Ok::<_, ApiError>((prompt, messages, tools))
     };
     let (prompt, messages, tools) = off_reactor(body.len(), encoding).await??;
@@ -157,7 +164,12 @@ pub(super) async fn respond(
     submit(&model, caller, id, sequences, run, &params, programs).await
 }
 
-fn encode(text: &Text, messages: &[Message], tools: &Tools) -> Result<Vec<u32>, ApiError> {
+fn encode(
+    text: &Text,
+    messages: &[Message],
+    tools: &Tools,
+    variables: &Map<String, Value>,
+) -> Result<Vec<u32>, ApiError> {
     let template = text.template.as_ref().ok_or_else(|| {
         ApiError::conflict(
             "model",
@@ -165,7 +177,7 @@ fn encode(text: &Text, messages: &[Message], tools: &Tools) -> Result<Vec<u32>, 
         )
     })?;
     let prompt = template
-        .render(messages, &tools.sent)
+        .render(messages, &tools.sent, variables)
         .map_err(|e| ApiError::conflict("messages", e.to_string()))?;
     let ids = text
         .tokenizer
@@ -190,8 +202,7 @@ fn prepare(
     limits: ModelLimits,
     default: u32,
 ) -> Result<(Vec<Sequence>, Run<ChatFormat>), ApiError> {
-    let prompt_tokens = prompt.len();
-    let max_tokens = params.budget("messages", prompt_tokens, limits.max_context, default)?;
+    let max_tokens = params.budget("messages", prompt.len(), limits.max_context, default)?;
     let prompt: Arc<[u32]> = prompt.into();
     let seed = params.seed();
     let sequences: Vec<Sequence> = (0..params.n)
@@ -214,12 +225,11 @@ fn prepare(
         calls: vec![false; choices.len()],
         has_tools,
         logprobs: params.top_logprobs.is_some(),
-        include_usage: params.include_usage,
         text,
     };
     Ok((
         sequences,
-        Run::new(format, choices, params.n, prompt_tokens),
+        Run::new(format, choices, params.n, params.stream_usage),
     ))
 }
 
@@ -229,7 +239,6 @@ struct ChatFormat {
     head: Head,
     text: Arc<Text>,
     logprobs: bool,
-    include_usage: bool,
     /// Whether there may be calls, and perhaps no text.
     has_tools: bool,
     /// Choices whose first event is written.
@@ -286,7 +295,7 @@ struct Chunk<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     service_tier: Option<&'static str>,
     choices: &'a [ChunkChoice],
-    /// Only there, as `null` or a value, if the client asked for usage.
+    /// Only there, as `null` or a value, if the client asked for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     usage: Option<Option<Usage>>,
 }
@@ -310,8 +319,20 @@ struct ChunkDelta {
     tool_calls: Vec<ChunkCall>,
 }
 
+impl ChunkChoice {
+    /// With nothing in it.
+    fn of(index: usize) -> Self {
+        ChunkChoice {
+            index,
+            delta: ChunkDelta::default(),
+            logprobs: None,
+            finish_reason: None,
+        }
+    }
+}
+
 impl ChatFormat {
-    fn chunk(&self, choices: &[ChunkChoice], usage: Option<Usage>, out: &mut Events) {
+    fn chunk(&self, choices: &[ChunkChoice], usage: Option<Option<Usage>>, out: &mut Events) {
         out.data(&Chunk {
             id: &self.head.id,
             object: "chat.completion.chunk",
@@ -320,70 +341,90 @@ impl ChatFormat {
             system_fingerprint: Head::FINGERPRINT,
             service_tier: self.head.service_tier,
             choices,
-            usage: self.include_usage.then_some(usage),
+            usage,
         });
     }
 
-    fn choice_chunk(
-        &self,
-        index: usize,
-        delta: ChunkDelta,
-        logprobs: Option<ChatLogprobs>,
-        finish_reason: Option<&'static str>,
-        out: &mut Events,
-    ) {
-        let choice = ChunkChoice {
-            index,
-            delta,
-            logprobs,
-            finish_reason,
-        };
-        self.chunk(&[choice], None, out);
+    /// Says who speaks, if that is not said yet. It comes with what is said first and not before: clients take the
+    /// first chunk for the first token, whose time they measure.
+    fn begin(&mut self, index: usize) -> Option<ChunkChoice> {
+        let started = self.started.get_mut(index)?;
+        if std::mem::replace(started, true) {
+            return None;
+        }
+        Some(ChunkChoice {
+            delta: ChunkDelta {
+                role: Some("assistant"),
+                content: Some((!self.has_tools).then(String::new)),
+                tool_calls: Vec::new(),
+            },
+            ..ChunkChoice::of(index)
+        })
+    }
+
+    fn content(&self, index: usize, text: String, tokens: &[Scored]) -> ChunkChoice {
+        ChunkChoice {
+            delta: ChunkDelta {
+                content: Some(Some(text)),
+                ..ChunkDelta::default()
+            },
+            logprobs: self
+                .logprobs
+                .then(|| ChatLogprobs::new(tokens, &self.text.tokenizer)),
+            ..ChunkChoice::of(index)
+        }
+    }
+
+    fn call(&mut self, index: usize, call: Call) -> ChunkChoice {
+        if let Some(calls) = self.calls.get_mut(index) {
+            *calls = true;
+        }
+        ChunkChoice {
+            delta: ChunkDelta {
+                tool_calls: vec![call.into()],
+                ..ChunkDelta::default()
+            },
+            ..ChunkChoice::of(index)
+        }
+    }
+
+    fn end(&self, index: usize, reason: FinishReason) -> ChunkChoice {
+        let has_calls = self.calls.get(index).copied().unwrap_or(false);
+        ChunkChoice {
+            finish_reason: Some(finish_reason(reason, has_calls)),
+            ..ChunkChoice::of(index)
+        }
     }
 }
 
 impl Format for ChatFormat {
-    fn chunks(&mut self, index: usize, delta: Delta, out: &mut Events) {
-        if let Some(started) = self.started.get_mut(index)
-            && !*started
-        {
-            *started = true;
-            let first = ChunkDelta {
-                role: Some("assistant"),
-                content: Some((!self.has_tools).then(String::new)),
-                tool_calls: Vec::new(),
-            };
-            self.choice_chunk(index, first, None, None, out);
+    fn chunks(
+        &mut self,
+        index: usize,
+        delta: Delta,
+        usage: Option<Option<Usage>>,
+        out: &mut Events,
+    ) {
+        if delta == Delta::default() {
+            return;
         }
+        let mut chunks = Vec::from_iter(self.begin(index));
         if !delta.text.is_empty() || !delta.tokens.is_empty() {
-            let logprobs = self
-                .logprobs
-                .then(|| ChatLogprobs::new(&delta.tokens, &self.text.tokenizer));
-            let content = ChunkDelta {
-                content: Some(Some(delta.text)),
-                ..ChunkDelta::default()
-            };
-            self.choice_chunk(index, content, logprobs, None, out);
+            chunks.push(self.content(index, delta.text, &delta.tokens));
         }
         for call in delta.calls {
-            if let Some(calls) = self.calls.get_mut(index) {
-                *calls = true;
-            }
-            let call = ChunkDelta {
-                tool_calls: vec![call.into()],
-                ..ChunkDelta::default()
-            };
-            self.choice_chunk(index, call, None, None, out);
+            chunks.push(self.call(index, call));
         }
         if let Some(reason) = delta.finish {
-            let has_calls = self.calls.get(index).copied().unwrap_or(false);
-            let reason = Some(finish_reason(reason, has_calls));
-            self.choice_chunk(index, ChunkDelta::default(), None, reason, out);
+            chunks.push(self.end(index, reason));
+        }
+        for chunk in chunks {
+            self.chunk(&[chunk], usage, out);
         }
     }
 
     fn usage_chunk(&self, usage: Usage, out: &mut Events) {
-        self.chunk(&[], Some(usage), out);
+        self.chunk(&[], Some(Some(usage)), out);
     }
 
     fn whole(self, choices: Vec<Delta>, usage: Usage) -> Vec<u8> {

@@ -32,7 +32,8 @@ fn start(extra: Value) -> (Vec<Sequence>, Run<ChatFormat>) {
     let request = request(extra).expect("valid");
     request.check(LIMITS).expect("agrees");
     let text = Arc::new(chat_text());
-    let prompt = encode(&text, &request.messages, &request.tools).expect("encodes");
+    let prompt =
+        encode(&text, &request.messages, &request.tools, &request.variables).expect("encodes");
     let has_tools = !request.tools.sent.is_empty();
     let head = Head {
         id: "chatcmpl-1".into(),
@@ -71,6 +72,11 @@ fn choice(index: usize, delta: Value, finish: Value) -> Value {
     json!({"index": index, "delta": delta, "logprobs": null, "finish_reason": finish})
 }
 
+fn usage(prompt: u64, completion: u64, cached: u64) -> Value {
+    json!({"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion,
+           "prompt_tokens_details": {"cached_tokens": cached}})
+}
+
 /// "hello", a third of a character, its rest, the end.
 fn script() -> Vec<(usize, Event)> {
     let mut events = vec![
@@ -107,8 +113,7 @@ fn a_whole_answer() {
                "system_fingerprint": Head::FINGERPRINT,
                "choices": [{"index": 0, "message": {"role": "assistant", "content": "hello€", "refusal": null},
                             "logprobs": null, "finish_reason": "stop"}],
-               "usage": {"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10,
-                         "prompt_tokens_details": {"cached_tokens": 0}}})
+               "usage": usage(5, 5, 0)})
     );
 }
 
@@ -119,7 +124,7 @@ fn a_stream_is_role_content_end_usage_done() {
     for (index, event) in script() {
         got.extend(events(&run.stream(index, event).expect("no failure").0));
     }
-    got.extend(events(&run.stream_end(false).expect("all over")));
+    got.extend(events(&run.stream_end().expect("all over")));
     let first = chunk(json!([choice(
         0,
         json!({"role": "assistant", "content": ""}),
@@ -141,11 +146,88 @@ fn usage_comes_in_a_chunk_of_its_own() {
         got.extend(events(&run.stream(index, event).expect("no failure").0));
     }
     assert!(got.iter().all(|c| c.get("usage") == Some(&Value::Null)));
-    let end = events(&run.stream_end(true).expect("all over"));
-    let mut usage = chunk(json!([]));
-    usage["usage"] = json!({"prompt_tokens": 5, "completion_tokens": 5, "total_tokens": 10,
-                            "prompt_tokens_details": {"cached_tokens": 0}});
-    assert_eq!(end, [usage, json!("[DONE]")]);
+    let end = events(&run.stream_end().expect("all over"));
+    let mut last = chunk(json!([]));
+    last["usage"] = usage(5, 5, 0);
+    assert_eq!(end, [last, json!("[DONE]")]);
+}
+
+/// As vLLM counts: what stands in a chunk is of its choice, and what stands in the last one of all.
+#[test]
+fn every_chunk_may_have_the_usage_so_far() {
+    let options = json!({"include_usage": true, "continuous_usage_stats": true});
+    let (_, mut run) = start(json!({"n": 2, "stream": true, "stream_options": options}));
+    let mut got = Vec::new();
+    for (index, event) in [
+        (0, Event::Started { cached: 4 }),
+        (1, Event::Started { cached: 0 }),
+        (0, token(HELLO)),
+        (0, token(0xC3)),
+        (1, token(HELLO)),
+        (0, token(0xA9)),
+        (0, Event::Finished(FinishReason::Length)),
+        (1, Event::Finished(FinishReason::Length)),
+    ] {
+        got.extend(events(&run.stream(index, event).expect("no failure").0));
+    }
+    got.extend(events(&run.stream_end().expect("all over")));
+    let told: Vec<_> = got.iter().filter_map(|chunk| chunk.get("usage")).collect();
+    // The first chunk of a choice says who speaks, the second what.
+    assert_eq!(
+        told,
+        [
+            &usage(5, 1, 4),
+            &usage(5, 1, 4),
+            &usage(5, 1, 4),
+            &usage(5, 1, 4),
+            &usage(5, 3, 4),
+            &usage(5, 3, 4),
+            &usage(5, 1, 4),
+            &usage(5, 4, 4),
+        ]
+    );
+}
+
+/// Clients that measure the time to the first token take the first chunk for it.
+#[test]
+fn who_speaks_is_said_with_what_is_said_first() {
+    for (extra, script, first) in [
+        (
+            json!({}),
+            vec![(0, token(HELLO))],
+            json!({"content": "hello"}),
+        ),
+        (
+            json!({}),
+            vec![(0, token(END)), (0, Event::Finished(FinishReason::Stop))],
+            json!({}),
+        ),
+        (
+            with_tools(),
+            script_with_calls("").drain(1..2).collect(),
+            json!({"tool_calls": [{"index": 0, "type": "function", "function": {"name": "f", "arguments": ""}}]}),
+        ),
+    ] {
+        let mut extra = extra;
+        extra["stream"] = json!(true);
+        let (_, mut run) = start(extra);
+        let mut pieces = Vec::new();
+        let started = (0, Event::Started { cached: 0 });
+        for (index, event) in std::iter::once(started).chain(script) {
+            pieces.push(events(&run.stream(index, event).expect("no failure").0));
+        }
+        let last = pieces.pop().expect("some");
+        assert!(pieces.iter().all(Vec::is_empty), "{pieces:?}");
+        let mut deltas = last
+            .iter()
+            .map(|chunk| chunk["choices"][0]["delta"].clone());
+        assert_eq!(deltas.next().expect("one")["role"], "assistant");
+        let mut second = deltas.next().expect("two");
+        if let Some(Value::Object(call)) = second.pointer_mut("/tool_calls/0") {
+            call.shift_remove("id");
+        }
+        assert_eq!(second, first);
+    }
 }
 
 #[test]
@@ -202,7 +284,7 @@ fn a_stop_string_ends_a_choice_and_cancels_its_sequence() {
     let got = events(&bytes);
     assert_eq!(got[1]["choices"][0]["delta"], json!({"content": "hel"}));
     assert_eq!(got[2]["choices"][0]["finish_reason"], "stop");
-    assert!(run.stream_end(false).is_ok());
+    assert!(run.stream_end().is_ok());
 }
 
 #[test]
@@ -213,11 +295,12 @@ fn logprobs_go_with_their_text() {
         logprobs: Some(logprobs(-1.0, &[(97, -0.25)])),
     };
     let (bytes, _) = run.stream(0, half).expect("no failure");
-    assert_eq!(events(&bytes).len(), 1, "only the role: no text yet");
+    assert_eq!(bytes, "", "no text yet");
     let (bytes, _) = run.stream(0, token(0xA9)).expect("no failure");
     let got = events(&bytes);
+    assert_eq!(got[0]["choices"][0]["delta"]["role"], "assistant");
     assert_eq!(
-        got[0]["choices"][0],
+        got[1]["choices"][0],
         json!({"index": 0, "delta": {"content": "é"}, "finish_reason": null, "logprobs": {"refusal": null, "content": [
             {"token": "\u{FFFD}", "logprob": -1.0, "bytes": [195], "top_logprobs": [{"token": "a", "logprob": -0.25, "bytes": [97]}]},
             {"token": "\u{FFFD}", "logprob": -0.5, "bytes": [169], "top_logprobs": [{"token": "\u{FFFD}", "logprob": -0.5, "bytes": [169]}]}]}})
@@ -241,7 +324,7 @@ fn a_failure_or_an_early_end_is_an_error() {
     let event = &events(&super::super::run::error_event(&error))[0];
     assert_eq!(event["error"]["code"], "worker_crashed");
     assert_eq!(event["error"]["type"], "server_error");
-    assert!(run.stream_end(false).is_err());
+    assert!(run.stream_end().is_err());
     assert!(run.push(9, token(1)).is_err());
 }
 
@@ -495,6 +578,28 @@ fn both_names_of_the_limit_hold() {
 }
 
 #[test]
+fn a_template_is_told_what_is_not_its_own() {
+    let prompt = |extra: Value| {
+        let request = request(extra).expect("valid");
+        encode(
+            &chat_text(),
+            &request.messages,
+            &request.tools,
+            &request.variables,
+        )
+    };
+    let usual = prompt(json!({})).expect("encodes");
+    let brief = [usual.as_slice(), &[END]].concat();
+    let thinking = |on: bool| json!({"chat_template_kwargs": {"enable_thinking": on}});
+    assert_eq!(prompt(thinking(true)), Ok(usual.clone()));
+    assert_eq!(prompt(thinking(false)), Ok(brief.clone()));
+    assert_eq!(prompt(json!({"reasoning_effort": "none"})), Ok(brief));
+    let mut both = thinking(true);
+    both["reasoning_effort"] = json!("none");
+    assert_eq!(prompt(both), Ok(usual));
+}
+
+#[test]
 fn the_templates_own_refusal_reaches_the_client() {
     let messages = [Message {
         role: messages::Role::Assistant,
@@ -503,7 +608,7 @@ fn the_templates_own_refusal_reaches_the_client() {
         tool_calls: Vec::new(),
         tool_call_id: None,
     }];
-    let error = encode(&chat_text(), &messages, &no_tools()).unwrap_err();
+    let error = encode(&chat_text(), &messages, &no_tools(), &Map::new()).unwrap_err();
     assert_eq!(error.to_string(), "The first message must not be an answer");
     assert_eq!(error.status(), 400);
 }

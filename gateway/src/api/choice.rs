@@ -74,7 +74,8 @@ pub(super) struct Choice {
     waiting: VecDeque<Scored>,
     /// The prompt, until it is sent; its tokens get their log-probabilities meanwhile.
     echo: Option<(String, Vec<Scored>)>,
-    /// Tokens of the prompt that were not computed for this.
+    prompt_tokens: usize,
+    /// Those of them that were not computed for this.
     cached: usize,
     generated: u32,
     /// Calls that began.
@@ -116,6 +117,7 @@ impl Choice {
                 });
                 (echo.text, tokens.collect())
             }),
+            prompt_tokens: sequence.prompt.len(),
             cached: 0,
             generated: 0,
             calls: 0,
@@ -128,7 +130,12 @@ impl Choice {
         self.generated
     }
 
-    /// Tokens of the prompt that had been computed before.
+    /// Tokens of the prompt.
+    pub(super) fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens
+    }
+
+    /// Those of them that had been computed before.
     pub(super) fn cached(&self) -> usize {
         self.cached
     }

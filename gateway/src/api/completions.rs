@@ -117,10 +117,8 @@ fn prepare(
 ) -> Result<(Vec<Sequence>, Run<CompletionFormat>), ApiError> {
     let mut sequences = Vec::new();
     let mut choices = Vec::new();
-    let mut prompt_tokens = 0;
     let seed = params.seed();
     for prompt in prompts {
-        prompt_tokens += prompt.ids.len();
         let max_tokens = params.budget(
             "prompt",
             prompt.ids.len(),
@@ -153,12 +151,11 @@ fn prepare(
     let format = CompletionFormat {
         head,
         top_logprobs: params.top_logprobs,
-        include_usage: params.include_usage,
         text,
     };
     Ok((
         sequences,
-        Run::new(format, choices, params.n, prompt_tokens),
+        Run::new(format, choices, params.n, params.stream_usage),
     ))
 }
 
@@ -168,7 +165,6 @@ struct CompletionFormat {
     head: Head,
     text: Arc<Text>,
     top_logprobs: Option<u32>,
-    include_usage: bool,
 }
 
 /// A whole completion or a part of one: the two look the same.
@@ -223,10 +219,15 @@ impl CompletionFormat {
 }
 
 impl Format for CompletionFormat {
-    fn chunks(&mut self, index: usize, delta: Delta, out: &mut Events) {
+    fn chunks(
+        &mut self,
+        index: usize,
+        delta: Delta,
+        usage: Option<Option<Usage>>,
+        out: &mut Events,
+    ) {
         if delta != Delta::default() {
             let choice = self.choice(index, delta);
-            let usage = self.include_usage.then_some(None);
             out.data(&self.completion(vec![choice], usage));
         }
     }

@@ -76,7 +76,7 @@ fn a_stream_of_completions() {
     assert!(run.stream(0, token(0xE2)).expect("no failure").0.is_empty());
     let (index, event) = end(0);
     got.extend(events(&run.stream(index, event).expect("no failure").0));
-    got.extend(events(&run.stream_end(true).expect("all over")));
+    got.extend(events(&run.stream_end().expect("all over")));
     let chunk = |choices: Value, usage: Value| {
         json!({"id": "cmpl-1", "object": "text_completion", "created": 7, "model": "m",
                "system_fingerprint": Head::FINGERPRINT, "choices": choices, "usage": usage})
@@ -91,6 +91,53 @@ fn a_stream_of_completions() {
             chunk(choice("\u{FFFD}", json!("length")), json!(null)),
             chunk(json!([]), usage),
             json!("[DONE]"),
+        ]
+    );
+}
+
+/// What stands in a chunk is of its choice and that one's prompt.
+#[test]
+fn every_chunk_may_have_the_usage_so_far() {
+    let options = json!({"include_usage": true, "continuous_usage_stats": true});
+    let (_, mut run) = start(json!({
+        "prompt": [[97], [98, 99, 97]], "n": 2, "stream": true, "stream_options": options
+    }));
+    let mut got = Vec::new();
+    let script = [
+        (2, Event::Started { cached: 2 }),
+        (2, token(HELLO)),
+        (3, token(HELLO)),
+    ];
+    let ends = [end(3), end(0), end(2), end(1)];
+    for (index, event) in script.into_iter().chain([(2, token(98))]).chain(ends) {
+        got.extend(events(&run.stream(index, event).expect("no failure").0));
+    }
+    got.extend(events(&run.stream_end().expect("all over")));
+    let told = got.iter().filter_map(|chunk| {
+        let usage = chunk.get("usage")?;
+        let count = |key: &str| usage[key].as_u64().expect("a count");
+        let cached = &usage["prompt_tokens_details"]["cached_tokens"];
+        assert_eq!(
+            count("total_tokens"),
+            count("prompt_tokens") + count("completion_tokens")
+        );
+        Some((
+            count("prompt_tokens"),
+            count("completion_tokens"),
+            cached.as_u64().expect("a count"),
+        ))
+    });
+    assert_eq!(
+        told.collect::<Vec<_>>(),
+        [
+            (3, 1, 2),
+            (3, 1, 2),
+            (3, 2, 2),
+            (3, 1, 2),
+            (1, 0, 0),
+            (3, 2, 2),
+            (1, 0, 0),
+            (4, 3, 2),
         ]
     );
 }

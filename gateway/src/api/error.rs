@@ -317,9 +317,12 @@ impl ApiError {
         }
     }
 
-    /// 500: the server's own fault.
+    /// 500: the server's own fault, which the same request would meet again.
     pub fn internal(message: impl Into<String>) -> Self {
-        Self::server(None, message.into())
+        ApiError {
+            never_retry: true,
+            ..Self::server(None, message.into())
+        }
     }
 
     fn server(code: Option<&'static str>, message: String) -> Self {
@@ -669,6 +672,11 @@ mod tests {
             assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
             assert_eq!(response.headers()["x-should-retry"], "false");
         }
+        let response = ApiError::internal("oops").into_response();
+        assert_eq!(response.headers()["x-should-retry"], "false");
+        let lost = ApiError::from(ProgramError::Task).into_response();
+        assert_eq!(lost.status(), StatusCode::INTERNAL_SERVER_ERROR);
+        assert!(!lost.headers().contains_key("x-should-retry"));
         let response = ApiError::from(FailReason::WorkerGone).into_response();
         assert_eq!(response.status(), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(response.headers()["retry-after"], "30");

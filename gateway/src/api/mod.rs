@@ -24,6 +24,7 @@ mod programs;
 mod prompts;
 pub(crate) mod random;
 mod run;
+mod template;
 #[cfg(test)]
 mod testing;
 mod tools;

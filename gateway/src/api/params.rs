@@ -12,6 +12,7 @@ use super::form::Form;
 use super::priority::Urgency;
 use super::processor::Processor;
 use super::random;
+use super::run::StreamUsage;
 use super::unsupported::{STREAM_OPTIONS, refuse};
 use crate::batching::sequence::{Allowance, Priority, Sequence, SequenceId, TenantId};
 use crate::text::Text;
@@ -23,7 +24,7 @@ pub(super) const MAX_COUNT: i64 = i32::MAX as i64;
 /// Most entries of `logit_bias`.
 const MAX_BIAS: usize = 1024;
 /// Most stop strings.
-const MAX_STOPS: usize = 4;
+const MAX_STOPS: usize = 16;
 /// Longest stop string in characters.
 const MAX_STOP_LENGTH: usize = 1024;
 /// Below this, a temperature divides logits beyond what the device can tell apart.
@@ -44,7 +45,7 @@ pub(super) struct Params {
     pub(super) urgency: Urgency,
     pub(super) processor: Option<Processor>,
     pub(super) form: Option<Form>,
-    pub(super) include_usage: bool,
+    pub(super) stream_usage: StreamUsage,
     /// Alternatives to report per token; `None` for no log-probabilities at all.
     pub(super) top_logprobs: Option<u32>,
     stream_options: bool,
@@ -80,7 +81,7 @@ impl Params {
             urgency: Urgency::take(fields)?,
             processor: Processor::take(fields)?,
             form: Form::take(fields)?,
-            include_usage: false,
+            stream_usage: StreamUsage::Never,
             top_logprobs: None,
             stream_options: false,
             temperature: fields.number("temperature", "a number from 0 to 2", |v| {
@@ -110,7 +111,14 @@ impl Params {
         };
         if let Some(mut options) = fields.object("stream_options")? {
             params.stream_options = true;
-            params.include_usage = options.boolean("include_usage")?.unwrap_or(false);
+            let at_end = options.boolean("include_usage")?.unwrap_or(false);
+            let throughout = options.boolean("continuous_usage_stats")?.unwrap_or(false);
+            params.stream_usage = match (at_end, throughout) {
+                // As in vLLM, which has the second one, it asks for nothing without the first.
+                (false, _) => StreamUsage::Never,
+                (true, false) => StreamUsage::AtEnd,
+                (true, true) => StreamUsage::Throughout,
+            };
             refuse(&mut options, STREAM_OPTIONS)?;
             options.finish()?;
         }

@@ -23,7 +23,8 @@ fn defaults_are_openais_and_the_models() {
     assert_eq!((sampling.top_k, sampling.repetition_penalty), (0, 1.0));
     assert_eq!(sampling.top_logprobs, -1);
     assert_eq!((sampling.stop_count, sampling.stop_ids[0]), (1, 264));
-    assert!(!params.stream && !params.include_usage && params.n == 1);
+    assert!(!params.stream && params.n == 1);
+    assert_eq!(params.stream_usage, StreamUsage::Never);
 
     text.defaults.temperature = Some(0.6);
     text.defaults.top_k = Some(20);
@@ -40,7 +41,7 @@ fn everything_that_is_honoured_reaches_the_sampling() {
         "temperature": 2, "top_p": 1e-300, "min_p": 0.5, "top_k": 7, "presence_penalty": -2,
         "frequency_penalty": 2, "repetition_penalty": 1.5, "min_tokens": 3, "max_tokens": 4,
         "ignore_eos": true, "logit_bias": {"9": -100, "3": 1.5}, "seed": -1, "n": 128,
-        "stop": ["a", "b", "c", "d"], "stream": true, "user": "u", "metadata": {"k": "v"},
+        "stop": vec!["a"; 16], "stream": true, "user": "u", "metadata": {"k": "v"},
         "stream_options": {"include_usage": true, "include_obfuscation": false},
         "safety_identifier": "s", "prompt_cache_key": "p",
     }));
@@ -60,8 +61,8 @@ fn everything_that_is_honoured_reaches_the_sampling() {
     );
     assert_eq!(s.key, random::key(u64::MAX, 2));
     assert_eq!(*sequence.bias, [(3, 1.5), (9, -100.0)]);
-    assert_eq!(params.stop.len(), 4);
-    assert_eq!((params.n, params.include_usage), (128, true));
+    assert_eq!(params.stop.len(), 16);
+    assert_eq!((params.n, params.stream_usage), (128, StreamUsage::AtEnd));
     assert_eq!(params.check(10), Ok(()));
 }
 
@@ -73,6 +74,22 @@ fn null_is_the_same_as_absent() {
         "metadata": null, "top_k": null, "ignore_eos": null,
     });
     assert_eq!(valid(nulls), valid(json!({})));
+}
+
+#[test]
+fn usage_throughout_needs_usage_at_the_end() {
+    for (options, expected) in [
+        (json!({}), StreamUsage::Never),
+        (json!({"include_usage": true}), StreamUsage::AtEnd),
+        (json!({"continuous_usage_stats": true}), StreamUsage::Never),
+        (
+            json!({"include_usage": true, "continuous_usage_stats": true}),
+            StreamUsage::Throughout,
+        ),
+    ] {
+        let params = valid(json!({"stream": true, "stream_options": options}));
+        assert_eq!(params.stream_usage, expected, "{options}");
+    }
 }
 
 #[test]
@@ -130,7 +147,7 @@ fn every_fault_names_its_parameter_and_what_is_allowed() {
         (json!({"stop": ""}), "Invalid 'stop': expected a string of 1 to 1024 characters.".into()),
         (json!({"stop": ["a", ""]}), "Invalid 'stop[1]': expected a string of 1 to 1024 characters.".into()),
         (json!({"stop": long}), "Invalid 'stop': expected a string of 1 to 1024 characters.".into()),
-        (json!({"stop": vec!["a"; 5]}), "Invalid 'stop': expected at most 4 strings, but got 5.".into()),
+        (json!({"stop": vec!["a"; 17]}), "Invalid 'stop': expected at most 16 strings, but got 17.".into()),
         (json!({"stop": [1]}), "Invalid type for 'stop[0]': expected a string, but got an integer.".into()),
         (json!({"stop": 1}), "Invalid type for 'stop': expected a string or an array of strings, but got an integer.".into()),
         (json!({"logit_bias": [1]}), "Invalid type for 'logit_bias': expected an object, but got an array.".into()),
@@ -142,6 +159,7 @@ fn every_fault_names_its_parameter_and_what_is_allowed() {
         (json!({"stream": 1}), "Invalid type for 'stream': expected a boolean, but got an integer.".into()),
         (json!({"stream_options": true}), "Invalid type for 'stream_options': expected an object, but got a boolean.".into()),
         (json!({"stream_options": {"include_usage": 1}}), "Invalid type for 'stream_options.include_usage': expected a boolean, but got an integer.".into()),
+        (json!({"stream_options": {"continuous_usage_stats": 1}}), "Invalid type for 'stream_options.continuous_usage_stats': expected a boolean, but got an integer.".into()),
         (json!({"stream_options": {"include_obfuscation": true}}), "Unsupported value for 'stream_options.include_obfuscation': this server accepts only null or false.".into()),
         (json!({"stream_options": {"x": 1}}), "Unrecognized request argument supplied: stream_options.x".into()),
         (json!({"user": 1}), "Invalid type for 'user': expected a string, but got an integer.".into()),

@@ -32,10 +32,42 @@ struct PromptTokens {
     cached_tokens: u64,
 }
 
+impl Usage {
+    fn new(prompt: usize, generated: u64, cached: usize) -> Self {
+        let prompt_tokens = prompt as u64;
+        Usage {
+            prompt_tokens,
+            completion_tokens: generated,
+            total_tokens: prompt_tokens + generated,
+            prompt_tokens_details: PromptTokens {
+                cached_tokens: cached as u64,
+            },
+        }
+    }
+}
+
+/// Which chunks of a stream tell usage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum StreamUsage {
+    /// None.
+    Never,
+    /// One of its own behind all others, which have `null` in its place.
+    AtEnd,
+    /// That one, and each of the others what its choice took so far.
+    Throughout,
+}
+
 /// How an endpoint writes its answers.
 pub(super) trait Format: Send + 'static {
-    /// Writes what became certain about choice `index` as server-sent events.
-    fn chunks(&mut self, index: usize, delta: Delta, out: &mut Events);
+    /// Writes what became certain about choice `index` as server-sent events. `usage` is what they have by
+    /// that name, if anything.
+    fn chunks(
+        &mut self,
+        index: usize,
+        delta: Delta,
+        usage: Option<Option<Usage>>,
+        out: &mut Events,
+    );
     /// Writes the event that tells the usage after all others.
     fn usage_chunk(&self, usage: Usage, out: &mut Events);
     /// The whole answer as JSON.
@@ -70,8 +102,7 @@ pub(super) struct Run<F> {
     /// Prompt by prompt.
     choices: Vec<Choice>,
     choices_per_prompt: usize,
-    /// Tokens of all prompts, each once however many choices it has.
-    prompt_tokens: usize,
+    stream_usage: StreamUsage,
     /// The parameter that says which form the answers are to have, if one does.
     form: Option<&'static str>,
 }
@@ -82,13 +113,13 @@ impl<F: Format> Run<F> {
         format: F,
         choices: Vec<Choice>,
         choices_per_prompt: usize,
-        prompt_tokens: usize,
+        stream_usage: StreamUsage,
     ) -> Self {
         Run {
             format,
             choices,
             choices_per_prompt: choices_per_prompt.max(1),
-            prompt_tokens,
+            stream_usage,
             form: None,
         }
     }
@@ -160,15 +191,20 @@ impl<F: Format> Run<F> {
     pub(super) fn stream(&mut self, index: usize, event: Event) -> Result<(Bytes, bool), ApiError> {
         let (delta, cancel) = self.push(index, event)?;
         let mut events = Events::default();
-        self.format.chunks(index, delta, &mut events);
+        let usage = match self.stream_usage {
+            StreamUsage::Never => None,
+            StreamUsage::AtEnd => Some(None),
+            StreamUsage::Throughout => Some(self.usage_of(index)),
+        };
+        self.format.chunks(index, delta, usage, &mut events);
         Ok((events.into_bytes(), cancel))
     }
 
     /// What ends a stream; an error if a choice is not over.
-    pub(super) fn stream_end(&self, include_usage: bool) -> Result<Bytes, ApiError> {
+    pub(super) fn stream_end(&self) -> Result<Bytes, ApiError> {
         self.check_over()?;
         let mut events = Events::default();
-        if include_usage {
+        if self.stream_usage != StreamUsage::Never {
             self.format.usage_chunk(self.usage(), &mut events);
         }
         events.raw(b"[DONE]");
@@ -184,7 +220,12 @@ impl<F: Format> Run<F> {
 
     /// Tokens of all prompts, each once however many choices it has.
     pub(super) fn prompt_tokens(&self) -> usize {
-        self.prompt_tokens
+        self.first_choices().map(Choice::prompt_tokens).sum()
+    }
+
+    /// One of each prompt. The others share what it computes.
+    fn first_choices(&self) -> impl Iterator<Item = &Choice> {
+        self.choices.iter().step_by(self.choices_per_prompt)
     }
 
     fn is_over(&self) -> bool {
@@ -200,18 +241,20 @@ impl<F: Format> Run<F> {
     }
 
     fn usage(&self) -> Usage {
-        let prompt_tokens = self.prompt_tokens as u64;
         let generated = self.choices.iter().map(|c| u64::from(c.generated()));
-        let completion_tokens = generated.sum();
-        // The other choices of a prompt share what the first one computes.
-        let first_choices = self.choices.iter().step_by(self.choices_per_prompt);
-        let cached_tokens = first_choices.map(|c| c.cached() as u64).sum();
-        Usage {
-            prompt_tokens,
-            completion_tokens,
-            total_tokens: prompt_tokens + completion_tokens,
-            prompt_tokens_details: PromptTokens { cached_tokens },
-        }
+        let cached = self.first_choices().map(Choice::cached).sum();
+        Usage::new(self.prompt_tokens(), generated.sum(), cached)
+    }
+
+    /// What choice `index` and its prompt took so far.
+    fn usage_of(&self, index: usize) -> Option<Usage> {
+        let choice = self.choices.get(index)?;
+        let first = self.first_choices().nth(index / self.choices_per_prompt)?;
+        Some(Usage::new(
+            choice.prompt_tokens(),
+            choice.generated().into(),
+            first.cached(),
+        ))
     }
 }
 
@@ -250,7 +293,6 @@ pub(super) async fn respond_whole<F: Format>(
 pub(super) async fn respond_stream<F: Format>(
     mut run: Run<F>,
     mut generation: Generation,
-    include_usage: bool,
 ) -> Result<Response<Body>, ApiError> {
     let first = match run.form {
         Some(_) => run.begin(&mut generation).await?,
@@ -293,7 +335,7 @@ pub(super) async fn respond_stream<F: Format>(
             }
         }
         generation.settle().await;
-        yield run.stream_end(include_usage).unwrap_or_else(|error| error_event(&error));
+        yield run.stream_end().unwrap_or_else(|error| error_event(&error));
     }))
 }
 

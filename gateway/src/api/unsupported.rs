@@ -46,7 +46,6 @@ pub(super) const CHAT: &[Unsupported] = &[
         |v| v == "in_memory",
         "null or \"in_memory\"",
     ),
-    ("reasoning_effort", |v| v == "none", "null or \"none\""),
     ("store", off, OFF),
     ("verbosity", |v| v == "medium", "null or \"medium\""),
     ("web_search_options", nothing, NULL),

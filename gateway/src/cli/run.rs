@@ -8,6 +8,7 @@ use anyhow::{Context, bail};
 use realm_shared::run::Part;
 use realm_shared::wire::Sampling;
 use serde::Serialize;
+use serde_json::Map;
 
 use crate::api::{ApiError, random};
 use crate::batching::{Allowance, Event, FailReason, Priority, Sequence, SequenceId, TenantId};
@@ -139,7 +140,7 @@ pub(super) fn encode(model: &Model, messages: &[Message]) -> anyhow::Result<(Vec
     let prompt = match &text.template {
         Some(template) => text
             .tokenizer
-            .encode(&template.render(messages, &[])?, false)?,
+            .encode(&template.render(messages, &[], &Map::new())?, false)?,
         // A model without a template completes what it was given.
         None => text
             .tokenizer

@@ -1,6 +1,7 @@
 //! The API's tower stack and its routes.
 
 use std::any::Any;
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +12,7 @@ use http::{Method, Request, Response};
 use http_body::Body as _;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use percent_encoding::percent_decode_str;
 use tower::{ServiceBuilder, service_fn};
 use tower_http::catch_panic::CatchPanicLayer;
 use tower_http::request_id::{MakeRequestUuid, PropagateRequestIdLayer, SetRequestIdLayer};
@@ -123,14 +125,15 @@ async fn route(
         "programs" => ("/v1/programs", not_allowed(&method, "GET, POST")),
         rest => match rest.split_once('/') {
             Some(("models", id)) if method == Method::GET => {
-                let response = api::get_model(models, programs, &caller, id).await;
+                let response = api::get_model(models, programs, &caller, &name(id)).await;
                 ("/v1/models/{id}", response)
             }
             Some(("models", _)) => ("/v1/models/{id}", not_allowed(&method, "GET")),
-            Some(("programs", name)) => {
+            Some(("programs", encoded)) => {
+                let name = name(encoded);
                 let response = match method {
-                    Method::GET => api::get_program(programs, &caller, name).await,
-                    Method::DELETE => api::delete_program(programs, &caller, name).await,
+                    Method::GET => api::get_program(programs, &caller, &name).await,
+                    Method::DELETE => api::delete_program(programs, &caller, &name).await,
                     _ => not_allowed(&method, "GET, DELETE"),
                 };
                 ("/v1/programs/{name}", response)
@@ -143,6 +146,12 @@ async fn route(
     };
     http_response(route, response.status().as_u16());
     response
+}
+
+/// A name as the end of a path has it. Clients write a slash in one as it is, or encoded. What is no text has
+/// characters in it that no name has, so that nothing is found.
+fn name(encoded: &str) -> Cow<'_, str> {
+    percent_decode_str(encoded).decode_utf8_lossy()
 }
 
 fn not_allowed(method: &Method, allowed: &'static str) -> Response<Body> {
@@ -263,11 +272,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn names_in_paths_may_be_encoded() {
+        for (encoded, expected) in [
+            ("org/name", "org/name"),
+            ("org%2Fname", "org/name"),
+            ("a%20b+c", "a b+c"),
+            ("%C3%A9", "é"),
+            ("100%", "100%"),
+            ("%FF", "\u{FFFD}"),
+        ] {
+            assert_eq!(name(encoded), expected);
+        }
+    }
+
+    #[test]
     fn whoever_watches_responses_sees_panics() {
         let recorder = PrometheusBuilder::new().build_recorder();
         let handle = recorder.handle();
         let response = metrics::with_local_recorder(&recorder, || panic_response(Box::new("why")));
         assert_eq!(response.status(), 500);
+        assert_eq!(response.headers()["x-should-retry"], "false");
         let line = r#"realm_http_requests_total{route="other",status="500"} 1"#;
         assert!(handle.render().lines().any(|l| l == line));
     }

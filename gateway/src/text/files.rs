@@ -5,6 +5,7 @@ use std::path::Path;
 use realm_shared::wire::{MAX_STOP_IDS, Sampling};
 use serde_json::Value;
 
+use super::template::SPECIAL_TOKENS;
 use super::{ChatTemplate, Text, TextError, Tokenizer};
 
 const TOKENIZER: &str = "tokenizer.json";
@@ -212,7 +213,7 @@ fn object(file: &'static str, json: &[u8]) -> Result<Value, TextError> {
 /// The special tokens that templates may name, those that the model has. Each is a string, or
 /// an object with the string as `content`.
 fn special_tokens(tokenizer_config: &Value) -> Vec<(&'static str, String)> {
-    ["bos_token", "eos_token", "pad_token", "unk_token"]
+    SPECIAL_TOKENS
         .into_iter()
         .filter_map(|name| {
             let token = &tokenizer_config[name];
@@ -301,6 +302,8 @@ fn defaults(generation: &Value) -> Result<Defaults, TextError> {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::Map;
+
     use super::*;
     use crate::text::testing::byte_level_json;
 
@@ -351,8 +354,12 @@ mod tests {
         ] {
             let text = load(&[&base[..], &files].concat()).expect("loads");
             let template = text.template.expect("has one");
-            assert_eq!(template.render(&[""], &[]).expect("renders"), expected);
-            let with_tools = template.render(&[""], &[Value::Null]).expect("renders");
+            let rendered = |tools: &[Value]| {
+                let rendered = template.render(&[""], tools, &Map::new());
+                rendered.expect("renders")
+            };
+            assert_eq!(rendered(&[]), expected);
+            let with_tools = rendered(&[Value::Null]);
             let of_its_own = expected == "named";
             assert_eq!(with_tools, if of_its_own { "tools" } else { expected });
         }

@@ -2,15 +2,20 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use minijinja::value::{Kwargs, Value};
+use minijinja::value::{Kwargs, Value, merge_maps};
 use minijinja::{Environment, Error, ErrorKind, context};
 use serde::Serialize;
+use serde_json::Map;
 
 use super::clock::strftime;
 
 const NAME: &str = "chat template";
 /// Of the template for chats with tools, where that is another one.
 const WITH_TOOLS: &str = "chat template with tools";
+/// The special tokens that templates may name.
+pub(super) const SPECIAL_TOKENS: [&str; 4] = ["bos_token", "eos_token", "pad_token", "unk_token"];
+/// What else every template is told.
+const OWN: [&str; 3] = ["messages", "tools", "add_generation_prompt"];
 
 /// A compiled chat template with the special tokens it may use.
 #[derive(Debug)]
@@ -71,20 +76,28 @@ impl ChatTemplate {
         })
     }
 
+    /// Whether templates have a variable of this name by themselves, so that no request can bring one.
+    pub fn sets(name: &str) -> bool {
+        OWN.contains(&name) || SPECIAL_TOKENS.contains(&name)
+    }
+
     /// The prompt for `messages`, ending where the assistant's answer begins. `tools` are those that it may
-    /// call, as OpenAI's API has them, for templates that know of tools.
+    /// call, as OpenAI's API has them, for templates that know of tools. `variables` are what else it is
+    /// told; none of them replaces one that it [sets](Self::sets).
     pub fn render(
         &self,
         messages: &[impl Serialize],
         tools: &[serde_json::Value],
+        variables: &Map<String, serde_json::Value>,
     ) -> Result<String, TemplateError> {
-        let variables = context! {
+        let own = context! {
             messages => Value::from_serialize(messages),
             // As in transformers, of which templates tell no tools by `none`.
             tools => (!tools.is_empty()).then(|| Value::from_serialize(tools)),
             add_generation_prompt => true,
-            ..self.specials.clone()
         };
+        // Of a name given twice the last value counts.
+        let variables = merge_maps([Value::from_serialize(variables), self.specials.clone(), own]);
         let name = match self.has_other_with_tools && !tools.is_empty() {
             true => WITH_TOOLS,
             false => NAME,
@@ -214,10 +227,43 @@ mod tests {
         messages: serde_json::Value,
         tools: serde_json::Value,
     ) -> Result<String, TemplateError> {
-        let specials = [("bos_token", "<s>".into())];
-        let template = ChatTemplate::new(source, None, &specials).expect("compiles");
         let list = |value: &serde_json::Value| value.as_array().expect("a list").clone();
-        template.render(&list(&messages), &list(&tools))
+        compiled(source).render(&list(&messages), &list(&tools), &Map::new())
+    }
+
+    fn compiled(source: &str) -> ChatTemplate {
+        let specials = [("bos_token", "<s>".into())];
+        ChatTemplate::new(source, None, &specials).expect("compiles")
+    }
+
+    /// The end of Qwen3's.
+    #[test]
+    fn variables_are_those_of_the_request_but_for_its_own() {
+        let source = "{{- bos_token + '<|im_start|>assistant\\n' }}\n    \
+            {%- if enable_thinking is defined and enable_thinking is false %}\n        \
+            {{- '<think>\\n\\n</think>\\n\\n' }}\n    {%- endif %}";
+        let told = |variables: serde_json::Value| {
+            let variables = variables.as_object().expect("an object");
+            let out = compiled(source).render(&["x"], &[], variables);
+            out.expect("renders")
+        };
+        let (thinks, answers) = (
+            "<s><|im_start|>assistant\n",
+            "<s><|im_start|>assistant\n<think>\n\n</think>\n\n",
+        );
+        assert_eq!(told(json!({})), thinks);
+        assert_eq!(told(json!({"enable_thinking": true})), thinks);
+        assert_eq!(told(json!({"enable_thinking": null})), thinks);
+        assert_eq!(told(json!({"enable_thinking": false})), answers);
+        assert_eq!(told(json!({"bos_token": "<a>"})), thinks);
+        let deep = (0..100).fold(json!(1), |inner, _| json!([inner]));
+        let variables = json!({"deep": deep});
+        let out = compiled("{{ deep | tojson }}").render(
+            &["x"],
+            &[],
+            variables.as_object().expect("an object"),
+        );
+        assert_eq!(out.expect("renders").len(), 201);
     }
 
     #[test]

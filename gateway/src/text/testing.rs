@@ -130,7 +130,8 @@ pub(crate) fn chat_text() -> super::Text {
     let template = "{% if messages[0].role == 'assistant' %}\
                     {{ raise_exception('The first message must not be an answer') }}{% endif %}\
                     {{ bos_token }}{% for m in messages %}<|user|>{{ m.content }}<|end|>\
-                    {% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}";
+                    {% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}\
+                    {% if enable_thinking is false %}<|end|>{% endif %}";
     let config = json!({"chat_template": template, "bos_token": "<|bos|>",
                         "eos_token": {"content": "<|end|>"}});
     super::Text::from_parts(&super::TextFiles {

@@ -74,6 +74,14 @@ def test_content_in_parts(chat):
     assert parts.choices[0].message.role == whole.choices[0].message.role
 
 
+def test_a_template_that_does_not_ask_may_be_told(chat):
+    usual = chat(temperature=0, max_tokens=8)
+    for more in ({"chat_template_kwargs": {"enable_thinking": False}}, {"reasoning_effort": "none"}):
+        told = chat(temperature=0, max_tokens=8, extra_body=more)
+        assert told.choices[0].message.content == usual.choices[0].message.content
+        assert told.usage.prompt_tokens == usual.usage.prompt_tokens
+
+
 def test_any_text_is_taken(chat):
     for content in ["", " ", "日本語 и 🙂 e\u0301", "<|im_end|>", "\x00\x01", "a" * 500]:
         answer = chat(content, max_tokens=4)

@@ -41,7 +41,7 @@ def is_error(response, status, **expected):
         ("presence_penalty", 2.5),
         ("frequency_penalty", -3),
         ("top_logprobs", 3),
-        ("stop", ["a", "b", "c", "d", "e"]),
+        ("stop", ["a"] * 17),
         ("logit_bias", {"99999999": 1}),
         ("stream_options", {"include_usage": True}),
     ],
@@ -79,6 +79,13 @@ def test_unknown_parameter(chat):
         chat(extra_body={"temprature": 0})
     assert caught.value.param == "temprature"
     assert caught.value.code == "unknown_parameter"
+
+
+@pytest.mark.parametrize("name", ["messages", "add_generation_prompt", "bos_token"])
+def test_variables_of_the_template_that_are_its_own(chat, name):
+    with pytest.raises(openai.BadRequestError) as caught:
+        chat(extra_body={"chat_template_kwargs": {name: "x"}})
+    assert caught.value.param == f"chat_template_kwargs.{name}"
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -43,6 +43,18 @@ def test_order(client, model):
     assert texts(chunks)[0]
 
 
+def test_usage_so_far(client, model):
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    *body, last = chunks_of(client, model, stream_options=options, n=2, seed=5, temperature=1.5)
+    so_far = {0: 0, 1: 0}
+    for chunk in body:
+        index, tokens = chunk.choices[0].index, chunk.usage.completion_tokens
+        assert chunk.usage.prompt_tokens == last.usage.prompt_tokens
+        assert tokens >= so_far[index]
+        so_far[index] = tokens
+    assert last.choices == [] and sum(so_far.values()) == last.usage.completion_tokens
+
+
 def test_no_usage_unless_asked(client, model):
     assert all(chunk.usage is None and chunk.choices for chunk in chunks_of(client, model))
 
