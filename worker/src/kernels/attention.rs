@@ -109,10 +109,10 @@ pub struct Attended<'a, T> {
 
 /// Attention of every token to the tokens of its sequence up to itself that it sees: rows of `heads * head_dim` values.
 ///
-/// No token may be in two spans.
+/// Spans follow each other, so that no token is in two of them.
 ///
 /// # Panics
-/// If a span reaches beyond `qkv`, its block table or the arena, or `out` has no such rows.
+/// If they do not, if one reaches beyond `qkv`, its block table or the arena, or `out` has no such rows.
 pub fn attend<T: Element>(threads: &Threads, layer: &Attended<'_, T>, out: Target<'_>) {
     match T::tiles() {
         Some(tiles) if tiled::fits(layer.shape.head_dim) => {
@@ -158,6 +158,9 @@ fn for_each_task<T: Element>(
         head_dim,
     } = *layer.shape;
     assert!(out.width() == heads * head_dim);
+    // Else two threads could write one row.
+    let follows = |a: &Span<'_>, b: &Span<'_>| a.first + a.len <= b.first;
+    assert!(layer.spans.is_sorted_by(follows));
     let mut parts = Vec::new();
     for most in SPANS {
         parts.clear();
@@ -174,7 +177,7 @@ fn for_each_task<T: Element>(
             break;
         }
     }
-    // As many long ones for every thread, which begins with them: one that is left to the end would be waited for.
+    // About as many long ones for every thread, which begins with them: one that is left to the end would be waited for.
     parts.sort_by_key(|part| std::cmp::Reverse(part.len * (part.context + part.len)));
     let count = threads.count() as usize;
     let of = |thread| parts.iter().skip(thread).step_by(count);
@@ -198,7 +201,7 @@ struct Task<'a, T> {
 }
 
 /// Blocks of a group: tokens are taken in groups that begin at the same positions for every query, and a query that
-/// does not see a group is not changed by it, so that which queries are computed together changes nothing for any of
+/// does not see a group is not changed by it as long as values are finite, so that which queries are computed together changes nothing for any of
 /// them.
 const BLOCKS: usize = 4;
 

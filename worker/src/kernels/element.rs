@@ -108,7 +108,7 @@ impl Element for bf16 {
     }
     #[inline(always)]
     fn load<S: Simd>(s: S, from: &[bf16; LANES]) -> S::V {
-        s.load_bf16(from)
+        s.load(&from.map(Element::to_f32))
     }
     #[inline(always)]
     fn round<S: Simd>(s: S, from: &[f32], into: &mut [bf16]) {

@@ -5,7 +5,8 @@
 //! beside it. Here every output is one chain of multiply-adds in `f32` over the inner dimension
 //! from first to last, whatever the number of rows, the tile it falls into or the thread that
 //! computes it. How a pair of inputs is taken in, and in which type, is one of two
-//! [arithmetics](arithmetic), which the type of the weights and the CPU decide.
+//! [arithmetics](arithmetic), which the type of the weights and the CPU decide. Matrix units, where
+//! there are any, have an order of their own, which depends on nothing else either ([tiled]).
 //!
 //! The weights are held once, in [panels], which are read from front to back. A tile of a few rows
 //! by 64 outputs stays in registers, and a panel in the L2 cache while one such tile after the other

@@ -1,5 +1,5 @@
-//! The computations that libtorch lacks, or cannot do reproducibly, on a CPU. The only module of
-//! the worker with `unsafe` code: every function it exports is safe.
+//! The computations that libtorch lacks, or cannot do reproducibly, on a CPU. Every function that
+//! this module exports is safe.
 //!
 //! All of them keep one rule: what is computed for a row (a token) is the same sequence of
 //! floating-point operations whatever other rows share the call, however a prompt was cut into

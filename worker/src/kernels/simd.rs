@@ -46,10 +46,6 @@ pub(super) trait Simd: Copy + Send + Sync {
     fn load_f16(self, from: &[f16; LANES]) -> Self::V {
         self.load(&from.map(f16::to_f32))
     }
-    #[inline(always)]
-    fn load_bf16(self, from: &[bf16; LANES]) -> Self::V {
-        self.load(&from.map(Element::to_f32))
-    }
     /// The nearest `bf16` of each lane, to even, but zero for numbers below the least normal one where the
     /// instruction set takes them for that.
     #[inline(always)]

@@ -196,9 +196,9 @@ impl Arithmetic<bf16> for Rounded {
                 *to = x * scale;
             }
             bf16::round(s, &scaled, &mut rounded);
-            let words: &[f32; LANES / 2] = bytemuck::cast_ref(&rounded);
+            let words: [f32; LANES / 2] = bytemuck::cast(rounded);
             for (to, word) in places.by_ref().take(query.len() / 2).zip(words) {
-                *to = *word;
+                *to = word;
             }
         }
     }
@@ -282,8 +282,9 @@ impl Arithmetic<bf16> for Rounded {
 }
 
 /// Pairs of values of which only some bits are seen.
+#[inline(always)]
 fn masked(pairs: &[[bf16; LANES]; 2], seen: u32) -> [f32; LANES] {
-    let lanes: &[u32; LANES] = bytemuck::cast_ref(pairs);
+    let lanes: [u32; LANES] = bytemuck::cast(*pairs);
     lanes.map(|lane| f32::from_bits(lane & seen))
 }
 

@@ -126,6 +126,7 @@ impl<T: Packable> Part<'_, T> {
         sums: &mut Sums,
     ) {
         let steps = self.matrix.inputs.div_ceil(DEPTH);
+        assert!(steps > 0, "a product over nothing");
         let tiles = |tile: usize| self.x[tile * steps..][..steps].as_ptr();
         let first = row / TILE;
         let panel = &self.matrix.panel(self.panel)[half * HALF / LANES..];

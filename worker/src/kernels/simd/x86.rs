@@ -207,14 +207,6 @@ impl<const DOTS: bool> Simd for Avx512<DOTS> {
         unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(v, _mm512_set1_ps(limit)) != 0 }
     }
     #[inline(always)]
-    fn load_bf16(self, from: &[bf16; LANES]) -> __m512 {
-        // SAFETY: see the impl.
-        unsafe {
-            let halves = _mm256_loadu_si256(from.as_ptr().cast());
-            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(halves)))
-        }
-    }
-    #[inline(always)]
     fn load_f16(self, from: &[f16; LANES]) -> __m512 {
         // SAFETY: see the impl.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
@@ -356,16 +348,6 @@ impl Simd for Avx2 {
             let above = |v| _mm256_cmp_ps::<_CMP_GT_OQ>(v, limit);
             _mm256_movemask_ps(_mm256_or_ps(above(v.0), above(v.1))) != 0
         }
-    }
-    #[inline(always)]
-    fn load_bf16(self, from: &[bf16; LANES]) -> Self::V {
-        let (low, high) = from.split_at(LANES / 2);
-        // SAFETY: see the impl; each half has eight values of two bytes.
-        let half = |from: &[bf16]| unsafe {
-            let halves = _mm_loadu_si128(from.as_ptr().cast());
-            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(halves)))
-        };
-        (half(low), half(high))
     }
     #[inline(always)]
     fn load_f16(self, from: &[f16; LANES]) -> Self::V {

@@ -45,6 +45,9 @@ static BEFORE: OnceLock<libc::sigaction> = OnceLock::new();
 pub(super) fn install() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
+        // WebAssembly's handler is set with the first engine. Ours must be the last: one that is called by that runs on
+        // the stack for signals, which is too small for it.
+        drop(wasmtime::Engine::default());
         // SAFETY: a zeroed action is a valid one, which is filled in or replaced.
         let (mut before, mut action): (libc::sigaction, libc::sigaction) =
             unsafe { (std::mem::zeroed(), std::mem::zeroed()) };
