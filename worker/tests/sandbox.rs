@@ -16,7 +16,7 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, setns, unshare};
+use nix::sched::{CloneFlags, CpuSet, sched_getaffinity, sched_setaffinity, setns, unshare};
 use nix::sys::ptrace;
 use nix::sys::signal::kill;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv};
@@ -202,6 +202,10 @@ fn intruder() {
             "a signal to its group",
             outcome(kill(Pid::from_raw(0), None)),
         ),
+        (
+            "its parent's processors",
+            outcome(sched_setaffinity(parent, &CpuSet::new())),
+        ),
         ("tracing its parent", outcome(ptrace::attach(parent))),
         ("being traced", outcome(ptrace::traceme())),
         (
@@ -245,6 +249,8 @@ fn intruder() {
         .write_all(b"code")
         .expect("written");
     assert!(kill(Pid::this(), None).is_ok());
+    let own = sched_getaffinity(Pid::from_raw(0)).expect("known");
+    assert!(sched_setaffinity(Pid::from_raw(0), &own).is_ok());
 }
 
 #[test]

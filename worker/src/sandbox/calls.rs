@@ -28,6 +28,18 @@ type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 /// from 424 on.
 const UNKNOWN: u32 = 470;
 
+/// Calls below it that libc has no names for yet.
+const SETXATTRAT: c_long = 463;
+const REMOVEXATTRAT: c_long = 466;
+const OPEN_TREE_ATTR: c_long = 467;
+const FILE_SETATTR: c_long = 469;
+/// The same of requests to `ioctl`: who is sent a signal when a descriptor has something.
+const FIOSETOWN: u64 = 0x8901;
+const SIOCSPGRP: u64 = 0x8902;
+/// And of commands to `fcntl`.
+const F_SETSIG: u64 = 10;
+const F_SETOWN_EX: u64 = 15;
+
 /// Denied whatever its arguments are.
 #[rustfmt::skip]
 const DENIED: &[c_long] = &[
@@ -53,12 +65,13 @@ const DENIED: &[c_long] = &[
     libc::SYS_fchmodat2, libc::SYS_fchmod, libc::SYS_fchownat, libc::SYS_fchown,
     libc::SYS_utimensat, libc::SYS_setxattr, libc::SYS_lsetxattr, libc::SYS_fsetxattr,
     libc::SYS_removexattr, libc::SYS_lremovexattr, libc::SYS_fremovexattr,
+    SETXATTRAT, REMOVEXATTRAT, FILE_SETATTR,
     libc::SYS_name_to_handle_at, libc::SYS_open_by_handle_at,
     libc::SYS_fanotify_init, libc::SYS_inotify_init1,
     // What the file system looks like.
     libc::SYS_mount, libc::SYS_umount2, libc::SYS_pivot_root, libc::SYS_chroot,
     libc::SYS_move_mount, libc::SYS_fsopen, libc::SYS_fsconfig, libc::SYS_fsmount,
-    libc::SYS_fspick, libc::SYS_open_tree, libc::SYS_mount_setattr, libc::SYS_quotactl,
+    libc::SYS_fspick, libc::SYS_open_tree, OPEN_TREE_ATTR, libc::SYS_mount_setattr, libc::SYS_quotactl,
     libc::SYS_quotactl_fd, libc::SYS_swapon, libc::SYS_swapoff,
     // Namespaces and identities.
     libc::SYS_unshare, libc::SYS_setns, libc::SYS_setuid, libc::SYS_setgid, libc::SYS_setreuid,
@@ -159,12 +172,25 @@ fn conditional(device: Device) -> anyhow::Result<Rules> {
             libc::SYS_setpriority,
             vec![vec![when(0, Ne, process)?], vec![when(1, Ne, 0)?]],
         ),
+        // Threads choose their own processors, and nobody else's.
+        (libc::SYS_sched_setaffinity, vec![vec![when(0, Ne, 0)?]]),
         // Threads can be made, processes cannot.
         (libc::SYS_clone, vec![vec![when(0, MaskedEq(thread), 0)?]]),
+        // The kernel sends no signals to others either, when a descriptor has something.
+        (
+            libc::SYS_fcntl,
+            vec![
+                vec![when(1, Eq, libc::F_SETOWN as u64)?],
+                vec![when(1, Eq, F_SETOWN_EX)?],
+                vec![when(1, Eq, F_SETSIG)?],
+            ],
+        ),
         // Nothing is typed into the terminal that the log may go to.
         (
             libc::SYS_ioctl,
             vec![
+                vec![when(1, Eq, FIOSETOWN)?],
+                vec![when(1, Eq, SIOCSPGRP)?],
                 vec![when(1, Eq, libc::TIOCSTI)?],
                 vec![when(1, Eq, libc::TIOCLINUX)?],
             ],
