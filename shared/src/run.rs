@@ -23,6 +23,8 @@ pub const PORTION: usize = 4096;
 
 /// Most words of [`Journal::seen`].
 pub const MOST_SEEN: usize = 1 << 19;
+/// Most tokens that a program may save, one sequence after the other, and one for each time.
+pub const MOST_KEPT: usize = 1 << 20;
 /// Most calls of tools in an answer.
 pub const MOST_CALLS: usize = 128;
 /// Most bytes of a name that something is kept under.
@@ -319,6 +321,20 @@ pub struct Keep {
 }
 
 impl What {
+    /// How much it is: its words, or bytes of text, and one.
+    pub fn size(&self) -> usize {
+        let much = match self {
+            What::More(words) | What::Saw(words) => words.len(),
+            What::Open(open) => open.prompt.len(),
+            What::Keep(keep) => keep.tokens.len() + keep.name.len(),
+            What::Redraw(kept) => kept.len(),
+            What::Emit(part) => part.bytes(),
+            What::Reopen(text) | What::Failed(_, text) => text.len(),
+            What::Finished(_) => 0,
+        };
+        1 + much
+    }
+
     /// The words in it, of which there may be many.
     fn words(&mut self) -> Option<&mut Vec<u32>> {
         match self {

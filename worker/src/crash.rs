@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::{LazyLock, Mutex, PoisonError};
+use std::time::Duration;
 
 use rustix::process::{Signal, getpid, kill_process};
 
@@ -21,6 +22,10 @@ static CALLS: LazyLock<Option<Mutex<File>>> = LazyLock::new(|| {
 /// How a line begins that `REALM_TEST_CRASH_LOG` names.
 static LOG: LazyLock<Option<String>> = LazyLock::new(|| std::env::var("REALM_TEST_CRASH_LOG").ok());
 
+/// How many milliseconds pass before it is one: `REALM_TEST_CRASH_DELAY`.
+static DELAY: LazyLock<Option<u64>> =
+    LazyLock::new(|| std::env::var("REALM_TEST_CRASH_DELAY").ok()?.parse().ok());
+
 /// Opens what cannot be opened later, when this process is confined.
 pub(crate) fn arm() {
     LazyLock::force(&CALLS);
@@ -38,6 +43,7 @@ pub(crate) fn if_asked(inputs: &[i32]) {
 /// `REALM_TEST_CRASH_LOG`.
 pub(crate) fn if_logged(line: &str) {
     if LOG.as_ref().is_some_and(|start| line.starts_with(start)) {
+        std::thread::sleep(Duration::from_millis(DELAY.unwrap_or(0)));
         std::process::abort();
     }
 }

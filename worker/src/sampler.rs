@@ -298,7 +298,9 @@ fn mask(logits: &[f32], allowed: &Allowed, masked: &mut Vec<f32>) {
         Allowed::All => (0..logits.len()).for_each(keep),
         Allowed::Tokens(tokens) => tokens.iter().for_each(|token| keep(*token as usize)),
         Allowed::Mask(words) => {
-            for (at, word) in words.iter().enumerate() {
+            // There may be words of nothing behind those of the vocabulary.
+            let words = words.iter().take(logits.len().div_ceil(32));
+            for (at, word) in words.enumerate() {
                 let mut rest = *word;
                 while rest != 0 {
                     keep(at * 32 + rest.trailing_zeros() as usize);

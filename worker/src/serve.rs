@@ -482,10 +482,6 @@ fn run(
     if let Some(bad) = tokens.find(|token| *token as usize >= vocabulary) {
         bail!("RUN: token {bad} in a vocabulary of {vocabulary}");
     }
-    let (context, most) = (request.context, engine.limits().max_context);
-    if context as usize > most {
-        bail!("RUN: a context of {context} tokens, more than {most}");
-    }
     let answer = Answer {
         run,
         program,
@@ -493,6 +489,7 @@ fn run(
         request,
         journal,
         vocabulary,
+        context: engine.limits().max_context,
         hidden_size: engine.hidden_size(),
     };
     programs.answer(answer, outbox);

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use realm_shared::detokenize::Detokenizer;
-use realm_shared::run::{self, Finish, Journal, MOST_CALLS, MOST_SEEN, Part, What};
+use realm_shared::run::{self, Finish, Journal, MOST_CALLS, MOST_KEPT, MOST_SEEN, Part, What};
 use realm_shared::wire::Fault;
 use wasmtime::component::ResourceTable;
 use wasmtime::{Engine, Store};
@@ -15,12 +15,12 @@ use super::contract::program::exports::realm::program::answering::{
 };
 use super::contract::program::realm::program::sequences::Sampling;
 use super::contract::program::{ProgramPre, realm};
-use super::guest::{self, Guest};
+use super::guest::{self, Guest, MAX_TOKENS, too_long};
 use super::handles;
 use super::lease::Leases;
 use super::outbox::{PIECE, Voice};
 use super::replay::Replay;
-use super::sequences::{MOST_KEPT, plan};
+use super::sequences::plan;
 
 /// Most sequences that one message can name: it must fit a slot.
 const MAX_TOOK: usize = 1024;
@@ -37,6 +37,8 @@ pub(super) struct Run {
     pub(super) tensors: ResourceTable,
     /// Bytes that its tensors may still have.
     pub(super) tensor_room: u64,
+    /// Bytes that those that are not computed yet may still keep of what they are to be computed from.
+    pub(super) kept_room: u64,
     /// Sequences that it has made.
     pub(super) made: u32,
     pub(super) limits: Limits,
@@ -111,6 +113,7 @@ impl Run {
             table: handles::table(sequences),
             tensors: handles::table(limits.handles),
             tensor_room: limits.tensors,
+            kept_room: limits.tensors,
             made: 0,
             replay: Replay::new(journal),
             see_room: MOST_SEEN,
@@ -267,6 +270,10 @@ impl realm::program::client::Host for Run {
     }
 
     fn emit_tokens(&mut self, tokens: Vec<u32>) -> wasmtime::Result<()> {
+        if tokens.len() > MAX_TOKENS {
+            let message = format!("`emit-tokens` takes at most {MAX_TOKENS} tokens");
+            return Err(too_long(message).into());
+        }
         self.known("`emit-tokens`", &tokens)?;
         let vocabulary = self.guest.vocabulary.clone();
         let tokenizer = vocabulary.tokenizer()?;

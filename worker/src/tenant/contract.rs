@@ -13,6 +13,7 @@ pub(super) mod processor {
         world: "processor",
         imports: {
             "realm:program/grammars.[static]matcher.compile": async | trappable,
+            "realm:program/grammars.[method]matcher.accept": async | trappable,
             default: trappable,
         },
         exports: { default: async },

@@ -15,6 +15,8 @@ use realm_shared::grammar::Grammar;
 use realm_shared::tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
+use super::shortened;
+
 /// What a grammar may cost. llguidance's own bounds let a mask take 100 ms and hold 300 MB; with these
 /// the worst that was found is 10 ms and 40 MB, and the schemas of many large APIs still fit.
 const LIMITS: ParserLimits = ParserLimits {
@@ -38,8 +40,6 @@ const KEPT: usize = 64;
 /// What is kept of a text, in bytes: for each of its bytes, and for each item of the parser.
 const BYTE: usize = 128;
 const ITEM: usize = 8;
-/// Longest message about a grammar, in bytes.
-const MAX_MESSAGE: usize = 1024;
 
 /// Compiles grammars for one vocabulary.
 pub(super) struct Grammars {
@@ -309,11 +309,7 @@ impl Matcher {
 /// Calls llguidance. A fault of its own is an error like any other; it is no reason for a worker to end.
 fn guarded<T>(call: impl FnOnce() -> anyhow::Result<T>) -> Result<T, String> {
     let call = || catch_unwind(AssertUnwindSafe(call));
-    stacker::grow(STACK, call).map_err(|error| {
-        let mut message = error.to_string();
-        message.truncate(message.floor_char_boundary(MAX_MESSAGE));
-        message
-    })
+    stacker::grow(STACK, call).map_err(|error| shortened(error.to_string()))
 }
 
 #[cfg(test)]

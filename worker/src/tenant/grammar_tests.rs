@@ -154,7 +154,7 @@ fn a_bad_grammar_is_an_error_that_says_so() {
     ] {
         let error = grammars.compile(&source).err().expect("no grammar");
         assert!(error.contains(part), "{error}");
-        assert!(error.len() <= MAX_MESSAGE);
+        assert!(error.len() <= crate::tenant::MAX_MESSAGE);
     }
 }
 

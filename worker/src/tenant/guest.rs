@@ -20,13 +20,11 @@ use super::grammar_cache::GrammarCache;
 use super::{Failure, Vocabulary};
 use crate::sampler::mix;
 
-/// Longest message of an error that a tenant's code gives, in bytes.
-const MAX_MESSAGE: usize = 1024;
 /// Longest text that is encoded, in bytes.
 const MAX_TEXT: usize = 64 << 10;
 /// Most tokens that are decoded at once, and most bytes that they may spell. What the host does for a
 /// call takes no turns, so it has to be short.
-const MAX_TOKENS: usize = 64 << 10;
+pub(super) const MAX_TOKENS: usize = 64 << 10;
 const MAX_SPELLED: usize = 1 << 20;
 /// By these words of Wasmtime's an error is known that says there were more; it has no other mark.
 const HANDED: &str = "fuel allocated for hostcalls";
@@ -166,7 +164,7 @@ impl Meter {
     }
 
     /// At a tick of the epoch: whether the code may go on, which it does when others had their turn.
-    fn tick(&mut self) -> Result<UpdateDeadline, Failure> {
+    pub(super) fn tick(&mut self) -> Result<UpdateDeadline, Failure> {
         let now = processor_time();
         self.used += now.saturating_sub(SINCE.replace(now));
         if self.closed.load(Ordering::Relaxed) {
@@ -237,8 +235,7 @@ pub(super) fn too_long(message: String) -> Failure {
 }
 
 /// What a tenant's code says of itself.
-pub(super) fn error(mut message: String) -> Failure {
-    message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+pub(super) fn error(message: String) -> Failure {
     Failure::new(Fault::Error, message)
 }
 
@@ -321,8 +318,10 @@ impl control::Host for Guest {
         let line: String = start.filter(|c| !c.is_control()).collect();
         let line = &line[..line.floor_char_boundary(MAX_LINE)];
         let left = &mut self.meter.log;
-        if *left > line.len() {
-            *left -= line.len() + 1;
+        // What stands before it in the log counts, so that a thousand empty lines are not for nothing.
+        let bytes = PROGRAM_LOG.len() + self.name.len() + line.len() + 3;
+        if *left >= bytes {
+            *left -= bytes;
             // Whoever reads it may be gone.
             let _ = writeln!(io::stderr(), "{PROGRAM_LOG}{}: {line}", self.name);
         }

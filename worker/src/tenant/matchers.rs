@@ -2,6 +2,7 @@
 
 use realm_shared::grammar::{Grammar, MAX_GRAMMAR};
 use realm_shared::wire::Fault;
+use wasmtime::UpdateDeadline;
 use wasmtime::component::Resource;
 
 use super::Failure;
@@ -9,6 +10,10 @@ use super::contract::processor::realm::program::grammars::{Grammar as Given, Hos
 use super::grammar::Matcher;
 use super::guest::{Guest, too_long};
 use super::handles::hold;
+use super::lanes::take_turns;
+
+/// Tokens that a text goes on by before others have their turn, and memory and time are looked at.
+const AT_ONCE: usize = 64;
 
 impl Guest {
     fn add(&mut self, matcher: Matcher) -> wasmtime::Result<Resource<Matcher>> {
@@ -64,12 +69,25 @@ impl HostMatcher for Guest {
         self.with(&this, |matcher, ends| matcher.mask(ends))
     }
 
-    fn accept(
+    async fn accept(
         &mut self,
         this: Resource<Matcher>,
         tokens: Vec<u32>,
     ) -> wasmtime::Result<Result<u32, String>> {
-        self.with(&this, |matcher, ends| matcher.accept(&tokens, ends))
+        let mut fit = 0;
+        for some in tokens.chunks(AT_ONCE) {
+            match self.with(&this, |matcher, ends| matcher.accept(some, ends))? {
+                Ok(more) => fit += more,
+                Err(message) => return Ok(Err(message)),
+            }
+            if !(fit as usize).is_multiple_of(AT_ONCE) {
+                break;
+            }
+            if let UpdateDeadline::Yield(_) = self.meter.tick()? {
+                take_turns().await;
+            }
+        }
+        Ok(Ok(fit))
     }
 
     fn rollback(&mut self, this: Resource<Matcher>, tokens: u32) -> wasmtime::Result<()> {

@@ -70,11 +70,20 @@ pub struct Failure {
     pub message: String,
 }
 
+/// Longest message of a failure in bytes: it must fit a slot, and may repeat what a tenant handed over.
+const MAX_MESSAGE: usize = 1024;
+
 impl Failure {
     pub(crate) fn new(fault: Fault, message: impl Into<String>) -> Failure {
-        let message = message.into();
+        let message = shortened(message.into());
         Failure { fault, message }
     }
+}
+
+/// The beginning of a message that is too long.
+fn shortened(mut message: String) -> String {
+    message.truncate(message.floor_char_boundary(MAX_MESSAGE));
+    message
 }
 
 impl Display for Failure {

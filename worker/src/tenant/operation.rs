@@ -26,15 +26,33 @@ pub(super) fn shape(extents: &[u32]) -> Result<Shape, String> {
 }
 
 fn possible(shape: Shape) -> Result<Shape, String> {
+    if shape.len() > DIMENSIONS {
+        let given = shape.len();
+        return Err(format!(
+            "a tensor of {given} dimensions: there are at most {DIMENSIONS}"
+        ));
+    }
     let count = shape
         .iter()
         .try_fold(1i64, |count, extent| count.checked_mul(*extent));
     let fits = count.is_some_and(|count| (1..=NUMBERS).contains(&count));
-    match fits && (1..=DIMENSIONS).contains(&shape.len()) {
+    match fits && !shape.is_empty() {
         true => Ok(shape),
         false => Err(format!(
             "a tensor of shape {shape:?}: there are at most {DIMENSIONS} dimensions, and 1 to {NUMBERS} numbers"
         )),
+    }
+}
+
+impl Operation {
+    /// Bytes of what it works with beside tensors.
+    pub(super) fn bytes(&self) -> u64 {
+        match self {
+            Operation::Gather(words) | Operation::Mask(words) | Operation::Reshape(words) => {
+                size_of_val(&**words) as u64
+            }
+            _ => 0,
+        }
     }
 }
 
@@ -109,6 +127,11 @@ pub(super) fn result(operation: &Operation, of: &[&[i64]]) -> Result<Shape, Stri
             }
             possible(whole)
         }
+        (_, many) if many.len() > CONCATENATED => Err(format!(
+            "`{}` of {} tensors: there are at most {CONCATENATED}",
+            name(operation),
+            many.len()
+        )),
         _ => Err(wrong()),
     }
 }

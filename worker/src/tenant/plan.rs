@@ -23,6 +23,13 @@ pub(super) fn drawable(draw: &Draw, vocabulary: u32) -> Result<(), String> {
         Allowed::Tokens(tokens) if tokens.is_empty() => {
             return Err("`allowed` has no tokens".into());
         }
+        // Each is looked at in every step of the row, whether or not it is named twice.
+        Allowed::Tokens(tokens) if tokens.len() > vocabulary as usize => {
+            let len = tokens.len();
+            return Err(format!(
+                "`allowed` has {len} tokens in a vocabulary of {vocabulary}"
+            ));
+        }
         Allowed::Tokens(tokens) => {
             tokens.iter().try_for_each(|t| known("`allowed`", *t))?;
         }

@@ -1,6 +1,7 @@
 //! The programs that a gateway has sent, and what runs: their instances, and grammars.
 
-use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::future::poll_fn;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc};
@@ -84,13 +85,26 @@ const PROGRAM: &str = "a program, which answers requests itself";
 struct Sent {
     /// By the numbers that it gives them.
     programs: HashMap<u64, Program>,
-    /// Of instances whose program is still on its way.
+    /// Those that it lets go of, and that are still on their way, or awaited.
+    forgotten: HashSet<u64>,
+    /// How many instances wait for a program.
+    awaited: HashMap<u64, usize>,
+    /// Of these instances.
     waiting: Vec<Waker>,
     /// Nothing more will come: the gateway is gone.
     closed: bool,
 }
 
 impl Sent {
+    /// Drops a program that is not needed any more. Programs come by another way than the word that they can go: one
+    /// that is loaded late is to be there for those that wait for it, and for nobody after them.
+    fn drop_if_forgotten(&mut self, number: u64) {
+        let is_here = self.programs.contains_key(&number);
+        if is_here && !self.awaited.contains_key(&number) && self.forgotten.remove(&number) {
+            self.programs.remove(&number);
+        }
+    }
+
     fn wake(mut sent: MutexGuard<'_, Sent>) {
         let waiting = std::mem::take(&mut sent.waiting);
         drop(sent);
@@ -158,6 +172,8 @@ pub struct Answer {
     pub journal: Journal,
     /// Tokens of the vocabulary.
     pub vocabulary: usize,
+    /// Tokens that a sequence may have here. It may be told of more, where it began on a worker that had more memory.
+    pub context: usize,
     /// Numbers of a hidden state.
     pub hidden_size: usize,
 }
@@ -184,6 +200,7 @@ impl Programs {
         let name = name.into();
         let mut sent = lock(&self.sent);
         sent.programs.insert(number, Program { name, code });
+        sent.drop_if_forgotten(number);
         Sent::wake(sent);
     }
 
@@ -200,7 +217,9 @@ impl Programs {
 
     /// Lets go of a program. Its instances go on.
     pub fn forget(&self, number: u64) {
-        lock(&self.sent).programs.remove(&number);
+        let mut sent = lock(&self.sent);
+        sent.forgotten.insert(number);
+        sent.drop_if_forgotten(number);
     }
 
     /// Has something steer a sequence; a processor may be on its way still. If it cannot, its verdict
@@ -257,13 +276,12 @@ impl Programs {
             choice: start.allotment.choice,
         };
         let handle = Handle::new(mail.clone(), patience(&start.allotment), Some(seat));
-        let (there, sent) = self.look_for(program);
+        let program = self.look_for(program);
         lanes.spawn(start.allotment.tenant, async move {
-            let program = match there {
-                Some(program) => Some(program),
-                None => arrival(&sent, program, mail.life()).await,
+            let program = match program {
+                Ok(program) => Some(program),
+                Err(awaited) => awaited.arrival(mail.life()).await,
             };
-            drop(sent);
             let Some(Program { name, code }) = program else {
                 return;
             };
@@ -296,6 +314,7 @@ impl Programs {
             mut request,
             journal,
             vocabulary,
+            context,
             hidden_size,
             ..
         } = answer;
@@ -305,7 +324,9 @@ impl Programs {
         let limits = Limits {
             vocabulary: u32::try_from(vocabulary).unwrap_or(u32::MAX),
             hidden_size: u32::try_from(hidden_size).unwrap_or(u32::MAX),
-            context: request.context,
+            context: request
+                .context
+                .min(u32::try_from(context).unwrap_or(u32::MAX)),
             budget: request.budget,
             sequences: allotment.sequences,
             handles: held(&allotment),
@@ -314,13 +335,12 @@ impl Programs {
         };
         let mut last = self.runs.begin(voice.clone(), seat);
         let leases = self.leases.clone();
-        let (there, sent) = self.look_for(program);
+        let program = self.look_for(program);
         lanes.spawn(allotment.tenant, async move {
-            let program = match there {
-                Some(program) => Some(program),
-                None => arrival(&sent, program, &voice.life()).await,
+            let program = match program {
+                Ok(program) => Some(program),
+                Err(awaited) => awaited.arrival(&voice.life()).await,
             };
-            drop(sent);
             let Some(Program { name, code }) = program else {
                 return;
             };
@@ -371,7 +391,7 @@ impl Programs {
     pub fn time_starts(&self, program: u64, count: usize) -> Result<Vec<Duration>, Failure> {
         let Running { engine, lanes } = self.host.running()?;
         let missing = || Failure::new(Fault::Unusable, format!("there is no program {program}"));
-        let Program { name, code } = self.look_for(program).0.ok_or_else(missing)?;
+        let Program { name, code } = self.look_for(program).map_err(|_| missing())?;
         let Code::Processor(code) = code? else {
             return Err(mistaken(&name, PROGRAM, PROCESSOR));
         };
@@ -410,10 +430,16 @@ impl Programs {
         }
     }
 
-    /// A program, if it is there: it may be forgotten in a moment. And where it will be.
-    fn look_for(&self, number: u64) -> (Option<Program>, Arc<Mutex<Sent>>) {
-        let there = lock(&self.sent).programs.get(&number).cloned();
-        (there, self.sent.clone())
+    /// A program, or what waits for it if it is on its way.
+    fn look_for(&self, number: u64) -> Result<Program, Awaited> {
+        let mut sent = lock(&self.sent);
+        if let Some(program) = sent.programs.get(&number) {
+            return Ok(program.clone());
+        }
+        *sent.awaited.entry(number).or_default() += 1;
+        drop(sent);
+        let sent = self.sent.clone();
+        Err(Awaited { sent, number })
     }
 
     /// What every instance has a hold on.
@@ -458,23 +484,43 @@ fn tokens(tokens: &[i32]) -> Vec<u32> {
     tokens.iter().map(|token| *token as u32).collect()
 }
 
-/// Resolves once the gateway has sent the program with this number, or it is gone, or nobody waits for
-/// the instance any more.
-/// The program is loaded by another thread, so that no step waits for that.
-async fn arrival(sent: &Mutex<Sent>, number: u64, life: &Life) -> Option<Program> {
-    poll_fn(|context| {
-        if life.is_over_or_will_wake(context.waker()) {
-            return Poll::Ready(None);
+/// An instance's hold on a program that is on its way. The program is loaded by another thread, so that no step
+/// waits for that.
+struct Awaited {
+    sent: Arc<Mutex<Sent>>,
+    number: u64,
+}
+
+impl Awaited {
+    /// Resolves once the gateway has sent the program, or it is gone, or nobody waits for the instance any more.
+    async fn arrival(self, life: &Life) -> Option<Program> {
+        poll_fn(|context| {
+            if life.is_over_or_will_wake(context.waker()) {
+                return Poll::Ready(None);
+            }
+            let mut sent = lock(&self.sent);
+            let program = sent.programs.get(&self.number).cloned();
+            if program.is_some() || sent.closed {
+                return Poll::Ready(program);
+            }
+            sent.waiting.push(context.waker().clone());
+            Poll::Pending
+        })
+        .await
+    }
+}
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        let mut sent = lock(&self.sent);
+        if let Entry::Occupied(mut awaited) = sent.awaited.entry(self.number) {
+            *awaited.get_mut() -= 1;
+            if *awaited.get() == 0 {
+                awaited.remove();
+            }
         }
-        let mut sent = lock(sent);
-        let program = sent.programs.get(&number).cloned();
-        if program.is_some() || sent.closed {
-            return Poll::Ready(program);
-        }
-        sent.waiting.push(context.waker().clone());
-        Poll::Pending
-    })
-    .await
+        sent.drop_if_forgotten(self.number);
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

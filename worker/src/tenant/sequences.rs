@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use realm_shared::run::{self, Dials, Keep, MOST_NAME, MOST_SECONDS, Open, What};
+use realm_shared::run::{self, Dials, Keep, MOST_KEPT, MOST_NAME, MOST_SECONDS, Open, What};
 use realm_shared::wire::{Fault, MAX_TOP_LOGPROBS};
 use wasmtime::component::Resource;
 
@@ -26,8 +26,6 @@ use crate::sampler::{clean, mix};
 
 /// Sequences that a program may make, one after the other: the gateway keeps what was drawn for each.
 const MAX_MADE: u32 = 1 << 16;
-/// Tokens that a program may save, one sequence after the other, and one for each time.
-pub(super) const MOST_KEPT: usize = 1 << 20;
 
 /// A sequence.
 #[expect(
@@ -69,6 +67,13 @@ pub(super) struct Wanted {
     alternatives: Option<u32>,
     /// Draws before.
     draws: u32,
+}
+
+impl Wanted {
+    /// Bytes of its tokens.
+    pub(super) fn bytes(&self) -> u64 {
+        size_of_val(&*self.tokens) as u64
+    }
 }
 
 impl Sequence {

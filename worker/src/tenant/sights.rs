@@ -78,6 +78,7 @@ impl Run {
                 take_turns().await;
                 let sequence = self.sequence(this)?.wanted();
                 self.add_tensor(Value::sight_of(sequence, sight, shape))
+                    .await
             }
             (Asked::Sight(sight), Some(lease)) if sight == wanted => {
                 let numbers = match lease.answered().await {
@@ -86,7 +87,7 @@ impl Run {
                     Some(Ok(Answer::Drawn(_))) | None => return Err(over()),
                 };
                 self.guest.meter.begin_stretch();
-                self.add_tensor(Value::of(&numbers, &shape)?)
+                self.add_tensor(Value::of(&numbers, &shape)?).await
             }
             (_, _) => {
                 let take = wanted.taken_by();

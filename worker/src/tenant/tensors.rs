@@ -4,6 +4,7 @@
 //! logits and hidden states that it had before are computed again only if something that is not in its
 //! journal depends on them, and so is what it made of them. What it read of them is in its journal.
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use realm_shared::wire::Fault;
@@ -30,15 +31,19 @@ const DEPTH: u32 = 64;
     unreachable_pub,
     reason = "what is generated names it as if it were public"
 )]
-pub struct Tensor(Arc<Value>);
+pub struct Tensor {
+    value: Arc<Value>,
+    /// Bytes that count for what its value is to be computed from.
+    kept: u64,
+}
 
 impl Tensor {
     pub(super) fn value(&self) -> Arc<Value> {
-        self.0.clone()
+        self.value.clone()
     }
 
     fn bytes(&self) -> u64 {
-        bytes(&self.0.shape)
+        bytes(&self.value.shape)
     }
 }
 
@@ -51,6 +56,8 @@ pub(super) struct Value {
     shape: Shape,
     /// Steps from here back to what the model is to compute.
     depth: u32,
+    /// Bytes, beside its own numbers, of what it is to be computed from; 0 if it is there from the beginning.
+    keeps: u64,
     content: Mutex<Content>,
 }
 
@@ -63,24 +70,40 @@ enum Content {
 }
 
 impl Value {
-    fn new(shape: Shape, depth: u32, content: Content) -> Arc<Value> {
+    fn new(shape: Shape, depth: u32, keeps: u64, content: Content) -> Arc<Value> {
         Arc::new(Value {
             shape,
             depth,
+            keeps,
             content: Mutex::new(content),
         })
+    }
+
+    fn here_from_now_on(shape: Shape, numbers: tch::Tensor) -> Arc<Value> {
+        Value::new(shape, 0, 0, Content::Here(numbers))
+    }
+
+    /// What comes of others that are not all there.
+    fn result_of(operation: Operation, of: Vec<Arc<Value>>, shape: Shape) -> Arc<Value> {
+        let depth = of.iter().map(|value| value.depth).max().unwrap_or(0);
+        let keeps = of
+            .iter()
+            .map(|value| value.keeps.saturating_add(bytes(&value.shape)))
+            .fold(operation.bytes(), u64::saturating_add);
+        Value::new(shape, depth + 1, keeps, Content::Result(operation, of))
     }
 
     /// These numbers.
     pub(super) fn of(numbers: &[f32], shape: &[i64]) -> Result<Arc<Value>, Failure> {
         let made = tch::Tensor::f_from_slice(numbers).and_then(|made| made.f_reshape(shape));
         let made = made.map_err(|error| plan(format!("no tensor could be made: {error}")))?;
-        Ok(Value::new(shape.to_vec(), 0, Content::Here(made)))
+        Ok(Value::here_from_now_on(shape.to_vec(), made))
     }
 
     /// What the model computes for a sequence, when it is needed.
     pub(super) fn sight_of(wanted: Wanted, sight: Sight, shape: Shape) -> Arc<Value> {
-        Value::new(shape, 1, Content::Sight(wanted, sight))
+        let keeps = wanted.bytes();
+        Value::new(shape, 1, keeps, Content::Sight(wanted, sight))
     }
 
     pub(super) fn shape(&self) -> &[i64] {
@@ -99,20 +122,30 @@ impl Value {
         })
     }
 
-    /// What this depends on and the model is to compute.
-    fn missing(self: &Arc<Value>, found: &mut Vec<Arc<Value>>) {
-        let of = self.content(|content| match content {
-            Content::Here(_) => Vec::new(),
-            Content::Sight(..) => {
-                found.push(self.clone());
-                Vec::new()
+    /// What this depends on and the model is to compute, each once.
+    fn missing(self: &Arc<Value>) -> Vec<Arc<Value>> {
+        let mut found = Vec::new();
+        let mut next = vec![self.clone()];
+        // By many ways the same may be come to, and by twice as many with each step.
+        let mut met = HashSet::new();
+        while let Some(value) = next.pop() {
+            if !met.insert(Arc::as_ptr(&value)) {
+                continue;
             }
-            Content::Result(_, of) => of.clone(),
-        });
-        // Not deeper than `DEPTH`.
-        for value in of {
-            value.missing(found);
+            let sight = value.content(|content| match content {
+                Content::Here(_) => false,
+                Content::Sight(..) => true,
+                Content::Result(_, of) => {
+                    // The first of them is looked at first.
+                    next.extend(of.iter().rev().cloned());
+                    false
+                }
+            });
+            if sight {
+                found.push(value);
+            }
         }
+        found
     }
 
     /// The tensor; all that the model computes for it is there.
@@ -136,13 +169,26 @@ impl Value {
 }
 
 impl Run {
-    /// Has the program hold a tensor.
-    pub(super) fn add_tensor(&mut self, value: Arc<Value>) -> wasmtime::Result<Resource<Tensor>> {
-        let tensor = Tensor(value);
+    /// Has the program hold a tensor. One that would keep too much of what it is to be computed from is computed.
+    pub(super) async fn add_tensor(
+        &mut self,
+        mut value: Arc<Value>,
+    ) -> wasmtime::Result<Resource<Tensor>> {
+        if value.depth > DEPTH || value.keeps > self.kept_room {
+            let made = self.fetch(&value).await?;
+            value = Value::here_from_now_on(value.shape.clone(), made);
+        }
+        self.hold_tensor(value)
+    }
+
+    fn hold_tensor(&mut self, value: Arc<Value>) -> wasmtime::Result<Resource<Tensor>> {
+        self.has_room(&value.shape)?;
+        let kept = value.keeps;
+        let tensor = Tensor { value, kept };
         let bytes = tensor.bytes();
-        self.has_room(&tensor.0.shape)?;
         let handle = hold(&mut self.tensors, tensor, Fault::Tensors, "tensors")?;
         self.tensor_room -= bytes;
+        self.kept_room -= kept;
         Ok(handle)
     }
 
@@ -158,14 +204,11 @@ impl Run {
 
     /// Sees to it that a tensor is there.
     async fn fetch(&mut self, value: &Arc<Value>) -> wasmtime::Result<tch::Tensor> {
-        let mut missing = Vec::new();
-        value.missing(&mut missing);
-        for leaf in missing {
+        for leaf in value.missing() {
             let wanted = leaf.content(|content| match content {
                 Content::Sight(wanted, sight) => Some((wanted.clone(), *sight)),
                 _ => None,
             });
-            // Else it was found twice.
             if let Some((wanted, sight)) = wanted {
                 let numbers = self.sight_of(wanted, sight).await?;
                 let made = Value::of(&numbers, &leaf.shape)?;
@@ -200,21 +243,15 @@ impl Host for Run {
         let shapes: Vec<_> = of.iter().map(|value| value.shape()).collect();
         let shape = result(&operation, &shapes).map_err(plan)?;
         self.has_room(&shape)?;
-        let depth = of.iter().map(|value| value.depth).max().unwrap_or(0);
         let here: Option<Vec<_>> = of.iter().map(|value| value.here()).collect();
         let value = match here {
             Some(here) => {
                 let made = compute(&operation, &here).map_err(plan)?;
-                Value::new(shape, 0, Content::Here(made))
+                Value::here_from_now_on(shape, made)
             }
-            None => Value::new(shape, depth + 1, Content::Result(operation, of)),
+            None => Value::result_of(operation, of, shape),
         };
-        if value.depth > DEPTH {
-            let made = self.fetch(&value).await?;
-            let shape = value.shape().to_vec();
-            return self.add_tensor(Value::new(shape, 0, Content::Here(made)));
-        }
-        self.add_tensor(value)
+        self.add_tensor(value).await
     }
 }
 
@@ -226,7 +263,7 @@ impl HostTensor for Run {
             return Err(plan(format!("a tensor of shape {shape:?} from {given} numbers")).into());
         }
         self.has_room(&shape)?;
-        self.add_tensor(Value::of(&values, &shape)?)
+        self.hold_tensor(Value::of(&values, &shape)?)
     }
 
     fn shape(&mut self, this: Resource<Tensor>) -> wasmtime::Result<Vec<u32>> {
@@ -292,6 +329,7 @@ impl HostTensor for Run {
     fn drop(&mut self, this: Resource<Tensor>) -> wasmtime::Result<()> {
         let tensor = self.tensors.delete(this)?;
         self.tensor_room += tensor.bytes();
+        self.kept_room += tensor.kept;
         Ok(())
     }
 }

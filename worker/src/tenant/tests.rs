@@ -229,6 +229,17 @@ fn a_program_may_come_after_those_who_want_it() {
     assert!(matches!(early.verdict(), Verdict::Late));
     programs.add(1, "errors", compiled("errors"));
     assert!(matches!(verdict(&mut early), Verdict::Failed(_)));
+    // It may be forgotten before it comes: then it is there for those who wait, and goes with the last of them.
+    let mut before = programs.start(start(3, "null", &[]));
+    programs.forget(3);
+    programs.add(3, "errors", compiled("errors"));
+    assert!(matches!(verdict(&mut before), Verdict::Failed(_)));
+    while programs.has(3) {
+        std::thread::yield_now();
+    }
+    programs.forget(4);
+    programs.add(4, "errors", compiled("errors"));
+    assert!(!programs.has(4));
     // Those that still wait go with their gateway.
     let vocabulary = programs.vocabulary();
     drop(early);

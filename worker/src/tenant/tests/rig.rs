@@ -135,6 +135,7 @@ pub(super) fn answer(args: &str) -> Answer {
         },
         journal: Journal::default(),
         vocabulary: VOCABULARY,
+        context: 1 << 20,
         hidden_size: HIDDEN,
     }
 }

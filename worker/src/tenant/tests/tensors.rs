@@ -203,18 +203,22 @@ fn what_is_read_in_all_has_a_limit() {
 fn a_long_way_back_is_no_trouble() {
     let _some = PLACES.read();
     let mut rig = Rig::new(&["program-script"]);
-    let mut steps = r#"{"new": {}}, {"ask-logits": 0}, {"take-logits": 0}"#.to_owned();
-    for n in 0..900 {
-        steps += &format!(r#", {{"add": [{n}, 0]}}, {{"drop-tensor": {n}}}"#)
-            .replace(r#", {"drop-tensor": 0}"#, "");
-    }
-    let script = format!(
-        r#"[{steps}, {{"ask-from": [0, 900]}}, {{"take": 0}}, {{"ask": 0}}, {{"take": 0}}]"#
-    );
-    let whole = rig.play(answer(&script));
-    assert_eq!(whole.drawn[0].1.token, likeliest(&logits(&[5, 6, 7])));
-    for cut in 0..=2 {
-        resume(&mut rig, &script, &whole, cut);
+    // Each also of the first, or twice of the one before: then there are as many ways back as powers of two.
+    for (sums, of) in [(900, "0"), (70, "N")] {
+        let mut steps = r#"{"new": {}}, {"ask-logits": 0}, {"take-logits": 0}"#.to_owned();
+        for n in 0..sums {
+            steps += &format!(r#", {{"add": [{n}, {of}]}}, {{"drop-tensor": {n}}}"#)
+                .replace('N', &n.to_string())
+                .replace(r#", {"drop-tensor": 0}"#, "");
+        }
+        let script = format!(
+            r#"[{steps}, {{"ask-from": [0, {sums}]}}, {{"take": 0}}, {{"ask": 0}}, {{"take": 0}}]"#
+        );
+        let whole = rig.play(answer(&script));
+        assert_eq!(whole.drawn[0].1.token, likeliest(&logits(&[5, 6, 7])));
+        for cut in 0..=2 {
+            resume(&mut rig, &script, &whole, cut);
+        }
     }
 }
 
@@ -244,6 +248,15 @@ fn tensors_have_limits() {
             "at most",
         ),
         (many, Fault::Tensors, "1024 tensors"),
+        (
+            // Told in few words, however many were given.
+            format!(
+                r#"[{{"tensor": [[{}], [1]]}}]"#,
+                vec!["1"; 20_000].join(",")
+            ),
+            Fault::Plan,
+            "20000 dimensions",
+        ),
         (
             r#"[{"tensor": [[2], [1]]}]"#.into(),
             Fault::Plan,
