@@ -137,15 +137,17 @@ def realm(tmp_path_factory):
 
         urls = wait_for(found, server, log)
 
-        def load(key):
+        def load(key, tokens, pause):
             # The same beginning each time, for the prefix cache; long enough to fill a block of it.
-            body = {"model": "realm-tiny", "prompt": "The old house by the river. " * 8, "max_tokens": 8}
+            body = {"model": "realm-tiny", "prompt": "The old house by the river. " * 8, "max_tokens": tokens}
             headers = {"authorization": f"Bearer {key}"}
-            while not over.wait(0.05):
+            while not over.wait(pause):
                 url = f"http://{urls['listening']}/v1/completions"
                 statuses.add(requests.post(url, json=body, headers=headers, timeout=TIMEOUT).status_code)
 
-        loads = [threading.Thread(target=load, args=[key]) for key in keys]
+        loads = [threading.Thread(target=load, args=[key, 8, 0.05]) for key in keys]
+        # One that is under way at any time, also when the worker ends.
+        loads.append(threading.Thread(target=load, args=[keys[0], 400, 0]))
         for thread in loads:
             thread.start()
         yield server, urls["admin"]
