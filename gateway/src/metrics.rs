@@ -24,6 +24,7 @@ const INTER_TOKEN: &str = "vllm:inter_token_latency_seconds";
 const E2E: &str = "vllm:e2e_request_latency_seconds";
 const QUEUE_TIME: &str = "vllm:request_queue_time_seconds";
 const STEP_TIME: &str = "realm_step_seconds";
+const RESUME_TIME: &str = "realm_resume_seconds";
 
 const UPKEEP: Duration = Duration::from_secs(5);
 
@@ -53,6 +54,7 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         .set_buckets_for_metric(exact(E2E), REQUEST_BUCKETS)?
         .set_buckets_for_metric(exact(QUEUE_TIME), REQUEST_BUCKETS)?
         .set_buckets_for_metric(exact(STEP_TIME), STEP_BUCKETS)?
+        .set_buckets_for_metric(exact(RESUME_TIME), TTFT_BUCKETS)?
         .install_recorder()?;
     describe_gauge!("vllm:num_requests_running", "Sequences in the batch");
     describe_gauge!(
@@ -112,6 +114,11 @@ pub fn install() -> Result<PrometheusHandle, BuildError> {
         STEP_TIME,
         Unit::Seconds,
         "Time that a worker computed on one step"
+    );
+    describe_histogram!(
+        RESUME_TIME,
+        Unit::Seconds,
+        "From the end of a worker to the next token of each sequence that goes on with another"
     );
     describe_gauge!(
         "realm_sequences_held",
@@ -257,6 +264,7 @@ pub(crate) struct ModelMetrics {
     e2e: Histogram,
     queue_time: Histogram,
     step_time: Histogram,
+    resume_time: Histogram,
 }
 
 impl ModelMetrics {
@@ -291,6 +299,7 @@ impl ModelMetrics {
             e2e: histogram!(E2E, &label()),
             queue_time: histogram!(QUEUE_TIME, &label()),
             step_time: histogram!(STEP_TIME, &label()),
+            resume_time: histogram!(RESUME_TIME, &label()),
         };
         metrics.show(&lock(&metrics.sum));
         // From 0 on: a series that begins with 1 does not increase, and alerts miss the first.
@@ -362,8 +371,7 @@ impl ModelMetrics {
         self.admitted.increment(1);
     }
 
-    /// Nobody waits for a sequence any more.
-    /// Its request has all it wants, or waits no more.
+    /// Nobody waits for a sequence any more: its request has all it wants, or waits no more.
     pub(crate) fn cancelled(&self, outcome: Outcome, after: Duration) {
         match outcome {
             Outcome::Cancelled => self.cancelled.increment(1),
@@ -388,6 +396,11 @@ impl ModelMetrics {
     pub(crate) fn next_token(&self, after: Duration) {
         self.generation_tokens.increment(1);
         self.inter_token.record(after.as_secs_f64());
+    }
+
+    /// A sequence went on that stood still since its worker ended.
+    pub(crate) fn resumed(&self, after: Duration) {
+        self.resume_time.record(after.as_secs_f64());
     }
 
     pub(crate) fn ended(&self, event: &Event, after: Duration) {

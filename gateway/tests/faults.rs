@@ -456,3 +456,28 @@ fn a_request_that_kills_its_worker_fails_alone() {
     let books = wait_for_books(&server);
     assert_eq!(books.failed, 2, "{books}");
 }
+
+/// More at once than workers may end in a row without a token: each ends another one, which has drawn none.
+#[test]
+fn a_model_outlives_many_requests_that_kill_its_workers() {
+    let server = Server::start_with(&[], &[("REALM_TEST_CRASH_TOKEN", &POISON.to_string())]);
+    let innocent = continuation("innocent", &[5, 6, 7], 400)
+        .with("seed", json!(3))
+        .with("logit_bias", json!({POISON.to_string(): -100}));
+    let undisturbed = server.ask(&innocent);
+    let poison = continuation("poison", &[5, POISON, 6], 8);
+    std::thread::scope(|scope| {
+        let poisonous: Vec<_> = (0..7)
+            .map(|_| scope.spawn(|| server.ask_with(&poison, |_| {})))
+            .collect();
+        let end = server.ask_with(&innocent, |_| {});
+        assert_eq!(end.finished(), undisturbed);
+        for end in poisonous {
+            match end.join().expect("no panic") {
+                End::Failed(failure) => assert_eq!(failure.code, "worker_crashed"),
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+    assert_eq!(server.ask(&innocent), undisturbed);
+}

@@ -162,7 +162,17 @@ fn a_program_that_crashes_its_worker_at_once_is_found_all_the_same() {
 
 #[test]
 fn a_processor_that_crashes_its_worker_is_not_run_again() {
-    let shop = Shop::open_with(&["flood-log", "chat", "best-of", "guard"], &[CRASH]);
+    a_processor_is_found(&[CRASH]);
+}
+
+/// While the worker answers steps that wait for it, one after the other.
+#[test]
+fn a_processor_that_crashes_its_worker_late_is_found_all_the_same() {
+    a_processor_is_found(&[CRASH, ("REALM_TEST_CRASH_DELAY", "60")]);
+}
+
+fn a_processor_is_found(crash: &[(&str, &str)]) {
+    let shop = Shop::open_with(&["flood-log", "chat", "best-of", "guard"], crash);
     let crash = steered("flood-log", json!({"lines": 1}));
     among_innocents(&shop, || {
         crashed(shop.server.ask_with(&crash, |_| {}));
@@ -269,20 +279,22 @@ impl Deadly {
     }
 }
 
-/// Has two workers killed where the program `chat` is.
+/// Has three workers killed where the program `chat` is.
 fn is_not_to_blame(shop: &Shop, Deadly { calls, .. }: &Deadly) {
     let chat = streamed(answered("chat", Value::Null));
     let undisturbed = shop.server.ask(&chat);
     calls.set(4);
     std::thread::scope(|scope| {
         let asked = scope.spawn(|| shop.server.ask_with(&chat, |_| {}));
-        // The next worker is killed, too, where the program is alone and does again what it did.
-        wait_until("a worker is killed", || calls.left() == 0);
-        calls.set(4);
+        // The next two are killed, too, where the program is alone and does again what it did.
+        for _ in 0..2 {
+            wait_until("a worker is killed", || calls.left() == 0);
+            calls.set(4);
+        }
         crashed(asked.join().expect("no panic"));
     });
-    wait_until("both are replaced", || {
-        deaths(shop) == 2.0 && shop.server.admin("/ready").status == 200
+    wait_until("all are replaced", || {
+        deaths(shop) == 3.0 && shop.server.admin("/ready").status == 200
     });
     assert_eq!(quarantined(shop), 0.0);
     assert_eq!(shop.server.ask(&chat), undisturbed);

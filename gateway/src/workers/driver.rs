@@ -37,6 +37,9 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 const LONGEST_ABSENCE: Duration = Duration::from_secs(1);
 /// Workers in a row that may end without having produced a token.
 const MAX_BARREN: u32 = 5;
+/// The same where a worker of the model has served, if they say themselves that they cannot: with the pauses between
+/// them half a minute, in which what they lack may be back.
+const MAX_BARREN_SINCE: u32 = 9;
 /// A worker that lived this long was of use even if nobody asked it for a token.
 const LONG_LIFE: Duration = Duration::from_secs(60);
 
@@ -65,6 +68,8 @@ pub(super) struct Driver {
     examined: HashMap<SequenceId, Arc<Program>>,
     /// The current worker has produced no token yet.
     unproven: bool,
+    /// Some worker of this model has.
+    has_served: bool,
     /// The probe ended without a number: there is nothing to be had from this model.
     computes_nothing: bool,
     metrics: ModelMetrics,
@@ -102,6 +107,7 @@ impl Driver {
             probe: None,
             examined: HashMap::new(),
             unproven: true,
+            has_served: false,
             computes_nothing: false,
             metrics,
             runs: Runs::default(),
@@ -120,27 +126,42 @@ impl Driver {
             let Some(error) = self.incarnation(epoch).await else {
                 return;
             };
-            let loss = self.scheduler.worker_lost();
-            let suspect = self.convict(loss);
+            let loss = self.scheduler.worker_lost(error.is_its_own());
+            let on_trial = loss.on_trial;
+            let suspect = self.convict(loss, error.is_its_own());
             self.deliver();
-            self.runs.detach(&mut self.scheduler);
+            let now = Instant::now();
+            for live in self.live.values_mut() {
+                live.interrupt(now);
+            }
+            self.runs.detach(&mut self.scheduler, now);
             if let Some((program, tokens)) = suspect.filter(|_| error.is_crash()) {
                 match tokens {
                     Some(tokens) => self.examine(program, tokens),
                     None => self.put_in_quarantine(&program),
                 }
             }
+            // Other models that use a program may have found out what it does.
+            self.fail_quarantined();
             self.wrong = None;
             // Of those that are attached, only the ones that served.
             if self.spec.attach.is_none() || !self.unproven {
                 self.metrics.worker_ended(error.kind());
             }
             let was_of_use = started.elapsed() > LONG_LIFE || !self.unproven;
-            barren = if was_of_use { 0 } else { barren + 1 };
+            barren = match was_of_use {
+                true => 0,
+                // It found out whom its predecessor died of, or somebody else, and could show nothing for itself.
+                false if on_trial => barren,
+                false => barren + 1,
+            };
             let reason = error.to_string();
-            // What loaded once may load again: then it is the machine that changed.
+            // What loaded once may load again, and what served may serve: then it is the machine that changed.
             let never_loaded = self.shared.info().is_none();
-            let hopeless = error.is_permanent() && never_loaded || barren >= MAX_BARREN;
+            let hopeless = match self.has_served {
+                true => error.is_permanent() && barren >= MAX_BARREN_SINCE,
+                false => error.is_permanent() && never_loaded || barren >= MAX_BARREN,
+            };
             // Whoever starts the workers that we attach to may mend what is wrong with them.
             if hopeless && self.spec.attach.is_none() {
                 tracing::error!(model = self.spec.name, reason, "the model cannot be served");
@@ -292,7 +313,7 @@ impl Driver {
                     }
                 }
                 control = process.next_control() => match control {
-                    Ok(Control::Failed { message }) => return Some(WorkerError::Ended(message)),
+                    Ok(Control::Failed { message }) => return Some(WorkerError::Crashed(message)),
                     Ok(Control::Crashed { how }) => return Some(WorkerError::Crashed(how)),
                     Ok(other) => {
                         let what = format!("unexpected control message {other:?}");
@@ -325,7 +346,8 @@ impl Driver {
             let (result, busy) = match answer {
                 Answer::Step(result, busy) => (result, busy),
                 Answer::Heard(said) => {
-                    self.runs.hear(said);
+                    let (runs, mut hands) = self.hands();
+                    runs.hear(said, &mut hands);
                     continue;
                 }
             };
@@ -346,6 +368,8 @@ impl Driver {
 
     fn submit(&mut self, link: &mut Link) -> Result<(), WorkerError> {
         let now = Instant::now();
+        let quiet = self.runs.is_on_trial(&self.scheduler) && !self.unproven;
+        self.scheduler.clear_for_trial(quiet);
         self.scheduler.close_slots(|slot| link.close(slot));
         self.submit_runs(link, now)?;
         let quiet = self.runs.is_on_trial(&self.scheduler) && !self.unproven;
@@ -379,14 +403,11 @@ impl Driver {
         if self.runs.any_waits() && !self.unproven && !self.scheduler.tries_suspects() {
             let idle = self.scheduler.stats().steps_in_flight == 0;
             self.runs.send(now, idle, |number, run| {
-                match link.run(number, &run.task, run.hearing.journal())? {
-                    Room::Taken => Ok::<_, LinkError>(true),
-                    Room::None => Ok(false),
-                    Room::Never => {
-                        hopeless.push(number);
-                        Ok(true)
-                    }
+                let room = link.run(number, &run.task, run.hearing.journal())?;
+                if room == Room::Never {
+                    hopeless.push(number);
                 }
+                Ok::<_, LinkError>(room)
             })?;
         }
         for number in hopeless {
@@ -398,10 +419,8 @@ impl Driver {
             let (runs, mut hands) = self.hands();
             runs.fail(number, reason, &mut hands);
         }
-        self.runs.answer(|number, tenant, tokens| {
-            // There is always room for a context, some day.
-            Ok::<_, LinkError>(link.kept(number, tenant, tokens)? != Room::None)
-        })?;
+        self.runs
+            .answer(|number, tenant, tokens| link.kept(number, tenant, tokens))?;
         if !self.runs.is_empty() {
             link.listen()?;
         }
@@ -467,6 +486,7 @@ impl Driver {
         while let Some((id, event)) = self.scheduler.poll_event() {
             if self.unproven && matches!(event, Event::Token { .. }) {
                 self.unproven = false;
+                self.has_served = true;
                 self.set_state(State::Ready);
                 tracing::info!(model = self.spec.name, "ready");
             }

@@ -115,6 +115,11 @@ impl Backlog {
         !(already || caught_up && self.held.swap(false, Ordering::SeqCst))
     }
 
+    /// Whether the sequence is out of the batch until its reader has caught up.
+    pub(super) fn is_held(&self) -> bool {
+        self.held.load(Ordering::SeqCst)
+    }
+
     /// Counts an event that was taken. True if the sequence was held and may go on.
     fn pop(&self) -> bool {
         self.events.fetch_sub(1, Ordering::SeqCst) <= Self::LOW + 1

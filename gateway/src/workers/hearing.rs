@@ -12,6 +12,8 @@ pub(super) struct Hearing {
     taken: HashMap<u32, usize>,
     /// What was said, the oldest first, that does not count yet.
     said: VecDeque<Said>,
+    /// Words and bytes in it, and one for each thing said.
+    unheard: usize,
     /// Words of what comes next.
     words: Vec<u32>,
 }
@@ -27,13 +29,20 @@ impl Hearing {
     }
 
     pub(super) fn hear(&mut self, said: Said) {
+        self.unheard += said.what.size();
         self.said.push_back(said);
+    }
+
+    /// How much was said that does not count yet: words, bytes of text, and one for each thing.
+    pub(super) fn unheard(&self) -> usize {
+        self.unheard
     }
 
     /// Another worker begins anew.
     pub(super) fn restart(&mut self) {
         self.taken.clear();
         self.said.clear();
+        self.unheard = 0;
         self.words.clear();
     }
 
@@ -71,6 +80,7 @@ impl Hearing {
             let Some(Said { took, mut what, .. }) = self.said.pop_front() else {
                 break;
             };
+            self.unheard = self.unheard.saturating_sub(what.size());
             for (ordinal, count) in took {
                 *self.taken.entry(ordinal).or_default() += count as usize;
             }

@@ -7,6 +7,7 @@
 mod runs;
 
 use std::collections::{HashMap, VecDeque};
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -121,6 +122,11 @@ impl Link {
     /// Takes the slot for a sequence that is to open before the next step, on its tenant's
     /// account. False: there is none now, but there will be when steps in flight are answered.
     pub(super) fn reserve(&mut self, sequence: &SequenceView<'_>) -> bool {
+        if let Some(Steering::Instance(instance)) = sequence.steering
+            && let Ok(None) = self.program(sequence.tenant, &instance.program)
+        {
+            return false;
+        }
         let bytes = required(&open_sizes(sequence));
         let owner = Owner(sequence.tenant.0.get());
         match self.gate.alloc_input(bytes, owner) {
@@ -204,14 +210,15 @@ impl Link {
         self.has_room() && self.gate.submit(&message).is_ok()
     }
 
-    /// The number that the worker knows a program by, which is sent if it is new there.
-    fn program(&mut self, tenant: TenantId, program: &Program) -> Result<u64, LinkError> {
+    /// The number that the worker knows a program by, which is sent if it is new there. None if the worker has not read
+    /// those yet that were sent before.
+    fn program(&mut self, tenant: TenantId, program: &Program) -> Result<Option<u64>, LinkError> {
         self.last_program += 1;
         let used = self.last_program;
         let name = (tenant, program.digest);
         if let Some(sent) = self.programs.get_mut(&name) {
             sent.used = used;
-            return Ok(sent.number);
+            return Ok(Some(sent.number));
         }
         let bytes = fstat(&program.compiled).map_err(submit_error)?.st_size;
         let bytes = u64::try_from(bytes).unwrap_or(0);
@@ -221,15 +228,17 @@ impl Link {
             name: program.name.clone(),
         };
         let order = serde_json::to_vec(&order).map_err(submit_error)?;
-        socket::send_with(self.orders.as_fd(), &order, program.compiled.as_fd())
-            .map_err(|e| submit_error(format!("a program: {e}")))?;
+        match socket::send_with(self.orders.as_fd(), &order, program.compiled.as_fd()) {
+            Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
+            sent => sent.map_err(|e| submit_error(format!("a program: {e}")))?,
+        }
         let sent = Sent {
             number: used,
             bytes,
             used,
         };
         self.programs.insert(name, sent);
-        Ok(used)
+        Ok(Some(used))
     }
 
     /// Makes room for a program of so many bytes, as far as the ring has room for that.
@@ -251,7 +260,9 @@ impl Link {
     fn open(&mut self, slot: u32, sequence: &SequenceView<'_>) -> Result<SlotRef, LinkError> {
         let (kind, name) = match sequence.steering {
             Some(Steering::Instance(instance)) => {
+                // Sent when room was reserved, unless it had to go for another since.
                 let program = self.program(sequence.tenant, &instance.program)?;
+                let program = program.ok_or_else(|| submit_error("a program is not read"))?;
                 (wire::OPEN, program)
             }
             Some(Steering::Form(_)) => (wire::GUIDE, 0),

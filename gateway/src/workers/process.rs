@@ -139,6 +139,11 @@ impl WorkerError {
         matches!(self, WorkerError::Crashed(_) | WorkerError::Violation(_))
     }
 
+    /// Whether it ended of what it did, not by somebody who ended it.
+    pub(super) fn is_its_own(&self) -> bool {
+        self.is_crash() || matches!(self, WorkerError::Hung(_))
+    }
+
     /// Whether the process may still be there, and of no use to anyone.
     fn is_its_fault(&self) -> bool {
         matches!(

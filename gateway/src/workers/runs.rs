@@ -10,11 +10,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use realm_shared::run::{
-    Drawn, Finish, Keep, MOST_NAME, MOST_SECONDS, Open, Part, Request, Said, What,
+    Drawn, Finish, Keep, MOST_KEPT, MOST_NAME, MOST_SECONDS, MOST_SEEN, Open, Part, Request, Said,
+    What,
 };
 use realm_shared::wire::{Allotment, Fault};
 
 use super::hearing::Hearing;
+use super::link::Room;
 use super::live::Live;
 use super::saved::Saved;
 use crate::batching::{
@@ -164,7 +166,7 @@ impl Runs {
         &mut self,
         now: Instant,
         idle: bool,
-        mut send: impl FnMut(u64, &Run) -> Result<bool, E>,
+        mut send: impl FnMut(u64, &Run) -> Result<Room, E>,
     ) -> Result<(), E> {
         let suspect = self.suspect();
         for (&number, run) in self.runs.iter_mut().filter(|(_, run)| !run.is_sent) {
@@ -175,10 +177,12 @@ impl Runs {
             if waits {
                 continue;
             }
-            if !send(number, run)? {
-                break;
+            match send(number, run)? {
+                Room::Taken => run.is_sent = true,
+                Room::None => break,
+                // Others need not wait for that.
+                Room::Quota | Room::Never => continue,
             }
-            run.is_sent = true;
             if run.is_suspect {
                 let quiet = QUIET * (1 << run.deaths.saturating_sub(1).min(MOST_DOUBLINGS));
                 self.trial = Some((number, now + quiet));
@@ -215,13 +219,15 @@ impl Runs {
     }
 
     /// The one that a worker died of: a suspect that was alone there, while nothing was computed that is not its
-    /// own. To be asked before [`detach`](Self::detach).
-    pub(super) fn convicted(&self, loss: &Loss) -> Option<(u64, Arc<Program>)> {
+    /// own; where the worker did not end `by_itself`, one to which that happens again. To be asked before
+    /// [`detach`](Self::detach).
+    pub(super) fn convicted(&self, loss: &Loss, by_itself: bool) -> Option<(u64, Arc<Program>)> {
         let mut sent = self.runs.iter().filter(|(_, run)| run.is_sent);
         let (&number, run) = sent.next()?;
         let is_own = |id: &SequenceId| run.sequences.contains(id);
         let alone = sent.next().is_none() && loss.in_flight.iter().all(is_own);
-        (alone && run.is_suspect).then(|| (number, run.task.program.clone()))
+        let known = by_itself || run.is_accused;
+        (alone && run.is_suspect && known).then(|| (number, run.task.program.clone()))
     }
 
     /// Fails those whose programs are in quarantine.
@@ -238,14 +244,16 @@ impl Runs {
     /// Hands out what they asked for, until something cannot be sent now.
     pub(super) fn answer<E>(
         &mut self,
-        mut send: impl FnMut(u64, TenantId, &[u32]) -> Result<bool, E>,
+        mut send: impl FnMut(u64, TenantId, &[u32]) -> Result<Room, E>,
     ) -> Result<(), E> {
         for (number, run) in &mut self.runs {
             if let Some(tokens) = &run.unanswered {
-                if !send(*number, run.task.tenant, tokens)? {
-                    break;
+                match send(*number, run.task.tenant, tokens)? {
+                    // There is always room for a context, some day.
+                    Room::Taken | Room::Never => run.unanswered = None,
+                    Room::None => break,
+                    Room::Quota => {}
                 }
-                run.unanswered = None;
             }
         }
         Ok(())
@@ -258,11 +266,22 @@ impl Runs {
         }
     }
 
-    /// Takes in what programs said. What is said of runs that are over is of no interest.
-    pub(super) fn hear(&mut self, said: Vec<Said>) {
+    /// Takes in what programs said. What is said of runs that are over is of no interest, and one that says more than
+    /// can be carried out fails.
+    pub(super) fn hear(&mut self, said: Vec<Said>, hands: &mut Hands<'_>) {
         for said in said {
-            if let Some(run) = self.runs.get_mut(&said.run) {
-                run.hearing.hear(said);
+            let number = said.run;
+            let Some(run) = self.runs.get_mut(&number) else {
+                continue;
+            };
+            run.hearing.hear(said);
+            if run.hearing.unheard() > run.most_unheard() {
+                let reason = FailReason::Program {
+                    kind: Kind::Program,
+                    fault: Fault::Output,
+                    message: "it asks for more sequences than can be computed at once".into(),
+                };
+                self.fail(number, reason, hands);
             }
         }
     }
@@ -331,8 +350,7 @@ impl Runs {
     /// If a worker said what no program can say.
     pub(super) fn advance(&mut self, hands: &mut Hands<'_>) -> Result<bool, String> {
         let mut acted = false;
-        let numbers: Vec<u64> = self.runs.keys().copied().collect();
-        for number in numbers {
+        for number in self.fewest_first() {
             while let Some(run) = self.runs.get_mut(&number) {
                 let wrong = |what: String| format!("a program of run {number} {what}");
                 let may_open = hands.scheduler.room() > hands.kept && run.may_open();
@@ -385,6 +403,18 @@ impl Runs {
         Ok(acted)
     }
 
+    /// The numbers of all, those of tenants with fewest sequences first: for them are the places that are free.
+    fn fewest_first(&self) -> Vec<u64> {
+        let mut held: HashMap<TenantId, usize> = HashMap::new();
+        for run in self.runs.values() {
+            *held.entry(run.task.tenant).or_default() += run.sequences.len();
+        }
+        let mut numbers: Vec<u64> = self.runs.keys().copied().collect();
+        let of = |number: &u64| self.runs.get(number).map(|run| run.task.tenant);
+        numbers.sort_by_key(|number| of(number).and_then(|tenant| held.get(&tenant)));
+        numbers
+    }
+
     /// When the first of them has taken as long as it may, or others have waited for it as long as they do.
     pub(super) fn deadline(&self) -> Option<Instant> {
         let trial = self.trial.map(|(_, until)| until);
@@ -413,13 +443,14 @@ impl Runs {
 
     /// The worker is gone: what ran on it begins anew on the next one. Called when the scheduler knows,
     /// and all events are taken.
-    pub(super) fn detach(&mut self, scheduler: &mut Scheduler) {
+    pub(super) fn detach(&mut self, scheduler: &mut Scheduler, now: Instant) {
         self.ended.clear();
         self.trial = None;
         for run in self.runs.values_mut() {
             for id in run.sequences.drain(..) {
                 scheduler.cancel(id);
             }
+            run.live.interrupt(now);
             if run.is_sent {
                 run.is_accused = run.is_suspect;
                 run.is_suspect = true;
@@ -571,6 +602,18 @@ impl Run {
         self.untold = self.untold.saturating_add(1);
     }
 
+    /// How much it may have said that does not count yet: what it may see, save and give out, and its sequences.
+    fn most_unheard(&self) -> usize {
+        let Allotment {
+            sequences, output, ..
+        } = self.task.allotment;
+        let sequences = (sequences as usize + 1) * SLACK * self.task.request.context as usize;
+        let output = usize::try_from(output).unwrap_or(usize::MAX);
+        (MOST_SEEN + MOST_KEPT)
+            .saturating_add(sequences)
+            .saturating_add(output)
+    }
+
     /// Whether there may be one more of its sequences: those that its program let go of make room as they
     /// end.
     fn may_open(&self) -> bool {
@@ -671,6 +714,9 @@ impl Run {
         }
         let before = self.sent.saturating_sub(self.repeated);
         self.repeated += part.bytes();
+        if self.repeated as u64 > self.task.allotment.output {
+            return Err("gives out more than it may".into());
+        }
         let Some(new) = part.behind(before) else {
             return Ok(false);
         };

@@ -71,6 +71,7 @@ impl Desk {
             backlog: Arc::new(Backlog::default()),
             submitted: Instant::now(),
             last_token: None,
+            interrupted: None,
             prompt_tokens: 3,
             shares_prompt: false,
             reservation: None,
@@ -84,7 +85,7 @@ impl Desk {
         let mut sent = Vec::new();
         let send = |number, run: &Run| {
             sent.push((number, run.hearing.journal().clone()));
-            Ok::<_, ()>(true)
+            Ok::<_, ()>(Room::Taken)
         };
         self.runs
             .send(Instant::now(), true, send)
@@ -93,12 +94,15 @@ impl Desk {
     }
 
     fn say(&mut self, took: u32, what: What) -> Result<bool, String> {
-        self.runs.hear(vec![Said {
+        let said = Said {
             run: 1,
             took: (took > 0).then_some((0, took)).into_iter().collect(),
             what,
-        }]);
-        self.with(|runs, hands| runs.advance(hands))
+        };
+        self.with(|runs, hands| {
+            runs.hear(vec![said], hands);
+            runs.advance(hands)
+        })
     }
 
     /// A token was drawn for the sequence opened last.
@@ -117,8 +121,8 @@ impl Desk {
     }
 
     fn lose_worker(&mut self) {
-        self.scheduler.worker_lost();
-        self.runs.detach(&mut self.scheduler);
+        self.scheduler.worker_lost(true);
+        self.runs.detach(&mut self.scheduler, Instant::now());
     }
 }
 
@@ -404,7 +408,7 @@ fn answers(desk: &mut Desk) -> Vec<Vec<u32>> {
     let answer = |run, _: TenantId, tokens: &[u32]| {
         assert_eq!(run, 1);
         all.push(tokens.to_vec());
-        Ok::<_, ()>(true)
+        Ok::<_, ()>(Room::Taken)
     };
     desk.runs.answer(answer).expect("no error");
     all
@@ -585,7 +589,7 @@ fn suspects_run_one_after_the_other_and_others_wait() {
     assert_eq!(sent(&mut desk), [2]);
     desk.lose_worker();
     let _later = desk.start_another(3);
-    let busy = |_, _: &Run| -> Result<bool, ()> { panic!("something else runs") };
+    let busy = |_, _: &Run| -> Result<Room, ()> { panic!("something else runs") };
     desk.runs.send(Instant::now(), false, busy).expect("none");
     assert_eq!(sent(&mut desk), [1]);
     assert!(desk.runs.is_on_trial(&desk.scheduler));
@@ -613,9 +617,10 @@ fn who_is_alone_in_the_second_death_is_convicted() {
     let convicted = |desk: &mut Desk, in_flight: &[SequenceId]| {
         let loss = Loss {
             in_flight: in_flight.to_vec(),
+            on_trial: false,
             convicted: None,
         };
-        desk.runs.convicted(&loss).map(|(number, _)| number)
+        desk.runs.convicted(&loss, true).map(|(number, _)| number)
     };
     assert_eq!(convicted(&mut desk, &[]), None, "there are two");
     desk.lose_worker();

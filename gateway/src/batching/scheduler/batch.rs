@@ -88,7 +88,7 @@ impl Attached {
         reserve: &mut dyn FnMut(&SequenceView<'_>) -> bool,
     ) -> (Option<StepPlan>, u64) {
         let mut batch = Batch {
-            cheap: self.pace.rows_within(1.0 + config.surplus),
+            cheap: self.cheap_rows(config),
             ..Batch::default()
         };
         let mut preempted = 0;
@@ -102,6 +102,11 @@ impl Attached {
         }
         let plan = (!batch.rows.is_empty()).then(|| self.write(batch, number));
         (plan, preempted)
+    }
+
+    /// Rows that are cheap in all.
+    pub(super) fn cheap_rows(&self, config: &Config) -> usize {
+        self.pace.rows_within(1.0 + config.surplus)
     }
 
     fn fill(
@@ -147,7 +152,8 @@ impl Attached {
             .parties()
             .filter(|(party, _)| !shut.contains(party) && shares.may_start(*party, cheap));
         let firsts = parties.filter_map(|(_, mut sequences)| {
-            let (id, live) = sequences.next()?;
+            // Who made way for a suspect does not come before it.
+            let (id, live) = sequences.find(|(_, live)| !(line.suspects && live.has_made_way()))?;
             // Tokens in flight must arrive first: they are to be prefilled too.
             let may = !live.is_in_flight() && self.may_hold(live, shares);
             let mut turn = shares.turn(id, live);

@@ -12,6 +12,8 @@ pub(super) struct Line {
     waiting: BTreeMap<SequenceId, Live>,
     /// The names of those in `waiting`, by party.
     queues: Queues,
+    /// There may be suspects among them.
+    pub(super) suspects: bool,
     pub(super) shares: Shares,
 }
 
@@ -30,6 +32,7 @@ impl Line {
 
     pub(super) fn insert(&mut self, id: SequenceId, live: Live) {
         self.queues.entry(live.party()).or_default().insert(id);
+        self.suspects |= live.is_suspect();
         self.waiting.insert(id, live);
     }
 

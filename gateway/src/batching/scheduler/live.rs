@@ -32,6 +32,10 @@ pub(super) struct Live {
     /// has this many tokens: then everything that was in flight has been computed again. Or until
     /// its plan is late with nothing in flight: then there is nothing more to compute.
     suspect_until: Option<usize>,
+    /// It was on trial when a worker ended.
+    accused: bool,
+    /// It left the worker for somebody else's trial.
+    made_way: bool,
 }
 
 /// How much of a sequence one worker computes.
@@ -58,12 +62,20 @@ impl Live {
             rows_in_flight: 0,
             draws_in_flight: 0,
             suspect_until: None,
+            accused: false,
+            made_way: false,
         }
     }
 
     /// Whether something steers it.
     pub(super) fn is_steered(&self) -> bool {
         self.sequence.steering.is_some()
+    }
+
+    /// Whether that is code of its own, or a grammar, which runs on threads of its own.
+    pub(super) fn runs_code(&self) -> bool {
+        let steering = &self.sequence.steering;
+        matches!(steering, Some(Steering::Instance(_) | Steering::Form(_)))
     }
 
     /// Why it fails if what steers it does.
@@ -217,8 +229,18 @@ impl Live {
         (self.rows_in_flight, self.draws_in_flight)
     }
 
+    /// It leaves the worker until suspects have been tried.
+    pub(super) fn make_way(&mut self) {
+        self.made_way = true;
+    }
+
+    pub(super) fn has_made_way(&self) -> bool {
+        self.made_way
+    }
+
     /// It runs. Whether for the first time.
     pub(super) fn start(&mut self) -> bool {
+        self.made_way = false;
         !std::mem::replace(&mut self.started, true)
     }
 
@@ -245,11 +267,20 @@ impl Live {
         self.suspect_until = Some(until);
     }
 
+    /// A worker died while this was on trial; perhaps of something else. Whether that happened before.
+    pub(super) fn accuse(&mut self) -> bool {
+        std::mem::replace(&mut self.accused, true)
+    }
+
     /// All that there is of it was computed, and the worker lives: it is no suspect any more.
     pub(super) fn acquit_if_computed(&mut self) {
         if self.rows_in_flight == 0 {
-            self.suspect_until = None;
+            self.acquit();
         }
+    }
+
+    fn acquit(&mut self) {
+        (self.suspect_until, self.accused) = (None, false);
     }
 
     pub(super) fn is_suspect(&self) -> bool {
@@ -266,7 +297,12 @@ impl Live {
     pub(super) fn push(&mut self, token: u32) -> bool {
         self.generated.push(token);
         self.name_blocks(self.block_size);
-        self.suspect_until = self.suspect_until.filter(|&until| self.known() < until);
+        if self
+            .suspect_until
+            .is_some_and(|until| self.known() >= until)
+        {
+            self.acquit();
+        }
         let sampling = &self.sequence.sampling;
         let armed = self.generated.len() > sampling.min_tokens as usize;
         let mut stops = sampling.stop_ids.iter().take(sampling.stop_count as usize);

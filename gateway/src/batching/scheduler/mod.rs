@@ -104,6 +104,8 @@ pub struct Stats {
 pub struct Loss {
     /// Sequences that were in flight.
     pub in_flight: Vec<SequenceId>,
+    /// One of them was on trial.
+    pub on_trial: bool,
     /// The one that was in flight alone, and had been in flight before when a worker died.
     pub convicted: Option<Convicted>,
 }
@@ -196,16 +198,19 @@ impl Scheduler {
 
     /// The worker died, hung or lied. What ran waits for another one with its tokens kept. What
     /// was in flight is suspected to be the cause, and a suspect that was in flight alone fails; but not one of a
-    /// program, as others may have run meanwhile: that is for the driver to say.
-    pub fn worker_lost(&mut self) -> Loss {
+    /// program, as others may have run meanwhile: that is for the driver to say. A worker that did not end `by_itself`
+    /// may have been ended by somebody, or by the system for want of memory, so that takes two such ends.
+    pub fn worker_lost(&mut self, by_itself: bool) -> Loss {
         self.stats.workers_lost += u64::from(self.worker.is_some());
         let in_flight = self.detach();
         let mut loss = Loss {
             in_flight: in_flight.iter().map(|&(id, _)| id).collect(),
+            on_trial: in_flight.iter().any(|&(id, _)| self.is_suspect(id)),
             convicted: None,
         };
         if let [(id, _)] = in_flight[..]
-            && let Some(live) = self.live(id).filter(|live| live.is_suspect())
+            && let Some(live) = self.live_mut(id).filter(|live| live.is_suspect())
+            && (live.accuse() || by_itself)
         {
             let view = live.view();
             loss.convicted = Some(Convicted {
@@ -218,6 +223,7 @@ impl Scheduler {
                 return loss;
             }
         }
+        self.line.suspects = true;
         for (id, until) in in_flight {
             if let Some(live) = self.live_mut(id) {
                 live.suspect(until);
@@ -300,6 +306,7 @@ impl Scheduler {
 
     /// A worker may have died of what this sequence is made from: it computes alone at first.
     pub fn suspect(&mut self, id: SequenceId) {
+        self.line.suspects = true;
         if let Some(live) = self.live_mut(id) {
             // As many as were in flight: the token that is computed with the prompt, and the next.
             live.suspect(live.known() + STEPS_IN_FLIGHT);
@@ -332,7 +339,19 @@ impl Scheduler {
             .iter()
             .flat_map(|worker| worker.running.values());
         running.any(|running| running.live.is_suspect())
-            || self.line.iter().any(|(_, live)| live.is_suspect())
+            || self.line.suspects && self.line.iter().any(|(_, live)| live.is_suspect())
+    }
+
+    /// Whether a sequence that is late may be so because it waits for a token of a suspect, which waits for it to be
+    /// cleared: those of a program wait for each other. What steers any other waits for nobody, and while it takes its
+    /// time a worker may die of that.
+    fn waits_for_a_suspect(&self, id: SequenceId) -> bool {
+        let steering = self.live(id).and_then(|live| live.view().steering);
+        let running = self.worker.iter().flat_map(|worker| &worker.running);
+        let running = running.map(|(&id, running)| (id, &running.live));
+        let mut all = running.chain(self.line.iter());
+        matches!(steering, Some(Steering::Lease(_)))
+            && all.any(|(other, live)| other != id && live.is_suspect())
     }
 
     /// Whether a worker may have died of a sequence.
@@ -394,6 +413,20 @@ impl Scheduler {
         self.stats.tokens_computed += plan.tokens.len() as u64;
         worker.start_clock(now, self.config.step_timeout);
         Some(plan)
+    }
+
+    /// Sees to it that who is on trial is alone on the worker: a suspect of this scheduler's, or what `another` says is
+    /// tried there. What is steered by code of its own makes way for it, as that code runs beside the steps.
+    pub fn clear_for_trial(&mut self, another: bool) {
+        let suspects = self.tries_suspects();
+        self.line.suspects = suspects;
+        if (another || suspects)
+            && let Some(worker) = &mut self.worker
+        {
+            let cheap = worker.cheap_rows(&self.config);
+            let another = another && !suspects;
+            self.stats.preemptions += worker.clear_for_trial(&mut self.line, cheap, another);
+        }
     }
 
     /// Hands out slots whose sequences were steered and run no longer, until one cannot be closed

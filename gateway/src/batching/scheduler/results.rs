@@ -28,6 +28,8 @@ impl Scheduler {
                 number: result.number,
             });
         };
+        // None that took longer is waited for, whatever the worker says: tenants are billed by it.
+        let busy = busy.min(self.config.step_timeout);
         let step = worker.answer(&result, busy)?;
         worker.start_clock(now, self.config.step_timeout);
         let parts = worker.parts(&step, busy);
@@ -124,8 +126,9 @@ impl Scheduler {
             row.end -= 1;
             count += 1;
         }
-        if let Some(live) = self.live_mut(id) {
-            // What it waits for may be another suspect's token.
+        if self.waits_for_a_suspect(id)
+            && let Some(live) = self.live_mut(id)
+        {
             live.acquit_if_computed();
         }
         let Some(worker) = &mut self.worker else {

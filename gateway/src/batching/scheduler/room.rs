@@ -254,7 +254,7 @@ impl Attached {
     }
 
     /// Takes a sequence's slot and blocks: it waits from here on.
-    fn preempt(&mut self, id: SequenceId, line: &mut Line) {
+    pub(super) fn preempt(&mut self, id: SequenceId, line: &mut Line) {
         if let Some(live) = self.evict(id) {
             line.insert(id, live);
         }

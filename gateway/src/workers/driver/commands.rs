@@ -8,7 +8,8 @@ use tokio::sync::mpsc::error::TryRecvError;
 use super::super::generation::{Cancel, Command};
 use super::super::live::Live;
 use super::Driver;
-use crate::batching::{Event, FailReason};
+use crate::batching::{Event, FailReason, Sequence, Steering};
+use crate::programs::Kind;
 use crate::tenants::Outcome;
 
 impl Driver {
@@ -40,19 +41,17 @@ impl Driver {
                         backlog,
                         submitted: now,
                         last_token: None,
+                        interrupted: None,
                         prompt_tokens: sequence.prompt.len(),
                         shares_prompt: before
                             .is_some_and(|before| Arc::ptr_eq(&before, &sequence.prompt)),
                         reservation: start.reservation.clone(),
                         place: start.places.split_one(),
                     };
-                    if let Err(refused) = self.scheduler.submit(sequence) {
-                        tracing::error!(%refused, "a sequence that was admitted is refused");
+                    if let Err(reason) = self.take_in(sequence) {
                         (live.reservation, live.place) = (None, None);
                         live.backlog.push();
-                        let _ = live
-                            .events
-                            .send((index, Event::Failed(FailReason::WorkerGone)));
+                        let _ = live.events.send((index, Event::Failed(reason)));
                         continue;
                     }
                     self.metrics.admitted();
@@ -68,13 +67,20 @@ impl Driver {
                     backlog: start.backlog,
                     submitted: now,
                     last_token: None,
+                    interrupted: None,
                     prompt_tokens: start.task.request.prompt.len(),
                     shares_prompt: false,
                     reservation: start.reservation,
                     place: Some(start.places),
                 };
                 self.metrics.admitted();
-                self.runs.start(*start.task, live);
+                let is_quarantined = start.task.program.is_quarantined();
+                let (runs, mut hands) = self.hands();
+                runs.start(*start.task, live);
+                if is_quarantined {
+                    let kind = Kind::Program;
+                    runs.fail(start.request, FailReason::Quarantined { kind }, &mut hands);
+                }
             }
             Command::Cancel {
                 request,
@@ -112,5 +118,19 @@ impl Driver {
                 self.runs.resume(request, &mut self.scheduler);
             }
         }
+    }
+    /// Has the scheduler take in a sequence. What steers it may have been put in quarantine since the request came,
+    /// by this model or another.
+    fn take_in(&mut self, sequence: Sequence) -> Result<(), FailReason> {
+        if let Some(Steering::Instance(instance)) = &sequence.steering
+            && instance.program.is_quarantined()
+        {
+            let kind = Kind::Processor;
+            return Err(FailReason::Quarantined { kind });
+        }
+        self.scheduler.submit(sequence).map_err(|refused| {
+            tracing::error!(%refused, "a sequence that was admitted is refused");
+            FailReason::WorkerGone
+        })
     }
 }

@@ -9,8 +9,12 @@ use crate::programs::{Kind, Program};
 impl Driver {
     /// Fails the request of a program that a worker died of. Tells which program that was, or may have been, and
     /// the tokens that were computed for it, which may have been it instead.
-    pub(super) fn convict(&mut self, loss: Loss) -> Option<(Arc<Program>, Option<Vec<u32>>)> {
-        let run = self.runs.convicted(&loss);
+    pub(super) fn convict(
+        &mut self,
+        loss: Loss,
+        by_itself: bool,
+    ) -> Option<(Arc<Program>, Option<Vec<u32>>)> {
+        let run = self.runs.convicted(&loss, by_itself);
         let none_is_sent = self.runs.none_is_sent();
         if let Some((number, _)) = run {
             let (runs, mut hands) = self.hands();
@@ -54,7 +58,7 @@ impl Driver {
     }
 
     /// Fails what waits for programs that are not run any more.
-    fn fail_quarantined(&mut self) {
+    pub(super) fn fail_quarantined(&mut self) {
         let kind = Kind::Processor;
         let reason = FailReason::Quarantined { kind };
         let is_quarantined = |instance: &Instance| instance.program.is_quarantined();

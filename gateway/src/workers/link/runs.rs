@@ -22,6 +22,8 @@ pub(in crate::workers) enum Room {
     Taken,
     /// There will be.
     None,
+    /// There will be when its tenant has less on the way.
+    Quota,
     /// There never will be.
     Never,
 }
@@ -56,12 +58,13 @@ impl Link {
         let tensors = [bytes_of(&allotment), &request, &drawn];
         let [first, second, third] = tensors.map(|tensor| (DType::U8, tensor.len()));
         let bytes = required(&[first, second, third, (DType::U32, journal.seen.len())]);
+        let Some(program) = self.program(task.tenant, &task.program)? else {
+            return Ok(Room::None);
+        };
         let input = match self.gate.alloc_input(bytes, Owner(allotment.tenant)) {
             Ok(slot) => slot,
-            Err(SlabError::Quota { .. } | SlabError::Exhausted { .. }) => return Ok(Room::None),
-            Err(_) => return Ok(Room::Never),
+            Err(error) => return Ok(room(&error)),
         };
-        let program = self.program(task.tenant, &task.program)?;
         let slot = self.gate.input_mut(input).map_err(submit_error)?;
         let mut w = TensorWriter::new(slot, wire::run::COUNT).map_err(submit_error)?;
         // In the order of `wire::run`.
@@ -92,8 +95,7 @@ impl Link {
         let bytes = required(&[(DType::U32, tokens.len())]);
         let input = match self.gate.alloc_input(bytes, Owner(tenant.0.get())) {
             Ok(slot) => slot,
-            Err(SlabError::Quota { .. } | SlabError::Exhausted { .. }) => return Ok(Room::None),
-            Err(_) => return Ok(Room::Never),
+            Err(error) => return Ok(room(&error)),
         };
         let slot = self.gate.input_mut(input).map_err(submit_error)?;
         let mut w = TensorWriter::new(slot, 1).map_err(submit_error)?;
@@ -179,6 +181,14 @@ impl Link {
             self.gate.free_input(slot).map_err(answer_error)?;
         }
         Ok(())
+    }
+}
+
+fn room(error: &SlabError) -> Room {
+    match error {
+        SlabError::Quota { .. } => Room::Quota,
+        SlabError::Exhausted { .. } => Room::None,
+        _ => Room::Never,
     }
 }
 

@@ -18,7 +18,7 @@ use proptest::test_runner::FileFailurePersistence;
 use realm_shared::wire::{MAX_STOP_IDS, Sampling};
 
 use super::STEPS_IN_FLIGHT;
-use super::tests::{form, steering};
+use super::tests::{form, lease, steering};
 use crate::batching::limits::Limits;
 use crate::batching::sequence::{Allowance, Priority, Sequence, SequenceId, TenantId};
 pub(super) use model::VOCAB;
@@ -110,7 +110,7 @@ fn any_sequence() -> impl Strategy<Value = Sequence> {
                     },
                     bias: bias.into(),
                     prompt_logprobs,
-                    steering: steered.then(if key % 2 == 0 { steering } else { form }),
+                    steering: steered.then([steering, form, lease][key as usize % 3]),
                 }
             },
         )

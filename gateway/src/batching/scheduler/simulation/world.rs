@@ -42,7 +42,7 @@ pub(super) struct Track {
     suspect_until: Option<usize>,
     /// It was alone in a second death.
     condemned: bool,
-    /// It was held once; so younger ones may have overtaken it.
+    /// It was held once, or made way for a trial; so younger ones may have overtaken it.
     held: bool,
 }
 
@@ -99,10 +99,12 @@ impl Simulation {
         let alone = suspects.len() == 1;
         for (id, draws) in suspects {
             let track = self.tracks.get_mut(&id).expect("a known sequence");
-            track.condemned = alone && track.suspect_until.is_some();
+            // Of a program's sequence the driver judges.
+            let may = !matches!(track.sequence.steering, Some(Steering::Lease(_)));
+            track.condemned = may && alone && track.suspect_until.is_some();
             track.suspect_until = Some(track.known() + draws.max(1));
         }
-        self.scheduler.worker_lost();
+        self.scheduler.worker_lost(true);
         self.settle();
     }
 
@@ -176,6 +178,18 @@ impl Simulation {
             Some(device) => self.max_opens - device.opens(),
             None => 0,
         };
+        let running = |scheduler: &Scheduler| -> Vec<_> {
+            let worker = scheduler.worker.iter();
+            worker
+                .flat_map(|worker| worker.running.keys().copied())
+                .collect()
+        };
+        let before = running(&self.scheduler);
+        self.scheduler.clear_for_trial(false);
+        let after = running(&self.scheduler);
+        for id in before.iter().filter(|id| !after.contains(id)) {
+            self.tracks.get_mut(id).expect("a known sequence").held = true;
+        }
         if let Some(device) = &mut self.device {
             let ring = &mut device.ring;
             self.scheduler.close_slots(|slot| {
@@ -238,7 +252,16 @@ impl Simulation {
         for (id, _) in rows.filter(|&(_, &token)| token == LATE) {
             self.late += 1;
             let mut others = self.device.iter().flat_map(Device::steps);
-            if !others.any(|step| step.ids.contains(id)) {
+            let waiting = |(other, track): (&SequenceId, &Track)| {
+                other != id
+                    && track.suspect_until.is_some()
+                    && !self.scheduler.held.contains_key(other)
+            };
+            let track = self.tracks.get(id).expect("a known sequence");
+            if matches!(track.sequence.steering, Some(Steering::Lease(_)))
+                && !others.any(|step| step.ids.contains(id))
+                && self.tracks.iter().any(waiting)
+            {
                 let track = self.tracks.get_mut(id).expect("a known sequence");
                 track.suspect_until = None;
             }

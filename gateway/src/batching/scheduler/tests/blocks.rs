@@ -114,7 +114,7 @@ fn prompt_scores_are_reported_once() {
     sequence.prompt_logprobs = true;
     rig.scheduler.submit(sequence).expect("accepted");
     rig.step(1);
-    rig.scheduler.worker_lost();
+    rig.scheduler.worker_lost(true);
     rig.scheduler.worker_ready(LIMITS).expect("valid limits");
     let plan = rig.step(1);
     assert_eq!((plan.context[0], plan.tokens.len()), (0, 16));

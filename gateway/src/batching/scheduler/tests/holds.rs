@@ -59,7 +59,7 @@ fn a_sequence_that_is_held_is_suspected_as_any_other() {
     let id = rig.submit(3, 5);
     rig.plan();
     rig.scheduler.hold(id);
-    rig.scheduler.worker_lost();
+    rig.scheduler.worker_lost(true);
     rig.scheduler.worker_ready(LIMITS).expect("valid limits");
     let other = rig.submit(3, 5);
     let step = rig.plan();

@@ -94,6 +94,17 @@ impl Rig {
         done.expect("a right answer");
     }
 
+    /// Submits a sequence of three tokens and five more that something steers.
+    fn submit_steered(&mut self, by: Steering) -> SequenceId {
+        let sequence = Sequence {
+            steering: Some(by),
+            ..self.sequence(3, 5)
+        };
+        let id = sequence.id;
+        self.scheduler.submit(sequence).expect("accepted");
+        id
+    }
+
     /// Plans a step and answers it.
     fn step(&mut self, token: u32) -> StepPlan {
         let plan = self.plan();
@@ -200,6 +211,11 @@ pub(super) fn steering() -> Steering {
         args: "null".into(),
         allotment: Allotment::default(),
     })
+}
+
+/// A program whose sequence it is.
+pub(super) fn lease() -> Steering {
+    Steering::Lease(1)
 }
 
 /// A grammar in its place.

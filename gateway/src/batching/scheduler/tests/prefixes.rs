@@ -213,7 +213,7 @@ fn a_new_worker_has_nothing_to_share() {
     let mut rig = Rig::new(LIMITS);
     rig.submit_alike(12, 8);
     rig.step(1);
-    rig.scheduler.worker_lost();
+    rig.scheduler.worker_lost(true);
     let limits = Limits {
         block_size: 2,
         ..LIMITS

@@ -29,7 +29,7 @@ fn a_lost_workers_sequences_go_on_with_their_tokens() {
     let id = rig.submit(3, 5);
     rig.step(1);
     let lost = rig.plan();
-    rig.scheduler.worker_lost();
+    rig.scheduler.worker_lost(true);
     assert_eq!(rig.scheduler.plan(rig.now, |_| true), None);
     rig.scheduler.worker_ready(LIMITS).expect("valid limits");
     let again = rig.step(2);
@@ -48,7 +48,7 @@ fn suspects_of_a_death_compute_alone_until_they_are_where_they_were() {
     rig.step(1);
     rig.plan();
     rig.plan();
-    rig.scheduler.worker_lost();
+    rig.scheduler.worker_lost(true);
     let third = rig.submit(3, 5);
     rig.scheduler.worker_ready(LIMITS).expect("valid limits");
     // Two tokens of each were in flight.
@@ -87,10 +87,10 @@ fn a_suspect_that_is_alone_in_a_second_death_fails() {
     let late = rig.submit(3, 5);
     rig.plan();
     rig.plan();
-    rig.scheduler.worker_lost();
+    rig.scheduler.worker_lost(true);
     assert_eq!(rig.events(), [], "two steps in flight are one death");
     rig.scheduler.worker_ready(LIMITS).expect("valid limits");
-    rig.scheduler.worker_lost();
+    rig.scheduler.worker_lost(true);
     assert_eq!(rig.events(), [], "nothing was in flight");
     rig.scheduler.worker_ready(LIMITS).expect("valid limits");
     rig.step(1);
@@ -99,7 +99,7 @@ fn a_suspect_that_is_alone_in_a_second_death_fails() {
     assert_eq!(own.ids, [innocent], "it had two tokens in flight");
     rig.events();
     assert_eq!(rig.plan().ids, [poison]);
-    rig.scheduler.worker_lost();
+    rig.scheduler.worker_lost(true);
     assert_eq!(
         rig.events(),
         [(poison, Event::Failed(FailReason::WorkerCrashed))]
@@ -113,20 +113,11 @@ fn a_suspect_that_is_alone_in_a_second_death_fails() {
 
 /// What steers it may wait for another suspect, of the same program: both would wait for ever.
 #[test]
-fn a_suspect_whose_plan_is_late_has_no_more_to_compute_and_is_cleared() {
+fn a_suspect_that_may_wait_for_another_one_is_cleared_when_its_plan_is_late() {
     let mut rig = Rig::new(LIMITS);
-    let steered = |rig: &mut Rig| {
-        let sequence = Sequence {
-            steering: Some(steering()),
-            ..rig.sequence(3, 5)
-        };
-        let id = sequence.id;
-        rig.scheduler.submit(sequence).expect("accepted");
-        id
-    };
-    let (first, second) = (steered(&mut rig), steered(&mut rig));
+    let [first, second] = [1, 2].map(|lease| rig.submit_steered(Steering::Lease(lease)));
     rig.plan();
-    rig.scheduler.worker_lost();
+    rig.scheduler.worker_lost(true);
     rig.scheduler.worker_ready(LIMITS).expect("valid limits");
     let late = LATE as u32;
     let prefill = rig.plan();
@@ -137,13 +128,78 @@ fn a_suspect_whose_plan_is_late_has_no_more_to_compute_and_is_cleared() {
     assert!(rig.scheduler.is_suspect(first), "the rest is in flight");
     rig.complete(&ahead, late);
     assert!(!rig.scheduler.is_suspect(first));
-    // Now the other one's turn, alone.
+    // Now the other one's turn, alone. There is nobody whom it could wait for.
     let prefill = rig.plan();
     assert_eq!(prefill.ids, [second]);
     let ahead = rig.plan();
     rig.complete(&prefill, late);
     rig.complete(&ahead, late);
-    assert_eq!(rig.plan().ids, [first, second]);
+    assert_eq!(rig.plan().ids, [second]);
+    assert!(rig.scheduler.is_suspect(second));
+}
+
+/// What steers it runs beside the steps, and the worker may die of that.
+#[test]
+fn a_suspect_with_code_of_its_own_is_on_trial_until_it_has_its_tokens_and_others_are_gone() {
+    let mut rig = Rig::new(LIMITS);
+    let [first, second] = [steering(), form()].map(|by| rig.submit_steered(by));
+    let plain = rig.submit(3, 5);
+    rig.plan();
+    rig.scheduler.worker_lost(true);
+    rig.scheduler.worker_ready(LIMITS).expect("valid limits");
+    for _ in 0..3 {
+        rig.scheduler.clear_for_trial(false);
+        assert_eq!(rig.step(LATE as u32).ids, [first]);
+    }
+    assert!(rig.scheduler.is_suspect(first));
+    rig.step(1);
+    assert!(!rig.scheduler.is_suspect(first));
+    // It makes way for the next, and its code is ended before that begins.
+    rig.scheduler.clear_for_trial(false);
+    let mut closed = Vec::new();
+    rig.scheduler.close_slots(|slot| {
+        closed.push(slot);
+        true
+    });
+    assert_eq!(closed.len(), 1);
+    assert_eq!(rig.step(1).ids, [second]);
+    rig.scheduler.clear_for_trial(false);
+    assert_eq!(rig.step(1).ids, [plain]);
+    assert!(!rig.scheduler.tries_suspects());
+    assert_eq!(rig.scheduler.stats().running, 1);
+    // Trials are over, until a program is tried, for which the scheduler has no suspects.
+    rig.scheduler.clear_for_trial(false);
+    rig.step(1);
+    assert!(rig.scheduler.stats().running > 1);
+    rig.scheduler.clear_for_trial(true);
+    assert_eq!(rig.scheduler.stats().running, 1);
+}
+
+/// An operator who ends two workers in a row, the second of them while a suspect is alone on it.
+#[test]
+fn a_suspect_is_not_convicted_where_workers_may_have_been_ended_by_somebody() {
+    let mut rig = Rig::new(LIMITS);
+    let [first, second] = [rig.submit(3, 5), rig.submit(3, 5)];
+    rig.plan();
+    for by_itself in [false, false] {
+        rig.scheduler.worker_lost(by_itself);
+        rig.scheduler.worker_ready(LIMITS).expect("valid limits");
+        assert_eq!(rig.plan().ids, [first]);
+    }
+    assert_eq!(rig.events(), []);
+    rig.scheduler.worker_lost(false);
+    let failed = Event::Failed(FailReason::WorkerCrashed);
+    assert_eq!(rig.events(), [(first, failed)], "that is no chance");
+    rig.scheduler.worker_ready(LIMITS).expect("valid limits");
+    // One that came through its trial begins anew.
+    assert_eq!(rig.step(1).ids, [second]);
+    rig.step(1);
+    for _ in 0..2 {
+        rig.plan();
+        rig.scheduler.worker_lost(false);
+        rig.scheduler.worker_ready(LIMITS).expect("valid limits");
+    }
+    assert!(rig.scheduler.is_suspect(second));
 }
 
 #[test]
@@ -159,7 +215,7 @@ fn a_suspect_goes_on_when_it_was_not_alone() {
         rig.events();
         rig.submit(3, 9);
         rig.plan();
-        rig.scheduler.worker_lost();
+        rig.scheduler.worker_lost(true);
         assert_eq!(rig.events(), []);
         rig.scheduler.worker_ready(LIMITS).expect("valid limits");
     }
