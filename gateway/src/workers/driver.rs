@@ -151,8 +151,9 @@ impl Driver {
             let was_of_use = started.elapsed() > LONG_LIFE || !self.unproven;
             barren = match was_of_use {
                 true => 0,
-                // It found out whom its predecessor died of, or somebody else, and could show nothing for itself.
-                false if on_trial => barren,
+                // It found out whom its predecessor died of, and could show nothing for itself. But a model that never
+                // served may be what they die of.
+                false if on_trial && self.has_served => barren,
                 false => barren + 1,
             };
             let reason = error.to_string();
